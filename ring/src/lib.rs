@@ -1,1 +1,36 @@
-//! Placeholder.
+//! The contract of IPC-Direct: every byte that two parties share is defined here, once.
+//!
+//! `SPEC.md` beside this crate is the specification; its section numbers are quoted in the
+//! modules and in the names of the tests. From the bottom up:
+//!
+//! | module | SPEC | what it holds |
+//! |---|---|---|
+//! | [`atomic`] | 1 | the atomics, switchable to loom; the asymmetric barrier |
+//! | [`shared`] | 1 | what may live in shared memory; checked access to a mapping |
+//! | [`window`] | 2 | request and completion rings: 64-byte entries, credits inside |
+//! | [`msg`] | 3 | what the entries say, parsed and validated |
+//! | [`stream`] | 4 | one direction of a connection: records with inline headers |
+//! | [`segment`] | 5 | the memory that two process groups share: slots, lanes, rings |
+//! | [`wake`] | 6 | sleeping and waking without a fence on the sender's side |
+//! | [`attach`] | 7 | messages between a process and the host agent |
+//! | [`bus`] | 8 | messages of the emulated bus between the agent and the coordinator |
+//! | [`stats`] | 9 | the counters that a process shows to the agent; reason codes |
+//!
+//! Nothing here makes a system call, allocates or panics on foreign input.
+
+#![cfg_attr(not(any(test, loom)), no_std)]
+#![deny(unsafe_code)]
+
+pub mod atomic;
+pub mod attach;
+pub mod bus;
+pub mod msg;
+pub mod segment;
+pub mod shared;
+pub mod stats;
+pub mod stream;
+pub mod wake;
+pub mod window;
+
+/// Version of everything in this crate. Both sides refuse any other one.
+pub const VERSION: u32 = 1;

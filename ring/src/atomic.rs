@@ -1,0 +1,25 @@
+//! The one place that names atomics (SPEC 1.2), so that the shipped code is the model-checked code.
+
+#[cfg(not(loom))]
+pub use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
+#[cfg(loom)]
+pub use loom::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
+
+/// The cheap half of the asymmetric barrier (SPEC 6.2): keeps the compiler from reordering, and
+/// relies on the sleeper's [`Heavy`] half to order this core's earlier stores before its later
+/// loads. Under loom, which knows no asymmetric barriers, it is a full fence.
+#[inline(always)]
+pub fn light_barrier() {
+    #[cfg(not(loom))]
+    core::sync::atomic::compiler_fence(Ordering::SeqCst);
+    #[cfg(loom)]
+    fence(Ordering::SeqCst);
+}
+
+/// The expensive half of the asymmetric barrier: when [`Heavy::heavy_barrier`] returns, every
+/// core that runs a registered process has passed a full fence (membarrier(2),
+/// `MEMBARRIER_CMD_GLOBAL_EXPEDITED`).
+pub trait Heavy {
+    /// Runs the barrier.
+    fn heavy_barrier(&self);
+}

@@ -1,0 +1,446 @@
+//! What requests and completions say (SPEC 3): raw entry in, validated value out, and back.
+//!
+//! Nothing here is believed beyond its shape: who sent it is known from the ring it came in.
+
+use crate::window::Raw;
+
+/// A connection: segment, slot in it, generation of the slot (SPEC 5.4).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnId(pub u64);
+
+impl ConnId {
+    /// Largest segment number.
+    pub const SEGMENT_MAX: u32 = 0xff_ffff;
+
+    /// Packs the three parts; each is cut to its field (24, 16 and 24 bits).
+    #[must_use]
+    pub fn new(segment: u32, slot: u16, generation: u32) -> Self {
+        ConnId(
+            u64::from(segment & 0xff_ffff) << 40 | u64::from(slot) << 24 | u64::from(generation & 0xff_ffff),
+        )
+    }
+    /// Segment number.
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation)] // a field cut out of a word
+    pub fn segment(self) -> u32 {
+        (self.0 >> 40) as u32
+    }
+    /// Slot in the segment.
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation)] // a field cut out of a word
+    pub fn slot(self) -> u16 {
+        (self.0 >> 24) as u16
+    }
+    /// Generation of the slot, never 0.
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation)] // a field cut out of a word
+    pub fn generation(self) -> u32 {
+        self.0 as u32 & 0xff_ffff
+    }
+}
+
+impl core::fmt::Debug for ConnId {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{}.{}#{}", self.segment(), self.slot(), self.generation())
+    }
+}
+
+/// An IP address and TCP port. IPv4 is carried IPv4-mapped (`::ffff:a.b.c.d`).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Addr {
+    /// Address, network order.
+    pub ip: [u8; 16],
+    /// Port, host order.
+    pub port: u16,
+}
+
+impl Addr {
+    /// `::ffff:0.0.0.0`, the IPv4 wildcard.
+    pub const V4_ANY: [u8; 16] = Addr::v4([0; 4], 0).ip;
+    /// `::`, the IPv6 wildcard.
+    pub const V6_ANY: [u8; 16] = [0; 16];
+
+    /// From IPv4 octets.
+    #[must_use]
+    pub const fn v4(o: [u8; 4], port: u16) -> Self {
+        Addr { ip: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, o[0], o[1], o[2], o[3]], port }
+    }
+    /// True for an IPv4(-mapped) address.
+    #[must_use]
+    pub fn is_v4(&self) -> bool {
+        self.ip[..12] == Addr::V4_ANY[..12]
+    }
+    /// True for `0.0.0.0` or `::`.
+    #[must_use]
+    pub fn is_wildcard(&self) -> bool {
+        self.ip == Addr::V4_ANY || self.ip == Addr::V6_ANY
+    }
+    /// True for 127.0.0.0/8 and `::1`.
+    #[must_use]
+    pub fn is_loopback(&self) -> bool {
+        (self.is_v4() && self.ip[12] == 127) || self.ip == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]
+    }
+    fn words(&self) -> [u64; 2] {
+        let [a, b, c, d, e, f, g, h, rest @ ..] = self.ip;
+        [u64::from_le_bytes([a, b, c, d, e, f, g, h]), u64::from_le_bytes(rest)]
+    }
+    fn from_words(w0: u64, w1: u64, port: u16) -> Self {
+        let mut ip = [0; 16];
+        let (lo, hi) = ip.split_at_mut(8);
+        lo.copy_from_slice(&w0.to_le_bytes());
+        hi.copy_from_slice(&w1.to_le_bytes());
+        Addr { ip, port }
+    }
+}
+
+impl core::fmt::Debug for Addr {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl core::fmt::Display for Addr {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let ip = core::net::Ipv6Addr::from(self.ip);
+        match ip.to_ipv4_mapped() {
+            Some(v4) => write!(f, "{v4}:{}", self.port),
+            None => write!(f, "[{ip}]:{}", self.port),
+        }
+    }
+}
+
+/// Outcome in a completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Status {
+    /// Done.
+    Ok = 0,
+    /// Nobody with the shim listens there: use the kernel.
+    NoListener = 1,
+    /// The listener's queue is full: use the kernel, whose queue decides.
+    BacklogFull = 2,
+    /// Policy, or an address that the client may not claim.
+    Denied = 3,
+    /// A quota or table is full.
+    Quota = 4,
+    /// Accept: nothing is waiting.
+    Empty = 5,
+    /// The request made no sense.
+    BadRequest = 6,
+    /// The agent could not make the segment.
+    NoSegment = 7,
+}
+
+impl Status {
+    /// Checks a status from the wire.
+    #[must_use]
+    pub fn from_wire(v: u16) -> Option<Status> {
+        Some(match v {
+            0 => Status::Ok,
+            1 => Status::NoListener,
+            2 => Status::BacklogFull,
+            3 => Status::Denied,
+            4 => Status::Quota,
+            5 => Status::Empty,
+            6 => Status::BadRequest,
+            7 => Status::NoSegment,
+            _ => return None,
+        })
+    }
+}
+
+/// Listener: `::` accepts IPv6 only (`IPV6_V6ONLY`).
+pub const LISTEN_V6ONLY: u32 = 1;
+/// Accept: if nothing waits, answer later, when something does (a blocked `accept`).
+pub const ACCEPT_WAIT: u32 = 1;
+
+/// Host to card.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// A listening socket. The answer's value is the listener's number.
+    Listen {
+        /// Bound address.
+        addr: Addr,
+        /// `listen(2)` backlog, already clamped to somaxconn.
+        backlog: u32,
+        /// `LISTEN_*`.
+        flags: u32,
+    },
+    /// This process closed its last descriptor of the listener. No answer.
+    Unlisten {
+        /// From the `Listen` answer.
+        listener: u32,
+    },
+    /// Find a listener of this network namespace at `dst` and queue a connection from `src` there.
+    Connect {
+        /// Where to.
+        dst: Addr,
+        /// Local address and port (bound in the kernel).
+        src: Addr,
+    },
+    /// Take the next waiting connection of a listener.
+    Accept {
+        /// Which listener.
+        listener: u32,
+        /// `ACCEPT_*`.
+        flags: u32,
+    },
+    /// A waiting `Accept` gives up. It is answered (`Empty`) unless a connection was already on its way.
+    CancelAccept {
+        /// Which listener.
+        listener: u32,
+        /// Token of the `Accept`.
+        token: u32,
+    },
+    /// This process holds no descriptor of the connection any more. No answer.
+    Close {
+        /// Which connection.
+        conn: ConnId,
+    },
+    /// An accepted connection that nobody will take (its `accept` was interrupted): queue it again. No answer.
+    Requeue {
+        /// Which connection.
+        conn: ConnId,
+    },
+    /// About to fork: everything this process holds gets a second holder, who will attach with `nonce`. No answer.
+    Fork {
+        /// Random.
+        nonce: u64,
+    },
+    /// The fork failed. No answer.
+    ForkFailed {
+        /// As in `Fork`.
+        nonce: u64,
+    },
+    /// Agent only: a process is attached as `function`.
+    Attach {
+        /// New function number.
+        function: u32,
+        /// Fork family.
+        group: u32,
+        /// Function of the process it was forked from, or 0.
+        parent: u32,
+        /// The `Fork` nonce, or 0.
+        nonce: u64,
+        /// Real uid by the kernel.
+        uid: u32,
+        /// Process id by the kernel.
+        pid: u32,
+        /// Inode of the network namespace.
+        netns: u64,
+    },
+    /// Agent only: the process is gone; everything it held is dropped.
+    Detach {
+        /// Which.
+        function: u32,
+    },
+    /// Agent only: outcome of [`Completion::MakeSegment`].
+    SegmentMade {
+        /// Which.
+        segment: u32,
+        /// Made, and ready to be handed to its two sides.
+        ok: bool,
+    },
+}
+
+/// An entry that is not one of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Malformed;
+
+fn hi(w: u64) -> u32 {
+    (w >> 32) as u32
+}
+#[allow(clippy::cast_possible_truncation)] // the low half, on purpose
+fn lo(w: u64) -> u32 {
+    w as u32
+}
+fn pair(low: u32, high: u32) -> u64 {
+    u64::from(low) | u64::from(high) << 32
+}
+fn port(w: u64) -> Result<u16, Malformed> {
+    u16::try_from(w).map_err(|_| Malformed)
+}
+
+impl Request {
+    /// Encodes with the requester's `token`.
+    #[must_use]
+    pub fn to_raw(&self, token: u32) -> Raw {
+        let (kind, body): (u8, [u64; 6]) = match *self {
+            Request::Listen { addr, backlog, flags } => {
+                let [a, b] = addr.words();
+                (1, [a, b, u64::from(addr.port), pair(backlog, flags), 0, 0])
+            }
+            Request::Unlisten { listener } => (2, [u64::from(listener), 0, 0, 0, 0, 0]),
+            Request::Connect { dst, src } => {
+                let ([a, b], [c, d]) = (dst.words(), src.words());
+                (3, [a, b, c, d, u64::from(dst.port), u64::from(src.port)])
+            }
+            Request::Accept { listener, flags } => (4, [pair(listener, flags), 0, 0, 0, 0, 0]),
+            Request::CancelAccept { listener, token } => (5, [pair(listener, token), 0, 0, 0, 0, 0]),
+            Request::Close { conn } => (6, [conn.0, 0, 0, 0, 0, 0]),
+            Request::Requeue { conn } => (7, [conn.0, 0, 0, 0, 0, 0]),
+            Request::Fork { nonce } => (8, [nonce, 0, 0, 0, 0, 0]),
+            Request::ForkFailed { nonce } => (9, [nonce, 0, 0, 0, 0, 0]),
+            Request::Attach { function, group, parent, nonce, uid, pid, netns } => {
+                (32, [pair(function, group), pair(parent, uid), nonce, u64::from(pid), netns, 0])
+            }
+            Request::Detach { function } => (33, [u64::from(function), 0, 0, 0, 0, 0]),
+            Request::SegmentMade { segment, ok } => (34, [pair(segment, u32::from(ok)), 0, 0, 0, 0, 0]),
+        };
+        Raw { kind, status: 0, token, body }
+    }
+
+    /// Validates the shape of an entry.
+    ///
+    /// # Errors
+    /// [`Malformed`] for an unknown kind or a field out of range.
+    pub fn from_raw(raw: &Raw) -> Result<Request, Malformed> {
+        let [a, b, c, d, e, f] = raw.body;
+        Ok(match raw.kind {
+            1 => Request::Listen { addr: Addr::from_words(a, b, port(c)?), backlog: lo(d), flags: hi(d) },
+            2 => Request::Unlisten { listener: u32::try_from(a).map_err(|_| Malformed)? },
+            3 => Request::Connect {
+                dst: Addr::from_words(a, b, port(e)?),
+                src: Addr::from_words(c, d, port(f)?),
+            },
+            4 => Request::Accept { listener: lo(a), flags: hi(a) },
+            5 => Request::CancelAccept { listener: lo(a), token: hi(a) },
+            6 => Request::Close { conn: ConnId(a) },
+            7 => Request::Requeue { conn: ConnId(a) },
+            8 => Request::Fork { nonce: a },
+            9 => Request::ForkFailed { nonce: a },
+            32 => Request::Attach {
+                function: lo(a),
+                group: hi(a),
+                parent: lo(b),
+                uid: hi(b),
+                nonce: c,
+                pid: u32::try_from(d).map_err(|_| Malformed)?,
+                netns: e,
+            },
+            33 => Request::Detach { function: u32::try_from(a).map_err(|_| Malformed)? },
+            34 => Request::SegmentMade { segment: lo(a), ok: hi(a) != 0 },
+            _ => return Err(Malformed),
+        })
+    }
+
+    /// True for requests that only the agent's function may make.
+    #[must_use]
+    pub fn agent_only(&self) -> bool {
+        matches!(self, Request::Attach { .. } | Request::Detach { .. } | Request::SegmentMade { .. })
+    }
+}
+
+/// Card to host. Answers repeat the request's token; the rest are announcements (token 0).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Completion {
+    /// Carries nothing but the credit.
+    Credit,
+    /// Answer to `Listen` and `Attach`.
+    Done {
+        /// Outcome.
+        status: Status,
+        /// Listener number.
+        value: u32,
+    },
+    /// Answer to `Connect`.
+    Connected {
+        /// Outcome; the rest counts only when `Ok`.
+        status: Status,
+        /// The client's side of it (side 0).
+        conn: ConnId,
+    },
+    /// Answer to `Accept`.
+    Accepted {
+        /// `Ok`, `Empty`, or an error.
+        status: Status,
+        /// The server's side of it (side 1).
+        conn: ConnId,
+        /// The client.
+        peer: Addr,
+        /// The address that the client connected to.
+        local: Addr,
+    },
+    /// A listener's queue became non-empty.
+    Ready {
+        /// Which listener.
+        listener: u32,
+    },
+    /// All holders of the other side are gone, or the listener that should have accepted is.
+    PeerGone {
+        /// Which connection.
+        conn: ConnId,
+    },
+    /// Agent only: make the memory of a segment for two groups. Answered by `SegmentMade`.
+    MakeSegment {
+        /// Number to give it.
+        segment: u32,
+        /// Side 0, the clients.
+        client_group: u32,
+        /// Side 1, the servers.
+        server_group: u32,
+    },
+    /// Agent only: no connection uses the segment and one of its groups is gone.
+    DropSegment {
+        /// Which.
+        segment: u32,
+    },
+}
+
+impl Completion {
+    /// Encodes with the `token` of the request that it answers (0 for announcements).
+    #[must_use]
+    pub fn to_raw(&self, token: u32) -> Raw {
+        let (kind, status, body): (u8, Status, [u64; 6]) = match *self {
+            Completion::Credit => (64, Status::Ok, [0; 6]),
+            Completion::Done { status, value } => (65, status, [u64::from(value), 0, 0, 0, 0, 0]),
+            Completion::Connected { status, conn } => (66, status, [conn.0, 0, 0, 0, 0, 0]),
+            Completion::Accepted { status, conn, peer, local } => {
+                let ([a, b], [c, d]) = (peer.words(), local.words());
+                (67, status, [conn.0, a, b, c, d, u64::from(peer.port) | u64::from(local.port) << 16])
+            }
+            Completion::Ready { listener } => (68, Status::Ok, [u64::from(listener), 0, 0, 0, 0, 0]),
+            Completion::PeerGone { conn } => (69, Status::Ok, [conn.0, 0, 0, 0, 0, 0]),
+            Completion::MakeSegment { segment, client_group, server_group } => {
+                (96, Status::Ok, [u64::from(segment), pair(client_group, server_group), 0, 0, 0, 0])
+            }
+            Completion::DropSegment { segment } => (97, Status::Ok, [u64::from(segment), 0, 0, 0, 0, 0]),
+        };
+        Raw { kind, status: status as u16, token, body }
+    }
+
+    /// Validates the shape of an entry.
+    ///
+    /// # Errors
+    /// [`Malformed`] for an unknown kind or a field out of range.
+    pub fn from_raw(raw: &Raw) -> Result<Completion, Malformed> {
+        let status = Status::from_wire(raw.status).ok_or(Malformed)?;
+        let [a, b, c, d, e, f] = raw.body;
+        Ok(match raw.kind {
+            64 => Completion::Credit,
+            65 => Completion::Done { status, value: u32::try_from(a).map_err(|_| Malformed)? },
+            66 => Completion::Connected { status, conn: ConnId(a) },
+            67 => Completion::Accepted {
+                status,
+                conn: ConnId(a),
+                peer: Addr::from_words(b, c, port(f & 0xffff)?),
+                local: Addr::from_words(d, e, port(f >> 16)?),
+            },
+            68 => Completion::Ready { listener: u32::try_from(a).map_err(|_| Malformed)? },
+            69 => Completion::PeerGone { conn: ConnId(a) },
+            96 => Completion::MakeSegment {
+                segment: u32::try_from(a).map_err(|_| Malformed)?,
+                client_group: lo(b),
+                server_group: hi(b),
+            },
+            97 => Completion::DropSegment { segment: u32::try_from(a).map_err(|_| Malformed)? },
+            _ => return Err(Malformed),
+        })
+    }
+
+    /// True for news that must reach a process whose threads all sleep on data (interrupt vector 1).
+    #[must_use]
+    pub fn is_event(&self) -> bool {
+        matches!(self, Completion::PeerGone { .. })
+    }
+}

@@ -1,0 +1,189 @@
+//! The memory that two process groups share (SPEC 5).
+//!
+//! ```text
+//! 0        SegmentHeader
+//! 4096     Side 0 (clients): lanes, news
+//! 8192     Side 1 (servers): lanes, news
+//! 65536    Slot[256]: control lines of both directions
+//! 262144   rings: slot 0 client-to-server, slot 0 server-to-client, slot 1 ...
+//! ```
+//! The memory is sparse: pages that no connection touches cost nothing.
+//!
+//! `unsafe` is allowed here for the `Shared` markers only.
+#![allow(unsafe_code)]
+
+use crate::VERSION;
+use crate::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use crate::shared::{Region, Shared};
+
+/// "IPDG".
+pub const SEGMENT_MAGIC: u32 = u32::from_le_bytes(*b"IPDG");
+/// Connections in one segment.
+pub const SLOTS: u16 = 256;
+/// Bytes of one direction's ring.
+pub const RING_BYTES: usize = 256 * 1024;
+/// Lanes of one side: epoll instances that are told of news separately.
+pub const LANES: usize = 8;
+/// First byte of the sides.
+pub const SIDES_OFFSET: usize = 4096;
+/// Bytes from one side to the next.
+pub const SIDE_STRIDE: usize = 4096;
+/// First byte of the slots.
+pub const SLOTS_OFFSET: usize = 65_536;
+/// First byte of the rings.
+pub const RINGS_OFFSET: usize = 262_144;
+/// Bytes of a segment.
+pub const SEGMENT_BYTES: usize = RINGS_OFFSET + SLOTS as usize * 2 * RING_BYTES;
+
+/// Start of a segment: written once by the agent.
+#[repr(C, align(64))]
+pub struct SegmentHeader {
+    /// [`SEGMENT_MAGIC`].
+    pub magic: AtomicU32,
+    /// [`VERSION`].
+    pub version: AtomicU32,
+    /// Its number.
+    pub segment: AtomicU32,
+    /// [`SLOTS`].
+    pub slots: AtomicU32,
+    /// [`RING_BYTES`].
+    pub ring_bytes: AtomicU64,
+}
+// SAFETY: atomics only, repr(C).
+unsafe impl Shared for SegmentHeader {}
+
+/// A lane's sleep word, on a line of its own: the peer reads it after each message to a watched slot.
+#[repr(C, align(64))]
+pub struct Lane {
+    /// Non-zero: an epoll instance of this lane sleeps; ring the wire (SPEC 6.4).
+    pub sleeping: AtomicU32,
+}
+// SAFETY: atomics only, repr(C).
+unsafe impl Shared for Lane {}
+
+/// What the processes of one side watch; the other side writes news into it.
+#[repr(C, align(64))]
+pub struct Side {
+    /// Sleep words.
+    pub lanes: [Lane; LANES],
+    /// `news[lane][slot]`: non-zero when that slot may have become ready for this side.
+    pub news: [[AtomicU8; SLOTS as usize]; LANES],
+}
+// SAFETY: atomics only, repr(C).
+unsafe impl Shared for Side {}
+
+/// Stream states in [`Direction::state`].
+pub mod state {
+    /// The writer may still write.
+    pub const OPEN: u32 = 0;
+    /// The writer has shut down: after the last record comes EOF.
+    pub const FIN: u32 = 1;
+    /// The writer's side is gone with data unread: after the last record comes `ECONNRESET`.
+    pub const RST: u32 = 2;
+}
+
+/// Control lines of one direction of a connection.
+#[repr(C, align(64))]
+pub struct Direction {
+    /// Bytes of the ring that the reader has consumed. Reader-written.
+    pub consumed: AtomicU64,
+    pad0: [AtomicU64; 7],
+    /// Generation for which the writer has initialised the ring (SPEC 5.5). Writer-written.
+    pub generation: AtomicU32,
+    /// [`state`]. Writer-written.
+    pub state: AtomicU32,
+    pad1: [AtomicU64; 7],
+    /// Futex word: 1 while a thread sleeps for data here. Reader-set.
+    pub rx_wait: AtomicU32,
+    /// Lane plus one whose epoll instances watch for data, or 0. Reader-set.
+    pub rx_watch: AtomicU32,
+    /// Futex word: 1 while a thread sleeps for space here. Writer-set.
+    pub tx_wait: AtomicU32,
+    /// Lane plus one whose epoll instances watch for space, or 0. Writer-set.
+    pub tx_watch: AtomicU32,
+    /// Generation that the reader's side has closed entirely: nobody will ever read. Reader-written.
+    pub reader_closed: AtomicU32,
+    pad2: [AtomicU32; 11],
+}
+// SAFETY: atomics only, repr(C).
+unsafe impl Shared for Direction {}
+
+/// Both directions of a connection: 0 from client to server, 1 back.
+#[repr(C, align(512))]
+pub struct Slot {
+    /// Direction `d` is written by side `d`.
+    pub directions: [Direction; 2],
+}
+// SAFETY: atomics only, repr(C); the tail padding is never looked at.
+unsafe impl Shared for Slot {}
+
+#[cfg(not(loom))]
+const _: () = {
+    use core::mem::{offset_of, size_of};
+    assert!(size_of::<Lane>() == 64);
+    assert!(size_of::<Side>() == 64 * LANES + LANES * SLOTS as usize);
+    assert!(size_of::<Side>() <= SIDE_STRIDE);
+    assert!(size_of::<Direction>() == 192);
+    assert!(offset_of!(Direction, generation) == 64);
+    assert!(offset_of!(Direction, rx_wait) == 128);
+    assert!(size_of::<Slot>() == 512);
+    assert!(SIDES_OFFSET + 2 * SIDE_STRIDE <= SLOTS_OFFSET);
+    assert!(SLOTS_OFFSET + SLOTS as usize * size_of::<Slot>() <= RINGS_OFFSET);
+    assert!(RING_BYTES.is_power_of_two() && SLOTS.is_power_of_two());
+};
+
+/// A checked view of a segment's control parts.
+#[derive(Clone, Copy)]
+pub struct Segment<'a> {
+    region: Region,
+    /// Header.
+    pub header: &'a SegmentHeader,
+    /// Slots.
+    pub slots: &'a [Slot],
+}
+
+impl<'a> Segment<'a> {
+    /// Views `region` as a segment; `None` if it is too small.
+    #[must_use]
+    pub fn over(region: Region) -> Option<Segment<'a>> {
+        if region.len() < SEGMENT_BYTES {
+            return None;
+        }
+        Some(Segment { region, header: region.get(0)?, slots: region.slice(SLOTS_OFFSET, SLOTS as usize)? })
+    }
+
+    /// The whole mapping.
+    #[must_use]
+    pub fn region(&self) -> Region {
+        self.region
+    }
+
+    /// What side 0 or 1 watches.
+    #[must_use]
+    pub fn side(&self, side: u32) -> Option<&'a Side> {
+        if side > 1 {
+            return None;
+        }
+        self.region.get(SIDES_OFFSET + side as usize * SIDE_STRIDE)
+    }
+
+    /// Ring memory of `slot`, direction 0 or 1.
+    #[must_use]
+    pub fn ring(&self, slot: u16, direction: u32) -> Option<Region> {
+        if slot >= SLOTS || direction > 1 {
+            return None;
+        }
+        self.region.part(RINGS_OFFSET + (usize::from(slot) * 2 + direction as usize) * RING_BYTES, RING_BYTES)
+    }
+}
+
+/// Fills in the header of a fresh, zeroed segment (the agent does, before anybody else maps it).
+/// `head` is the first page of the memory.
+pub fn format(head: &SegmentHeader, segment: u32) {
+    head.version.store(VERSION, Ordering::Relaxed);
+    head.segment.store(segment, Ordering::Relaxed);
+    head.slots.store(u32::from(SLOTS), Ordering::Relaxed);
+    head.ring_bytes.store(RING_BYTES as u64, Ordering::Relaxed);
+    // Release: whoever sees the magic sees the rest. (In practice the fd is passed after this.)
+    head.magic.store(SEGMENT_MAGIC, Ordering::Release);
+}
