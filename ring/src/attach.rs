@@ -154,7 +154,10 @@ fn frame(kind: u32, words: [u32; 3], nonce: u64, text: Option<&Text>) -> Wire {
     w
 }
 
-fn unframe(bytes: &[u8]) -> Result<(u32, [u32; 3], u64, &[u8]), BadMessage> {
+/// Kind, words, nonce and text of a frame.
+type Parts<'a> = (u32, [u32; 3], u64, &'a [u8]);
+
+fn unframe(bytes: &[u8]) -> Result<Parts<'_>, BadMessage> {
     let (Some(magic), Some(text)) = (bytes.get(..4), bytes.get(32..BYTES)) else {
         return Err(BadMessage::NotOurs);
     };
@@ -172,8 +175,8 @@ fn unframe(bytes: &[u8]) -> Result<(u32, [u32; 3], u64, &[u8]), BadMessage> {
 impl Call {
     /// Encodes.
     #[must_use]
-    pub fn to_wire(&self) -> Wire {
-        match *self {
+    pub fn to_wire(self) -> Wire {
+        match self {
             Call::Hello { parent, nonce } => frame(1, [parent, 0, 0], nonce, None),
             Call::Segment { segment } => frame(2, [segment, 0, 0], 0, None),
             Call::Report => frame(3, [0; 3], 0, None),
@@ -200,13 +203,13 @@ impl Call {
 impl Reply {
     /// Encodes.
     #[must_use]
-    pub fn to_wire(&self) -> Wire {
+    pub fn to_wire(self) -> Wire {
         match self {
-            Reply::Welcome { function, group, epoch } => frame(65, [*function, *group, *epoch], 0, None),
-            Reply::Segment { side } => frame(66, [*side, 0, 0], 0, None),
+            Reply::Welcome { function, group, epoch } => frame(65, [function, group, epoch], 0, None),
+            Reply::Segment { side } => frame(66, [side, 0, 0], 0, None),
             Reply::Report => frame(67, [0; 3], 0, None),
             Reply::Leased => frame(68, [0; 3], 0, None),
-            Reply::Refused(text) => frame(69, [0; 3], 0, Some(text)),
+            Reply::Refused(text) => frame(69, [0; 3], 0, Some(&text)),
         }
     }
 

@@ -56,8 +56,8 @@ pub struct BadBusMsg;
 impl BusMsg {
     /// Encodes.
     #[must_use]
-    pub fn to_wire(&self) -> [u8; BYTES] {
-        let (kind, value) = match *self {
+    pub fn to_wire(self) -> [u8; BYTES] {
+        let (kind, value) = match self {
             BusMsg::Hello => (1u32, 0),
             BusMsg::Up { epoch } => (2, epoch),
             BusMsg::Map { function } => (3, function),

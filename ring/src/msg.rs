@@ -264,8 +264,8 @@ fn port(w: u64) -> Result<u16, Malformed> {
 impl Request {
     /// Encodes with the requester's `token`.
     #[must_use]
-    pub fn to_raw(&self, token: u32) -> Raw {
-        let (kind, body): (u8, [u64; 6]) = match *self {
+    pub fn to_raw(self, token: u32) -> Raw {
+        let (kind, body): (u8, [u64; 6]) = match self {
             Request::Listen { addr, backlog, flags } => {
                 let [a, b] = addr.words();
                 (1, [a, b, u64::from(addr.port), pair(backlog, flags), 0, 0])
@@ -390,8 +390,8 @@ pub enum Completion {
 impl Completion {
     /// Encodes with the `token` of the request that it answers (0 for announcements).
     #[must_use]
-    pub fn to_raw(&self, token: u32) -> Raw {
-        let (kind, status, body): (u8, Status, [u64; 6]) = match *self {
+    pub fn to_raw(self, token: u32) -> Raw {
+        let (kind, status, body): (u8, Status, [u64; 6]) = match self {
             Completion::Credit => (64, Status::Ok, [0; 6]),
             Completion::Done { status, value } => (65, status, [u64::from(value), 0, 0, 0, 0, 0]),
             Completion::Connected { status, conn } => (66, status, [conn.0, 0, 0, 0, 0, 0]),
