@@ -196,6 +196,8 @@ pub enum Request {
     Close {
         /// Which connection.
         conn: ConnId,
+        /// Which side of it, 0 or 1: a process may hold both.
+        side: u32,
     },
     /// An accepted connection that nobody will take (its `accept` was interrupted): queue it again. No answer.
     Requeue {
@@ -277,7 +279,7 @@ impl Request {
             }
             Request::Accept { listener, flags } => (4, [pair(listener, flags), 0, 0, 0, 0, 0]),
             Request::CancelAccept { listener, token } => (5, [pair(listener, token), 0, 0, 0, 0, 0]),
-            Request::Close { conn } => (6, [conn.0, 0, 0, 0, 0, 0]),
+            Request::Close { conn, side } => (6, [conn.0, u64::from(side), 0, 0, 0, 0]),
             Request::Requeue { conn } => (7, [conn.0, 0, 0, 0, 0, 0]),
             Request::Fork { nonce } => (8, [nonce, 0, 0, 0, 0, 0]),
             Request::ForkFailed { nonce } => (9, [nonce, 0, 0, 0, 0, 0]),
@@ -305,7 +307,7 @@ impl Request {
             },
             4 => Request::Accept { listener: lo(a), flags: hi(a) },
             5 => Request::CancelAccept { listener: lo(a), token: hi(a) },
-            6 => Request::Close { conn: ConnId(a) },
+            6 if b < 2 => Request::Close { conn: ConnId(a), side: lo(b) },
             7 => Request::Requeue { conn: ConnId(a) },
             8 => Request::Fork { nonce: a },
             9 => Request::ForkFailed { nonce: a },
