@@ -32,6 +32,8 @@ pub enum Call {
     Segment {
         /// Which.
         segment: u32,
+        /// 0 (the client's) or 1 (the server's); a process that connects to itself maps both.
+        side: u32,
     },
     /// What `ipc-direct ps` shows.
     Report,
@@ -178,7 +180,7 @@ impl Call {
     pub fn to_wire(self) -> Wire {
         match self {
             Call::Hello { parent, nonce } => frame(1, [parent, 0, 0], nonce, None),
-            Call::Segment { segment } => frame(2, [segment, 0, 0], 0, None),
+            Call::Segment { segment, side } => frame(2, [segment, side, 0], 0, None),
             Call::Report => frame(3, [0; 3], 0, None),
             Call::Lease => frame(4, [0; 3], 0, None),
         }
@@ -189,10 +191,10 @@ impl Call {
     /// # Errors
     /// [`BadMessage`] says what is wrong, in words for the refusal.
     pub fn from_wire(bytes: &[u8]) -> Result<Call, BadMessage> {
-        let (kind, [a, ..], nonce, _) = unframe(bytes)?;
+        let (kind, [a, b, _], nonce, _) = unframe(bytes)?;
         match kind {
             1 => Ok(Call::Hello { parent: a, nonce }),
-            2 => Ok(Call::Segment { segment: a }),
+            2 if b < 2 => Ok(Call::Segment { segment: a, side: b }),
             3 => Ok(Call::Report),
             4 => Ok(Call::Lease),
             _ => Err(BadMessage::Malformed),

@@ -1,40 +1,47 @@
 //! Sleeping and waking (SPEC 6): sleepers pay, senders only read a flag.
 //!
-//! The sleeper sets a flag, runs the heavy barrier, looks again, and only then sleeps. The waker
-//! publishes, then reads the flag. Without a barrier both could read the old value (the store buffers
+//! The sleeper sets a bit in a word, runs the heavy barrier, looks again, and only then sleeps. The waker
+//! publishes, then reads the word. Without a barrier both could read the old value (the store buffers
 //! of both cores delay the stores): the waker sees no sleeper, the sleeper no news. The sleeper's
 //! [`Heavy`] barrier rules that out for both: it forces a full fence on every core that runs a waker. Either
 //! the waker's publication came before that fence, then the sleeper's second look sees it; or the
-//! waker's read of the flag comes after it, then it reads the flag set.
+//! waker's read of the word comes after it, then it reads the bit set.
+//!
+//! Nobody takes an announcement back (SPEC 6.3): other threads and processes may sleep on the same word,
+//! and only a waker, who then wakes all of them, clears it. A sleeper that gave up costs one wake-up in vain.
 
 use crate::atomic::{AtomicU32, Heavy, Ordering, light_barrier};
 
-/// Sleeper, step 1 of 2: announce. After this returns the caller must look again for what it waits
-/// for, and only if it is still not there sleep while the word is 1.
-pub fn announce(word: &AtomicU32, heavy: &impl Heavy) {
-    mark(word);
+/// A sleeper waits on the word itself with futex(2): wake all waiters of the word.
+pub const FUTEX: u32 = 1;
+/// A sleeper waits in poll(2) or epoll(7): ring the segment's wire.
+pub const WIRE: u32 = 2;
+
+/// Sleeper, before the heavy barrier: announces in `word` how it sleeps ([`FUTEX`], [`WIRE`]). Returns the
+/// word's new value, which a futex sleeper waits on.
+pub fn announce(word: &AtomicU32, how: u32) -> u32 {
+    // Relaxed: ordered against the second look by the heavy barrier that follows. Read-modify-write
+    // because several sleepers of different kinds may announce at once.
+    word.fetch_or(how, Ordering::Relaxed) | how
+}
+
+/// Sleeper with one word: announces, and runs the barrier. After it, the caller looks again.
+pub fn announce_and_fence(word: &AtomicU32, how: u32, heavy: &impl Heavy) -> u32 {
+    let value = announce(word, how);
     heavy.heavy_barrier();
+    value
 }
 
-/// The announcement alone, for a sleeper with several words and one barrier after them all.
-pub fn mark(word: &AtomicU32) {
-    // Relaxed: ordered against the second look by the heavy barrier that follows.
-    word.store(1, Ordering::Relaxed);
-}
-
-/// Sleeper, last step: awake again, whatever the cause.
-pub fn retract(word: &AtomicU32) {
-    // Relaxed: a waker that still sees the 1 sends a wake-up in vain.
-    word.store(0, Ordering::Relaxed);
-}
-
-/// Waker: after publishing. True if somebody sleeps and the caller must wake them; of several
-/// wakers exactly one is told so for one announcement.
+/// Waker, after publishing: who sleeps, as a set of [`FUTEX`] and [`WIRE`]. Of several wakers exactly one is
+/// told of an announcement, and must wake.
 #[inline(always)]
 #[must_use]
-pub fn should_wake(word: &AtomicU32) -> bool {
+pub fn sleepers(word: &AtomicU32) -> u32 {
     light_barrier();
-    // Relaxed: the read is ordered after the publication by the barrier pair. The swap claims the
-    // wake-up; AcqRel orders what the waker does next (the futex or wire call) after it.
-    word.load(Ordering::Relaxed) != 0 && word.swap(0, Ordering::AcqRel) != 0
+    // Relaxed: the read is ordered after the publication by the barrier pair.
+    if word.load(Ordering::Relaxed) == 0 {
+        return 0;
+    }
+    // AcqRel: claims the announcements; the wake-up itself stays after it.
+    word.swap(0, Ordering::AcqRel)
 }
