@@ -108,6 +108,29 @@ pub struct Direction {
 // SAFETY: atomics only, repr(C).
 unsafe impl Shared for Direction {}
 
+#[cfg(loom)]
+impl Direction {
+    /// A zeroed direction; under loom there is no memory to map one from.
+    #[must_use]
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Self {
+        let word = || AtomicU32::new(0);
+        Direction {
+            consumed: AtomicU64::new(0),
+            pad0: core::array::from_fn(|_| AtomicU64::new(0)),
+            generation: word(),
+            state: word(),
+            pad1: core::array::from_fn(|_| AtomicU64::new(0)),
+            rx_wait: word(),
+            rx_watch: word(),
+            tx_wait: word(),
+            tx_watch: word(),
+            reader_closed: word(),
+            pad2: core::array::from_fn(|_| word()),
+        }
+    }
+}
+
 /// Both directions of a connection: 0 from client to server, 1 back.
 #[repr(C, align(512))]
 pub struct Slot {

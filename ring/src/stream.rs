@@ -16,6 +16,7 @@
 
 use crate::atomic::{AtomicU64, Ordering};
 use crate::segment::Direction;
+#[cfg(not(loom))]
 use crate::shared::Region;
 
 /// Longest payload of one record: a large write becomes several records, so that the reader starts
@@ -25,7 +26,6 @@ const HEADER: u64 = 8;
 const VALID: u64 = 1 << 63;
 const KIND_DATA: u64 = 1 << 32;
 const KIND_SKIP: u64 = 2 << 32;
-const KIND_MASK: u64 = 0xff << 32;
 
 /// The bytes of a ring, a power of two of them, as headers and payload. The shipped one is [`RingBytes`]; the loom tests
 /// bring one that detects overlapping accesses.
@@ -36,12 +36,14 @@ pub trait Memory {
     fn header(&self, offset: u64) -> Option<&AtomicU64>;
 }
 
-/// Ring bytes in a mapped segment.
+/// Ring bytes in a mapped segment. (Not under loom, whose atomics are not plain memory.)
+#[cfg(not(loom))]
 #[derive(Clone, Copy, Debug)]
 pub struct RingBytes {
     region: Region,
 }
 
+#[cfg(not(loom))]
 impl RingBytes {
     /// Views a region whose length is a power of two as a ring.
     #[must_use]
@@ -87,6 +89,7 @@ impl RingBytes {
 ///
 /// # Safety
 /// As for `core::ptr::copy_nonoverlapping`.
+#[cfg(not(loom))]
 #[inline(always)]
 unsafe fn copy(src: *const u8, dst: *mut u8, len: usize) {
     if len == 8 {
@@ -98,6 +101,7 @@ unsafe fn copy(src: *const u8, dst: *mut u8, len: usize) {
     }
 }
 
+#[cfg(not(loom))]
 impl Memory for RingBytes {
     #[inline(always)]
     fn size(&self) -> u64 {
@@ -177,7 +181,7 @@ fn space(mem: &impl Memory, dir: &Direction, w: &mut Writer, want: u64) -> Resul
     }
     // Acquire: pairs with the Release in `release`: the reader has finished copying out what it frees.
     let consumed = dir.consumed.load(Ordering::Acquire);
-    // 0 may be the value that `open` wrote, or older than what was seen only if the reader lies.
+    // Below what was seen, or ahead of what was written: only a reader that lies says so.
     if consumed < w.seen || consumed > w.tail {
         return Err(Violation);
     }
@@ -261,7 +265,7 @@ pub fn next(mem: &impl Memory, r: &mut Reader) -> Result<Option<Span>, Violation
     if r.left == 0 {
         // At most two steps: a skip is followed by something else.
         let mut header = load_header(mem, r.pos)?;
-        if header & KIND_MASK == KIND_SKIP && header != 0 {
+        if header == KIND_SKIP | VALID {
             if size - (r.pos & (size - 1)) != HEADER {
                 return Err(Violation);
             }
@@ -332,6 +336,22 @@ pub fn available(mem: &impl Memory, r: &Reader, limit: usize) -> Result<usize, V
 /// [`Violation`] if the reader's position is impossible.
 pub fn has_room(mem: &impl Memory, dir: &Direction, w: &mut Writer, want: u64) -> Result<bool, Violation> {
     Ok(space(mem, dir, w, want + 4 * HEADER)? >= want + 4 * HEADER)
+}
+
+/// Writer: ends the stream with `how` ([`crate::segment::state`]); nothing may be committed afterwards.
+#[inline(always)]
+pub fn finish(dir: &Direction, how: u32) {
+    // Release: pairs with the Acquire in `ended`: who sees the end sees every record before it.
+    dir.state.store(how, Ordering::Release);
+}
+
+/// Reader: how the stream ends ([`crate::segment::state`]), or `OPEN`. To be asked *before* [`next`]: only
+/// if this said `FIN` or `RST` and a later `next` found nothing, there is nothing more to come (SPEC 4.5).
+#[inline(always)]
+#[must_use]
+pub fn ended(dir: &Direction) -> u32 {
+    // Acquire: pairs with the Release in `finish`.
+    dir.state.load(Ordering::Acquire)
 }
 
 /// Writer: true if the reader has consumed everything.

@@ -10,7 +10,7 @@
 //! Nobody takes an announcement back (SPEC 6.3): other threads and processes may sleep on the same word,
 //! and only a waker, who then wakes all of them, clears it. A sleeper that gave up costs one wake-up in vain.
 
-use crate::atomic::{AtomicU32, Heavy, Ordering, light_barrier};
+use crate::atomic::{AtomicU8, AtomicU32, Heavy, Ordering, light_barrier};
 
 /// A sleeper waits on the word itself with futex(2): wake all waiters of the word.
 pub const FUTEX: u32 = 1;
@@ -44,4 +44,26 @@ pub fn sleepers(word: &AtomicU32) -> u32 {
     }
     // AcqRel: claims the announcements; the wake-up itself stays after it.
     word.swap(0, Ordering::AcqRel)
+}
+
+/// Waker of a lane (SPEC 6.4): after publishing, tells the receiver that a slot has news. Returns who sleeps on
+/// the lane, as [`sleepers`] does.
+///
+/// The byte is stored even if it is set already: what is read there could be older than the receiver's look.
+#[inline(always)]
+#[must_use]
+pub fn post(news: &AtomicU8, sleeping: &AtomicU32) -> u32 {
+    // Release: pairs with the Acquire in `collect`: who takes the news sees the publication before it.
+    news.store(1, Ordering::Release);
+    sleepers(sleeping)
+}
+
+/// Receiver of a lane (SPEC 6.4): takes the news of one slot. If true, look at the slot *after* this returns.
+#[inline(always)]
+#[must_use]
+pub fn collect(news: &AtomicU8) -> bool {
+    // Relaxed: a plain read keeps a scan of quiet slots free of locked instructions.
+    // AcqRel: Acquire pairs with the Release in `post`. The swap stores before the look that follows it loads, so a
+    // publication that this look misses is posted after the swap and sets the byte again.
+    news.load(Ordering::Relaxed) != 0 && news.swap(0, Ordering::AcqRel) != 0
 }

@@ -120,6 +120,16 @@ pub struct Consumer<'a> {
     credit: u64,
 }
 
+#[cfg(loom)]
+impl Entry {
+    /// A zeroed entry; under loom there is no memory to map one from.
+    #[must_use]
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Self {
+        Entry { words: core::array::from_fn(|_| AtomicU64::new(0)) }
+    }
+}
+
 impl core::fmt::Debug for Entry {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.write_str("Entry")
@@ -141,14 +151,17 @@ fn sequence(index: u64) -> u32 {
     (index as u32).wrapping_add(1)
 }
 
-/// Extends a 32-bit credit to 64 bits, as the value nearest below or at `produced`.
+/// Extends a 32-bit credit to 64 bits: a value in `known..=produced`.
 ///
-/// Returns `None` when the claim lies outside `known..=produced`: the other side lies.
+/// An older one is no news (`known`): an entry may be popped after a later [`WindowHeader::armed`] was
+/// read. `None` when the claim is ahead of `produced`: the other side lies.
 #[allow(clippy::cast_possible_truncation)] // modular arithmetic on the low half
 fn extend_credit(claim: u32, known: u64, produced: u64) -> Option<u64> {
-    let ahead = claim.wrapping_sub(known as u32);
-    let value = known + u64::from(ahead);
-    (value <= produced).then_some(value)
+    let ahead = u64::from(claim.wrapping_sub(known as u32));
+    if ahead <= produced - known {
+        return Some(known + ahead);
+    }
+    (ahead > u64::from(u32::MAX / 2)).then_some(known)
 }
 
 impl<'a> Producer<'a> {
