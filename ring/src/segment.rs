@@ -55,7 +55,7 @@ unsafe impl Shared for SegmentHeader {}
 /// A lane's sleep word, on a line of its own: the peer reads it after each message to a watched slot.
 #[repr(C, align(64))]
 pub struct Lane {
-    /// Non-zero: an epoll instance of this lane sleeps; ring the wire (SPEC 6.4).
+    /// Sleep word ([`crate::wake`]): epoll instances of this lane that sleep (SPEC 6.4).
     pub sleeping: AtomicU32,
 }
 // SAFETY: atomics only, repr(C).
@@ -93,11 +93,11 @@ pub struct Direction {
     /// [`state`]. Writer-written.
     pub state: AtomicU32,
     pad1: [AtomicU64; 7],
-    /// Futex word: 1 while a thread sleeps for data here. Reader-set.
+    /// Sleep word ([`crate::wake`]): who sleeps for data here. Reader-set.
     pub rx_wait: AtomicU32,
     /// Lane plus one whose epoll instances watch for data, or 0. Reader-set.
     pub rx_watch: AtomicU32,
-    /// Futex word: 1 while a thread sleeps for space here. Writer-set.
+    /// Sleep word ([`crate::wake`]): who sleeps for space here. Writer-set.
     pub tx_wait: AtomicU32,
     /// Lane plus one whose epoll instances watch for space, or 0. Writer-set.
     pub tx_watch: AtomicU32,

@@ -16,6 +16,8 @@ use crate::atomic::{AtomicU8, AtomicU32, Heavy, Ordering, light_barrier};
 pub const FUTEX: u32 = 1;
 /// A sleeper waits in poll(2) or epoll(7): ring the segment's wire.
 pub const WIRE: u32 = 2;
+/// The other bits count the claims, so that a futex sleeper's value is not mistaken for a later one (SPEC 6.3).
+const ROUND: u32 = 4;
 
 /// Sleeper, before the heavy barrier: announces in `word` how it sleeps ([`FUTEX`], [`WIRE`]). Returns the
 /// word's new value, which a futex sleeper waits on.
@@ -39,11 +41,21 @@ pub fn announce_and_fence(word: &AtomicU32, how: u32, heavy: &impl Heavy) -> u32
 pub fn sleepers(word: &AtomicU32) -> u32 {
     light_barrier();
     // Relaxed: the read is ordered after the publication by the barrier pair.
-    if word.load(Ordering::Relaxed) == 0 {
+    if word.load(Ordering::Relaxed) & (FUTEX | WIRE) == 0 {
         return 0;
     }
-    // AcqRel: claims the announcements; the wake-up itself stays after it.
-    word.swap(0, Ordering::AcqRel)
+    claim(word)
+}
+
+/// Takes the announcements and counts the claim in the same word.
+#[cold]
+fn claim(word: &AtomicU32) -> u32 {
+    // Two steps, in this order: a futex sleeper that looked before the publication holds a value with the old count,
+    // and does not fall asleep even if somebody else announces again after the second step. Who announces between
+    // the two looks afterwards, and finds the publication.
+    // AcqRel: a sleeper that reads the new count sees the publication; the wake-up itself stays after both.
+    word.fetch_add(ROUND, Ordering::AcqRel);
+    word.fetch_and(!(FUTEX | WIRE), Ordering::AcqRel) & (FUTEX | WIRE)
 }
 
 /// Waker of a lane (SPEC 6.4): after publishing, tells the receiver that a slot has news. Returns who sleeps on
