@@ -49,7 +49,22 @@ pub enum EalError {
 
 /// The running EAL. Dropping it closes all Ethernet ports and ends DPDK in this process.
 ///
-/// It stays on the thread that made it (DPDK's main lcore); pools, ports and queues may go to others.
+/// It stays on the thread that made it (DPDK's main lcore); pools, ports and queues may go to others:
+///
+/// ```compile_fail,E0277
+/// # let (eal, _) = dpdk::eal::Eal::init(["prog"]).unwrap();
+/// std::thread::spawn(move || drop(eal));
+/// ```
+///
+/// Nothing of DPDK outlives it:
+///
+/// ```compile_fail,E0505
+/// # let (eal, _) = dpdk::eal::Eal::init(["prog"]).unwrap();
+/// let pool = dpdk::mbuf::PktPool::new(&eal, "packets", 1023, 32, 2048).unwrap();
+/// let packet = pool.alloc().unwrap();
+/// drop(eal);
+/// drop(packet);
+/// ```
 #[derive(Debug)]
 pub struct Eal {
     original_affinity: Affinity,
@@ -68,7 +83,8 @@ impl Eal {
     /// [`Eal::original_affinity`]. DPDK writes its messages to stderr, and with `--help` it prints its options and
     /// ends the process.
     ///
-    /// A device that cannot be probed (`--vdev` with a wrong name) is not an error here: look ports up by name.
+    /// A device whose probe fails (`--vdev=net_af_packet0,iface=missing`) is not an error here, only a driver that
+    /// does not exist is: look ports up by name.
     ///
     /// # Errors
     /// [`EalError`]; after any failure of DPDK itself the process cannot try again.
@@ -115,7 +131,11 @@ impl Eal {
     }
 
     /// Where this instance keeps its sockets, for example `/var/run/dpdk/rte`: the telemetry socket is
-    /// `dpdk_telemetry.v2` in it. Depends on `--file-prefix`, and for ordinary users on `XDG_RUNTIME_DIR`.
+    /// `dpdk_telemetry.v2` in it, or `dpdk_telemetry.v2:1` and so on when another instance has that name already.
+    ///
+    /// For root it is `/var/run/dpdk/PREFIX`, for others `$XDG_RUNTIME_DIR/dpdk/PREFIX`, with PREFIX from
+    /// `--file-prefix` (`rte` without). Without `XDG_RUNTIME_DIR` it is `/tmp/dpdk/PREFIX`, where `/tmp/dpdk` belongs
+    /// to the first user who came: set the variable.
     pub fn runtime_dir(&self) -> PathBuf {
         // SAFETY: the EAL runs, so the string is set, terminated and constant until the process ends.
         let dir = unsafe { CStr::from_ptr(sys::rte_eal_get_runtime_dir()) };

@@ -6,6 +6,7 @@
 //! looked up again.
 #![allow(unsafe_code)] // Calls the ethdev API and moves owned buffers to and from drivers.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::ffi::{CString, NulError};
 use std::fmt;
@@ -152,7 +153,8 @@ impl Drop for Running {
 pub struct Port<'eal> {
     claim: Arc<Claim>,
     running: Option<Arc<Running>>,
-    _eal: PhantomData<&'eal ()>,
+    /// Not `Sync`: ethdev's control calls on one port come from one thread at a time.
+    _eal: PhantomData<Cell<&'eal ()>>,
 }
 
 impl<'eal> Port<'eal> {

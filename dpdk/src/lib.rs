@@ -43,9 +43,13 @@
 //! | no card | `--no-pci`, and `--vdev=net_null0` or another virtual device |
 //! | no huge pages | `--no-huge -m 64` |
 //! | huge pages, nothing left behind | `--in-memory -m 32` |
-//! | several instances at once | a `--file-prefix=NAME` each, or `--no-shconf` |
-//! | no root | the same; sockets go to `$XDG_RUNTIME_DIR/dpdk`, or to `/tmp/dpdk` without it |
+//! | several instances at once | a `--file-prefix=NAME` each; with `--no-shconf` also the same name |
+//! | no root | the same, with `XDG_RUNTIME_DIR` set: see [`eal::Eal::runtime_dir`] |
 //! | fewer CPUs than lcores | `--lcores=0@0,(1-3)@1` |
+//!
+//! What stays behind at the end: the empty runtime directory and, without `--no-shconf` and `--in-memory`, about 1 MB
+//! of files in it (`config`, `fbarray_*`), which the next start reuses. After a kill also the sockets, which the next
+//! start replaces.
 
 pub mod affinity;
 pub mod eal;

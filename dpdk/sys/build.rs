@@ -67,8 +67,10 @@ fn fail(sentence: &str) -> ! {
 /// The flags that `pkg-config QUERY libdpdk` prints, in their order.
 fn pkg_config(query: &str) -> Vec<String> {
     let program = std::env::var("PKG_CONFIG").unwrap_or_else(|_| "pkg-config".into());
-    let run = |args: &[&str]| Command::new(&program).args(args).output();
-    match run(&["--print-errors", "libdpdk >= 22.11", query]) {
+    let mut command = Command::new(&program);
+    // Without this, -L is left out when it seems to be the linker's own place, which depends on whose linker it is.
+    command.env("PKG_CONFIG_ALLOW_SYSTEM_LIBS", "1");
+    match command.args(["--print-errors", query, "libdpdk >= 22.11"]).output() {
         Err(error) => fail(&format!("cannot run {program} ({error}); on Debian: {INSTALL}")),
         Ok(output) if !output.status.success() => {
             eprintln!("{}", String::from_utf8_lossy(&output.stderr));

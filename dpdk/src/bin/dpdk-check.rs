@@ -90,7 +90,7 @@ fn burst(eal: &Eal, name: &str) -> Outcome {
     for _ in 0..2 {
         let mut port = Port::by_name(eal, name)?;
         ensure(matches!(Port::by_name(eal, name), Err(PortError::InUse(_))), "a port was given out twice")?;
-        let (mut rx, mut tx) = port.start(&PortConfig { rx_queues: 1, ..PortConfig::default() }, pool)?;
+        let (mut rx, mut tx) = port.start(&PortConfig::default(), pool)?;
         let again = port.start(&PortConfig::default(), pool);
         ensure(matches!(again, Err(PortError::AlreadyStarted(_))), "a port was started twice")?;
         drop(again);
