@@ -1,0 +1,204 @@
+//! The agent's own function 0 as a client: requests out, completions in, never blocking.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use ring::atomic::{Ordering, fence};
+use ring::msg::{Completion, Request};
+use ring::window::{
+    Consumer, HOST_BYTES, HostHeader, HostMemory, Producer, WINDOW_BYTES, Window, WindowHeader,
+};
+
+use crate::function::FunctionMemory;
+use crate::memory::Mapping;
+
+/// The coordinator wrote something that is not a completion: it is broken.
+#[derive(Debug, thiserror::Error)]
+#[error("the coordinator wrote an impossible completion; restart ipc-direct with files of one release")]
+pub struct RingFault;
+
+/// Requests and completions of function 0.
+///
+/// The `'static` references point into the two mappings beside them; none is handed out, and the
+/// mappings live as long as the struct.
+pub struct AgentRing {
+    requests: Producer<'static>,
+    completions: Consumer<'static>,
+    window_header: &'static WindowHeader,
+    host_header: &'static HostHeader,
+    /// Requests that found the ring full, oldest first.
+    outbox: VecDeque<(u32, Request)>,
+    doorbell: OwnedFd,
+    interrupt: OwnedFd,
+    _mappings: [Mapping; 2],
+}
+
+impl AgentRing {
+    /// A client over fresh memory of function 0. `doorbell` is the card's.
+    ///
+    /// # Errors
+    /// Out of descriptors or memory.
+    pub fn new(memory: &FunctionMemory, doorbell: OwnedFd) -> io::Result<AgentRing> {
+        let mappings = [Mapping::new(&memory.window, WINDOW_BYTES)?, Mapping::new(&memory.host, HOST_BYTES)?];
+        let [window, host] = &mappings;
+        let (Some(window), Some(host)) = (Window::over(window.region()), HostMemory::over(host.region()))
+        else {
+            return Err(io::ErrorKind::InvalidData.into());
+        };
+        Ok(AgentRing {
+            requests: Producer::new(window.requests, 0),
+            completions: Consumer::new(host.completions, 0),
+            window_header: window.header,
+            host_header: host.header,
+            outbox: VecDeque::new(),
+            doorbell,
+            interrupt: memory.interrupts[0].try_clone()?,
+            _mappings: mappings,
+        })
+    }
+
+    /// Readable when completions may have come (after [`AgentRing::rearm`] returned true).
+    #[must_use]
+    pub fn interrupt(&self) -> BorrowedFd<'_> {
+        self.interrupt.as_fd()
+    }
+
+    /// Posts a request, or keeps it until the card has given credit.
+    pub fn post(&mut self, token: u32, request: Request) {
+        self.outbox.push_back((token, request));
+        self.flush();
+    }
+
+    fn flush(&mut self) {
+        let mut posted = false;
+        while let Some((token, request)) = self.outbox.front() {
+            let credit = self.completions.credit();
+            if self.requests.push(&request.to_raw(*token), credit).is_err() {
+                break;
+            }
+            self.outbox.pop_front();
+            posted = true;
+        }
+        if posted {
+            self.ring_doorbell();
+        }
+    }
+
+    fn ring_doorbell(&self) {
+        // SeqCst fence: the request is visible before we look whether the card sleeps. The card sets
+        // the word, runs its heavy barrier and then looks at the ring once more (SPEC 2.6), so either
+        // we see the word or it sees the request. Not a hot path: a full fence on this side will do.
+        fence(Ordering::SeqCst);
+        if self.host_header.doorbell_wanted.load(Ordering::Relaxed) != 0 {
+            // A full counter (EAGAIN) wakes the card just as well.
+            let _ = rustix::io::write(&self.doorbell, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// The next completion with its token, if one is there. Credit is taken along the way.
+    ///
+    /// # Errors
+    /// [`RingFault`]: the card is not to be used any more.
+    pub fn take(&mut self) -> Result<Option<(u32, Completion)>, RingFault> {
+        while let Some((raw, credit)) = self.completions.pop().map_err(|_| RingFault)? {
+            if !self.requests.take_credit(credit) {
+                return Err(RingFault);
+            }
+            self.flush();
+            match Completion::from_raw(&raw).map_err(|_| RingFault)? {
+                Completion::Credit => {}
+                completion => return Ok(Some((raw.token, completion))),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Clears the interrupt and asks for the next one. False: more completions are there already,
+    /// take them first.
+    pub fn rearm(&mut self) -> bool {
+        let mut count = [0; 8];
+        // EAGAIN: it was clear.
+        let _ = rustix::io::read(&self.interrupt, &mut count);
+        // Release: the completions were read before the card may reuse their entries.
+        self.window_header.armed.store(self.completions.consumed() + 1, Ordering::Release);
+        // SeqCst fence: the word is visible before we look once more; the card looks at the word again
+        // behind its heavy barrier before it sleeps (SPEC 2.5), so one of us sees the other.
+        fence(Ordering::SeqCst);
+        !self.completions.ready()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::function::eventfd;
+    use ring::msg::Status;
+    use ring::window::{ENTRIES, IrqGate};
+
+    /// The card's half, played by hand.
+    struct Played {
+        window: Mapping,
+        host: Mapping,
+    }
+
+    #[test]
+    fn more_requests_than_entries_wait_for_credit() {
+        let memory = FunctionMemory::new(0).unwrap();
+        let card = Played {
+            window: Mapping::new(&memory.window, WINDOW_BYTES).unwrap(),
+            host: Mapping::new(&memory.host, HOST_BYTES).unwrap(),
+        };
+        let window = Window::over(card.window.region()).unwrap();
+        let host = HostMemory::over(card.host.region()).unwrap();
+        let (mut requests, mut completions) =
+            (Consumer::new(window.requests, 0), Producer::new(host.completions, 0));
+        let mut ring = AgentRing::new(&memory, eventfd().unwrap()).unwrap();
+        let total = ENTRIES * 2 + 7;
+        for n in 0..total {
+            ring.post(n, Request::Detach { function: n % 4096 });
+        }
+        let mut seen = 0;
+        while seen < total {
+            while let Some((raw, _)) = requests.pop().unwrap() {
+                assert_eq!(raw.token, seen);
+                assert_eq!(Request::from_raw(&raw), Ok(Request::Detach { function: seen % 4096 }));
+                seen += 1;
+            }
+            completions.push(&Completion::Credit.to_raw(0), requests.credit()).unwrap();
+            assert_eq!(ring.take().unwrap(), None);
+        }
+        assert!(ring.outbox.is_empty());
+    }
+
+    #[test]
+    fn an_interrupt_is_asked_for_and_comes() {
+        let memory = FunctionMemory::new(0).unwrap();
+        let host = Mapping::new(&memory.host, HOST_BYTES).unwrap();
+        let window = Mapping::new(&memory.window, WINDOW_BYTES).unwrap();
+        let host = HostMemory::over(host.region()).unwrap();
+        let window = Window::over(window.region()).unwrap();
+        let mut completions = Producer::new(host.completions, 0);
+        let mut gate = IrqGate::default();
+        let mut ring = AgentRing::new(&memory, eventfd().unwrap()).unwrap();
+        assert!(ring.rearm());
+        let done = Completion::Done { status: Status::Ok, value: 3 };
+        completions.push(&done.to_raw(9), 0).unwrap();
+        assert!(gate.should_fire(window.header.armed.load(Ordering::Acquire), completions.pushed()));
+        assert!(!ring.rearm(), "a completion that is there forbids sleeping");
+        assert_eq!(ring.take().unwrap(), Some((9, done)));
+        assert!(ring.rearm());
+    }
+
+    #[test]
+    fn nonsense_is_a_fault() {
+        let memory = FunctionMemory::new(0).unwrap();
+        let host = Mapping::new(&memory.host, HOST_BYTES).unwrap();
+        let host = HostMemory::over(host.region()).unwrap();
+        let mut completions = Producer::new(host.completions, 0);
+        let mut ring = AgentRing::new(&memory, eventfd().unwrap()).unwrap();
+        // Credit for requests that were never made.
+        completions.push(&Completion::Credit.to_raw(0), 5).unwrap();
+        assert!(ring.take().is_err());
+    }
+}

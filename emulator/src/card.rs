@@ -1,0 +1,195 @@
+//! The card: a coordinator process behind the emulated bus.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use ring::bus::{AGENT_FUNCTION, BYTES, BusMsg};
+use rustix::net::SocketType;
+
+use crate::agent_ring::AgentRing;
+use crate::coordinator::{Coordinator, Voice};
+use crate::function::{FunctionMemory, eventfd};
+use crate::launch::{self, BootError, BootOptions};
+use crate::packet;
+use crate::runtime_dir::RuntimeDir;
+
+/// What the card says about functions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CardEvent {
+    /// The function is mapped and polled.
+    Mapped(u32),
+    /// The function could not be mapped.
+    MapFailed(u32),
+}
+
+/// The coordinator is gone, or no longer makes sense.
+#[derive(Debug, thiserror::Error)]
+pub enum CardGone {
+    /// It closed the bus.
+    #[error("the coordinator is gone")]
+    HungUp,
+    /// It sent something that is not a bus message of this version.
+    #[error("the coordinator sent a bus message that makes no sense")]
+    Nonsense,
+    /// The socket failed.
+    #[error("the bus to the coordinator failed: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// The coordinator and what ties us to it. The order of the fields is the order of the end: the bus
+/// hangs up, which ends the process, and then nobody uses the directory any more.
+#[derive(Debug)]
+struct Link {
+    bus: OwnedFd,
+    coordinator: Coordinator,
+    runtime: RuntimeDir,
+}
+
+/// A booted card. Dropping it ends the coordinator and removes what DPDK left.
+pub struct Card {
+    epoch: u32,
+    doorbell: OwnedFd,
+    ring: AgentRing,
+    link: Link,
+}
+
+impl Card {
+    /// Starts the coordinator, waits until it is up and maps the agent's own function. Blocks for as
+    /// long as that takes (about 0.2 s), at most `options.up_timeout`.
+    ///
+    /// # Errors
+    /// [`BootError`]: one sentence with the coordinator's last words.
+    pub fn boot(options: &BootOptions) -> Result<Card, BootError> {
+        let program = launch::find_coordinator(options.coordinator.as_deref())?;
+        let deadline = Instant::now() + options.up_timeout;
+        let doorbell = eventfd()?;
+        let (bus, card_end) = packet::pair(SocketType::SEQPACKET)?;
+        let runtime = RuntimeDir::claim();
+        let child = launch::spawn(&program, options.hugepages, &runtime, card_end)?;
+        let mut link = Link { bus, coordinator: Coordinator::new(child)?, runtime };
+
+        // A coordinator that ended already is noticed by `expect`, which can say why.
+        let _ = packet::send(&link.bus, &BusMsg::Hello.to_wire(), &[doorbell.as_fd()]);
+        let BusMsg::Up { epoch } = link.expect(deadline, options.up_timeout)? else {
+            return Err(BootError::Version);
+        };
+        let memory = FunctionMemory::new(AGENT_FUNCTION)?;
+        packet::send(&link.bus, &BusMsg::Map { function: AGENT_FUNCTION }.to_wire(), &memory.bus_fds())?;
+        let BusMsg::Mapped { function: AGENT_FUNCTION } = link.expect(deadline, options.up_timeout)? else {
+            return Err(BootError::NoFunction(link.coordinator.voice.last_words()));
+        };
+        let ring = AgentRing::new(&memory, doorbell.try_clone()?)?;
+        Ok(Card { epoch, doorbell, ring, link })
+    }
+
+    /// Incarnation of the coordinator.
+    #[must_use]
+    pub fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    /// The coordinator's process.
+    #[must_use]
+    pub fn coordinator_pid(&self) -> u32 {
+        self.link.coordinator.pid()
+    }
+
+    /// For `dpdk-telemetry.py -f`.
+    #[must_use]
+    pub fn telemetry_prefix(&self) -> &str {
+        self.link.runtime.prefix()
+    }
+
+    /// The doorbell that all functions share.
+    #[must_use]
+    pub fn doorbell(&self) -> BorrowedFd<'_> {
+        self.doorbell.as_fd()
+    }
+
+    /// Readable when the coordinator has ended (a pidfd).
+    #[must_use]
+    pub fn death(&self) -> BorrowedFd<'_> {
+        self.link.coordinator.pidfd()
+    }
+
+    /// Readable when [`Card::next_event`] has something to say.
+    #[must_use]
+    pub fn bus(&self) -> BorrowedFd<'_> {
+        self.link.bus.as_fd()
+    }
+
+    /// The coordinator's stderr.
+    pub fn voice(&mut self) -> &mut Voice {
+        &mut self.link.coordinator.voice
+    }
+
+    /// The agent's own function.
+    pub fn ring(&mut self) -> &mut AgentRing {
+        &mut self.ring
+    }
+
+    /// Makes function `number` (1 and up) appear on the bus. The card answers by
+    /// [`CardEvent::Mapped`] or [`CardEvent::MapFailed`].
+    ///
+    /// # Errors
+    /// Out of descriptors or memory, or the bus is full or gone.
+    pub fn map_function(&self, number: u32) -> io::Result<FunctionMemory> {
+        let memory = FunctionMemory::new(number)?;
+        packet::send(self.bus(), &BusMsg::Map { function: number }.to_wire(), &memory.bus_fds())?;
+        Ok(memory)
+    }
+
+    /// Function `number` is gone from the bus.
+    ///
+    /// # Errors
+    /// The bus is full or gone.
+    pub fn unmap_function(&self, number: u32) -> io::Result<()> {
+        packet::send(self.bus(), &BusMsg::Unmap { function: number }.to_wire(), &[])
+    }
+
+    /// What the card says next; `None`: nothing for now. Never blocks.
+    ///
+    /// # Errors
+    /// [`CardGone`]: no coordinator any more.
+    pub fn next_event(&mut self) -> Result<Option<CardEvent>, CardGone> {
+        match receive(self.bus())? {
+            None => Ok(None),
+            Some(BusMsg::Mapped { function }) => Ok(Some(CardEvent::Mapped(function))),
+            Some(BusMsg::MapFailed { function }) => Ok(Some(CardEvent::MapFailed(function))),
+            Some(_) => Err(CardGone::Nonsense),
+        }
+    }
+}
+
+impl Link {
+    /// The next bus message, within the deadline.
+    fn expect(&mut self, deadline: Instant, up_timeout: Duration) -> Result<BusMsg, BootError> {
+        loop {
+            match receive(self.bus.as_fd()) {
+                Ok(Some(message)) => return Ok(message),
+                Ok(None) => {}
+                Err(CardGone::Nonsense) => return Err(BootError::Version),
+                Err(CardGone::HungUp | CardGone::Io(_)) => return Err(self.coordinator.why_ended()),
+            }
+            if !self.coordinator.wait(&self.bus, deadline)? {
+                return Err(BootError::Late(up_timeout, self.coordinator.voice.last_words()));
+            }
+        }
+    }
+}
+
+/// One message from the bus; `None` when there is none.
+fn receive(bus: BorrowedFd<'_>) -> Result<Option<BusMsg>, CardGone> {
+    // One byte more than a message, so that a longer one is seen to be wrong.
+    let mut buffer = [0; BYTES + 1];
+    match packet::receive(bus, &mut buffer) {
+        Ok((0, _)) => Err(CardGone::HungUp),
+        Ok((n, _)) => {
+            BusMsg::from_wire(buffer.get(..n).unwrap_or(&[])).map(Some).map_err(|_| CardGone::Nonsense)
+        }
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(e) if e.kind() == io::ErrorKind::ConnectionReset => Err(CardGone::HungUp),
+        Err(e) => Err(e.into()),
+    }
+}

@@ -1,0 +1,122 @@
+//! Starting the coordinator's process, and saying in one sentence why it did not come up.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use crate::runtime_dir::RuntimeDir;
+
+/// Overrides where the coordinator's program is.
+pub const COORDINATOR_VARIABLE: &str = "IPC_DIRECT_COORDINATOR";
+
+/// How to boot a card.
+#[derive(Clone, Debug)]
+pub struct BootOptions {
+    /// The coordinator's program; otherwise `IPC_DIRECT_COORDINATOR`, otherwise `nic-coordinator`
+    /// beside the running executable.
+    pub coordinator: Option<PathBuf>,
+    /// Take DPDK's memory from hugepages (they must be free) instead of ordinary pages.
+    pub hugepages: bool,
+    /// How long the card may take until it is up.
+    pub up_timeout: Duration,
+}
+
+impl Default for BootOptions {
+    fn default() -> Self {
+        BootOptions { coordinator: None, hugepages: false, up_timeout: Duration::from_secs(10) }
+    }
+}
+
+/// Why no card came up.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// No such program.
+    #[error(
+        "the coordinator's program {0} does not exist: build it (make build) or set IPC_DIRECT_COORDINATOR"
+    )]
+    Missing(PathBuf),
+    /// It could not be executed.
+    #[error("the coordinator {0} could not be started: {1}")]
+    Start(PathBuf, #[source] io::Error),
+    /// The loader did not find DPDK.
+    #[error("the coordinator needs DPDK's shared libraries: install them (apt-get install libdpdk-dev): {0}")]
+    NoDpdk(String),
+    /// It ended before it was up.
+    #[error("the coordinator ended while starting ({0}); its last words: {1}")]
+    Ended(ExitStatus, String),
+    /// It did not come up in time.
+    #[error("the coordinator was not up after {0:?}; its last words: {1}")]
+    Late(Duration, String),
+    /// It talks another bus version.
+    #[error("the coordinator speaks another version of the bus: use files of one release")]
+    Version,
+    /// It refused the agent's own function.
+    #[error("the coordinator could not map the agent's own function; its last words: {0}")]
+    NoFunction(String),
+    /// Out of descriptors or memory.
+    #[error("the emulated card could not be set up: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Where the coordinator's program is, by option, environment, or place of the running executable.
+///
+/// # Errors
+/// [`BootError::Missing`] names the place where it should be.
+pub fn find_coordinator(option: Option<&Path>) -> Result<PathBuf, BootError> {
+    let variable = std::env::var_os(COORDINATOR_VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let path = match option.map(Path::to_path_buf).or(variable) {
+        Some(path) => path,
+        None => std::env::current_exe()?.with_file_name("nic-coordinator"),
+    };
+    if path.is_file() { Ok(path) } else { Err(BootError::Missing(path)) }
+}
+
+/// EAL options for a machine without NIC, and, unless `hugepages`, without hugepages and root; several
+/// instances run side by side, because none shares configuration files.
+fn eal_arguments(hugepages: bool, runtime: &RuntimeDir) -> Vec<String> {
+    let mut arguments: Vec<String> = vec!["--no-pci".into(), "--vdev=net_null0,no-rx=1".into()];
+    if hugepages {
+        arguments.push("--in-memory".into());
+    } else {
+        arguments.extend(["--no-huge", "-m", "64", "--no-shconf"].map(String::from));
+    }
+    arguments.push(format!("--file-prefix={}", runtime.prefix()));
+    // One lcore, on a CPU that we may use: EAL would otherwise start a thread on each.
+    arguments.push(format!("--lcores=0@{}", first_allowed_cpu()));
+    if !runtime.usable() {
+        arguments.push("--no-telemetry".into());
+    }
+    arguments
+}
+
+fn first_allowed_cpu() -> usize {
+    let allowed = rustix::thread::sched_getaffinity(None).ok();
+    (0..rustix::thread::CpuSet::MAX_CPU)
+        .find(|cpu| allowed.as_ref().is_some_and(|set| set.is_set(*cpu)))
+        .unwrap_or(0)
+}
+
+/// Starts the program with `bus` as its standard input: the one descriptor that a child can be given
+/// without it leaking into children that other threads start at the same moment.
+pub(crate) fn spawn(
+    program: &Path,
+    hugepages: bool,
+    runtime: &RuntimeDir,
+    bus: OwnedFd,
+) -> Result<Child, BootError> {
+    Command::new(program)
+        .args(eal_arguments(hugepages, runtime))
+        .args(["--", "--bus-fd", "0"])
+        // The coordinator must not run under the shim that it serves.
+        .env_remove("LD_PRELOAD")
+        .stdin(bus)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        // Ctrl-C in the terminal is for the agent, which then tells the coordinator.
+        .process_group(0)
+        .spawn()
+        .map_err(|e| BootError::Start(program.to_path_buf(), e))
+}
