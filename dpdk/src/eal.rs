@@ -56,6 +56,10 @@ pub enum EalError {
 /// std::thread::spawn(move || drop(eal));
 /// ```
 ///
+/// Drop it last, right before the process ends: DPDK's telemetry threads cannot be stopped, and a client who asks for
+/// one of DPDK's own commands that look into its memory (`/mempool/list`) after the EAL's end crashes the process (seen
+/// with 22.11.11). Commands of [`telemetry`](crate::telemetry) go on being answered.
+///
 /// Nothing of DPDK outlives it:
 ///
 /// ```compile_fail,E0505
