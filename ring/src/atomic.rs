@@ -16,6 +16,16 @@ pub fn light_barrier() {
     fence(Ordering::SeqCst);
 }
 
+/// A plain store to a byte that another thread may read-modify-write at the same moment. loom 0.7 does not put
+/// the two in an order (afterwards either value may be read), so under loom it is a swap.
+#[inline(always)]
+pub fn store_against_rmw(byte: &AtomicU8, value: u8, order: Ordering) {
+    #[cfg(not(loom))]
+    byte.store(value, order);
+    #[cfg(loom)]
+    byte.swap(value, order);
+}
+
 /// The expensive half of the asymmetric barrier: when [`Heavy::heavy_barrier`] returns, every
 /// core that runs a registered process has passed a full fence (membarrier(2),
 /// `MEMBARRIER_CMD_GLOBAL_EXPEDITED`).

@@ -10,7 +10,7 @@
 //! Nobody takes an announcement back (SPEC 6.3): other threads and processes may sleep on the same word,
 //! and only a waker, who then wakes all of them, clears it. A sleeper that gave up costs one wake-up in vain.
 
-use crate::atomic::{AtomicU8, AtomicU32, Heavy, Ordering, light_barrier};
+use crate::atomic::{AtomicU8, AtomicU32, Heavy, Ordering, light_barrier, store_against_rmw};
 
 /// A sleeper waits on the word itself with futex(2): wake all waiters of the word.
 pub const FUTEX: u32 = 1;
@@ -66,7 +66,7 @@ fn claim(word: &AtomicU32) -> u32 {
 #[must_use]
 pub fn post(news: &AtomicU8, sleeping: &AtomicU32) -> u32 {
     // Release: pairs with the Acquire in `collect`: who takes the news sees the publication before it.
-    news.store(1, Ordering::Release);
+    store_against_rmw(news, 1, Ordering::Release);
     sleepers(sleeping)
 }
 
