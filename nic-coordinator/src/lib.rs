@@ -1,1 +1,18 @@
-//! Placeholder.
+//! The IPC-Direct coordinator, without DPDK. The program around it is `main.rs`.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`logic`] | decides; no I/O |
+//! | [`mapping`] | a function's window and host memory |
+//! | [`bus`] | where functions come from: the emulated bus |
+//! | [`poll`] | one turn over all rings |
+//! | [`sleep`] | when nothing happens |
+//! | [`counters`] | what is counted and shown |
+#![deny(unsafe_code)]
+
+pub mod bus;
+pub mod counters;
+pub mod logic;
+pub mod mapping;
+pub mod poll;
+pub mod sleep;

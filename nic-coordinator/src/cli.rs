@@ -1,0 +1,109 @@
+//! The command line, in DPDK's convention: `nic-coordinator [EAL options] -- [options]`.
+
+use clap::{Parser, ValueEnum};
+
+const EAL_HELP: &str = "\
+EAL options come first, then --, then the options above. Without a NIC, hugepages or root:
+  nic-coordinator --no-pci --no-huge -m 64 --no-shconf --vdev=net_null0,no-rx=1 -- --bus-fd 3
+`nic-coordinator --no-pci --help --` lists the EAL's own options.";
+
+/// What to do when there is nothing to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Idle {
+    /// Spin for a while, then sleep until a doorbell: the emulated card.
+    Sleep,
+    /// Poll for ever: a card with cores of its own.
+    Poll,
+}
+
+/// The IPC-Direct coordinator: decides who talks to whom. Started by the host agent on an emulated card.
+#[derive(Debug, Parser)]
+#[command(name = "nic-coordinator", version, override_usage = "nic-coordinator [EAL options] -- [options]", after_help = EAL_HELP)]
+pub struct Options {
+    /// Inherited descriptor of the emulated bus, a SOCK_SEQPACKET socket
+    #[arg(long, value_name = "N")]
+    pub bus_fd: Option<i32>,
+    /// What to do when there is nothing to do
+    #[arg(long, value_enum, default_value = "sleep")]
+    pub idle: Idle,
+    /// With --idle sleep: microseconds to look for work before sleeping
+    #[arg(long, value_name = "US", default_value_t = 50, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
+    pub spin_us: u64,
+    /// Ethernet port to poll, by DPDK's name [default: net_null0 if there is one]
+    #[arg(long, value_name = "NAME")]
+    pub port: Option<String>,
+    /// What to log to stderr: off, error, warn, info, debug or a filter as in RUST_LOG, which it overrides
+    #[arg(long, value_name = "FILTER")]
+    pub log: Option<String>,
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Command {
+    /// Run, with these arguments for the EAL (program name first).
+    Run(Vec<String>, Options),
+    /// Print this and end.
+    Print(String),
+}
+
+/// Takes the command line apart.
+///
+/// # Errors
+/// One sentence that says what is wrong.
+pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Command, String> {
+    let mut eal: Vec<String> = args.into_iter().collect();
+    let ours = match eal.iter().position(|arg| arg == "--") {
+        Some(at) => {
+            let ours = eal.split_off(at);
+            ours.into_iter().skip(1).collect()
+        }
+        None => {
+            // Not DPDK's convention, but what everybody tries first.
+            let known = |arg: &String| ["-h", "--help", "-V", "--version"].contains(&arg.as_str());
+            eal.iter().filter(|arg| known(arg)).cloned().collect::<Vec<_>>()
+        }
+    };
+    let name = std::iter::once("nic-coordinator".to_owned());
+    match Options::try_parse_from(name.chain(ours)) {
+        Ok(options) => Ok(Command::Run(eal, options)),
+        Err(error) if !error.use_stderr() => Ok(Command::Print(error.to_string())),
+        Err(error) => {
+            let text = error.to_string();
+            let first = text.lines().next().unwrap_or_default();
+            Err(format!("{}; see nic-coordinator --help", first.trim_start_matches("error: ")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(line: &str) -> Vec<String> {
+        line.split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_eal_gets_what_stands_before_the_dashes() {
+        let Ok(Command::Run(eal, options)) = parse(words("prog --no-pci -m 64 -- --bus-fd 3 --idle poll"))
+        else {
+            panic!("a good line is refused");
+        };
+        assert_eq!(eal, words("prog --no-pci -m 64"));
+        assert_eq!((options.bus_fd, options.idle, options.spin_us), (Some(3), Idle::Poll, 50));
+    }
+
+    #[test]
+    fn help_is_ours_unless_the_dashes_say_otherwise() {
+        assert!(matches!(parse(words("prog --help")), Ok(Command::Print(text)) if text.contains("--bus-fd")));
+        assert!(matches!(parse(words("prog --help --")), Ok(Command::Run(..))));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_in_one_line() {
+        for line in ["prog -- --nonsense", "prog -- --bus-fd x", "prog -- --idle never", "prog -- stray"] {
+            let message = parse(words(line)).unwrap_err();
+            assert!(!message.contains('\n') && message.ends_with("see nic-coordinator --help"), "{message}");
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Connecting: listener, policy, slot, and the wait for a segment.
+
+use ring::bus::AGENT_FUNCTION;
+use ring::msg::{Addr, Completion, ConnId, Status};
+
+use super::functions::{CLIENT, Holder};
+use super::segments::{Conn, Room, Waiting};
+use super::{Logic, Out, announce, policy, reply};
+
+impl Logic {
+    pub(super) fn connect(&mut self, f: u32, token: u32, dst: Addr, src: Addr, out: &mut Vec<Out>) {
+        if let Err(status) = self.try_connect(f, token, dst, src, out) {
+            refuse(out, f, token, status);
+        }
+    }
+
+    fn try_connect(
+        &mut self,
+        f: u32,
+        token: u32,
+        dst: Addr,
+        src: Addr,
+        out: &mut Vec<Out>,
+    ) -> Result<(), Status> {
+        let function = self.functions.get(f).ok_or(Status::BadRequest)?;
+        let identity = function.identity;
+        policy::may_connect(&identity, &dst, &src)?;
+        if function.holdings.conns.len() + function.connecting >= self.limits.conns_per_function {
+            return Err(Status::Quota);
+        }
+        let listener = self.listeners.find(identity.netns, &dst)?;
+        let server_group = self.listeners.get(listener).map(|l| l.group).ok_or(Status::NoListener)?;
+        let waiting = Waiting { function: f, token, listener, client: src, server: dst };
+        match self.segments.room(identity.group, server_group) {
+            Room::Ready(segment) => self.establish(segment, waiting, out),
+            Room::Making(segment) => self.wait_for(segment, waiting),
+            Room::Full(of_pair) => {
+                if of_pair >= self.limits.segments_per_pair || self.segments.len() >= self.limits.segments {
+                    return Err(Status::Quota);
+                }
+                let segment = self.segments.make(identity.group, server_group);
+                let make = Completion::MakeSegment { segment, client_group: identity.group, server_group };
+                announce(out, AGENT_FUNCTION, make);
+                self.wait_for(segment, waiting)
+            }
+        }
+    }
+
+    fn wait_for(&mut self, segment: u32, waiting: Waiting) -> Result<(), Status> {
+        if !self.segments.wait(segment, waiting) {
+            return Err(Status::Quota);
+        }
+        if let Some(function) = self.functions.get_mut(waiting.function) {
+            function.connecting += 1;
+        }
+        Ok(())
+    }
+
+    /// Opens the connection, tells the client, and brings it to the listener.
+    fn establish(&mut self, segment: u32, waiting: Waiting, out: &mut Vec<Out>) -> Result<(), Status> {
+        let Waiting { function: f, token, listener, client, server } = waiting;
+        let function = self.functions.get_mut(f).ok_or(Status::BadRequest)?;
+        let holders = [vec![Holder::Function(f)], Vec::new()];
+        let conn = Conn { holders, client, server, listener, queued: true };
+        let conn = self.segments.open(segment, conn).ok_or(Status::Quota)?;
+        function.holdings.conns.insert((conn, CLIENT));
+        reply(out, f, token, Completion::Connected { status: Status::Ok, conn });
+        self.offer(listener, conn, false, out);
+        Ok(())
+    }
+
+    /// The agent's answer to `MakeSegment`.
+    pub(super) fn segment_made(&mut self, segment: u32, ok: bool, out: &mut Vec<Out>) {
+        let Some(waiting) = self.segments.made(segment) else { return };
+        for waiting in waiting {
+            if let Some(function) = self.functions.get_mut(waiting.function) {
+                function.connecting -= 1;
+            }
+            // Time has passed: the listener may be gone or full.
+            let outcome = match self.listeners.get(waiting.listener) {
+                _ if !ok => Err(Status::NoSegment),
+                None => Err(Status::NoListener),
+                Some(listener) if !listener.has_space() => Err(Status::BacklogFull),
+                Some(_) => self.establish(segment, waiting, out),
+            };
+            if let Err(status) = outcome {
+                refuse(out, waiting.function, waiting.token, status);
+            }
+        }
+        if !ok {
+            self.segments.remove(segment);
+        } else {
+            self.drop_segment_if_orphaned(segment, out);
+        }
+    }
+
+    /// Drops a segment without connections if one of its groups is gone.
+    pub(super) fn drop_segment_if_orphaned(&mut self, segment: u32, out: &mut Vec<Out>) {
+        if let Some(groups) = self.segments.idle(segment)
+            && groups.iter().any(|group| !self.functions.group_lives(*group))
+        {
+            self.segments.remove(segment);
+            announce(out, AGENT_FUNCTION, Completion::DropSegment { segment });
+        }
+    }
+}
+
+fn refuse(out: &mut Vec<Out>, function: u32, token: u32, status: Status) {
+    reply(out, function, token, Completion::Connected { status, conn: ConnId(0) });
+}

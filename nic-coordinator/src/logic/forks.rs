@@ -1,0 +1,109 @@
+//! Forks: between a parent's announcement and the child's attach, a fork holds what the child will hold.
+
+use std::collections::BTreeMap;
+
+use super::functions::Holdings;
+
+/// How long a child has for attaching, in microseconds.
+pub const ATTACH_US_MAX: u64 = 2_000_000;
+
+/// A child that has not attached yet.
+#[derive(Debug)]
+pub struct Fork {
+    /// Function of the parent.
+    pub parent: u32,
+    /// Secret of parent and child.
+    pub nonce: u64,
+    /// Fork family.
+    pub group: u32,
+    /// When the child is given up.
+    pub deadline_us: u64,
+    /// What the child will hold.
+    pub holdings: Holdings,
+}
+
+/// All pending forks. Numbered in the order of their announcement, which is that of their deadlines.
+#[derive(Debug, Default)]
+pub struct Forks {
+    by_id: BTreeMap<u64, Fork>,
+    by_nonce: BTreeMap<(u32, u64), u64>,
+    /// For each parent: how many, and how much they hold together.
+    load: BTreeMap<u32, (usize, usize)>,
+    last_id: u64,
+}
+
+impl Forks {
+    /// How many are pending.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// True when none is pending.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_id.is_empty() && self.by_nonce.is_empty() && self.load.is_empty()
+    }
+
+    /// Enters a fork; returns its number. `None` if this parent's nonce is in use.
+    pub fn insert(&mut self, fork: Fork) -> Option<u64> {
+        let key = (fork.parent, fork.nonce);
+        if self.by_nonce.contains_key(&key) {
+            return None;
+        }
+        self.last_id += 1;
+        let (count, held) = self.load.entry(fork.parent).or_default();
+        *count += 1;
+        *held += size(&fork.holdings);
+        self.by_nonce.insert(key, self.last_id);
+        self.by_id.insert(self.last_id, fork);
+        Some(self.last_id)
+    }
+
+    /// The number of the fork that `parent` announced with `nonce`.
+    #[must_use]
+    pub fn find(&self, parent: u32, nonce: u64) -> Option<u64> {
+        self.by_nonce.get(&(parent, nonce)).copied()
+    }
+
+    /// The fork with this number.
+    #[must_use]
+    pub fn get(&self, id: u64) -> Option<&Fork> {
+        self.by_id.get(&id)
+    }
+
+    /// The earliest pending fork of a parent that has more than `forks_max` of them, or whose forks hold more than
+    /// `held_max` things together.
+    #[must_use]
+    pub fn excess(&self, parent: u32, forks_max: usize, held_max: usize) -> Option<u64> {
+        let (count, held) = self.load.get(&parent)?;
+        if *count <= forks_max && *held <= held_max {
+            return None;
+        }
+        self.by_id.iter().find(|(_, fork)| fork.parent == parent).map(|(id, _)| *id)
+    }
+
+    /// Takes a fork out.
+    pub fn remove(&mut self, id: u64) -> Option<Fork> {
+        let fork = self.by_id.remove(&id)?;
+        self.by_nonce.remove(&(fork.parent, fork.nonce));
+        if let Some((count, held)) = self.load.get_mut(&fork.parent) {
+            *count -= 1;
+            *held -= size(&fork.holdings);
+            if *count == 0 {
+                self.load.remove(&fork.parent);
+            }
+        }
+        Some(fork)
+    }
+
+    /// The fork whose time is over first.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<(u64, u64)> {
+        self.by_id.first_key_value().map(|(id, fork)| (*id, fork.deadline_us))
+    }
+}
+
+fn size(holdings: &Holdings) -> usize {
+    holdings.listeners.len() + holdings.conns.len()
+}

@@ -1,0 +1,130 @@
+//! Functions (attached processes), what they hold, and the groups (fork families) they belong to.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ring::msg::ConnId;
+
+/// Which end of a connection: 0 is the client's, 1 the server's.
+pub type Side = usize;
+/// The client's end.
+pub const CLIENT: Side = 0;
+/// The server's end.
+pub const SERVER: Side = 1;
+
+/// Somebody on whose behalf a listener or one side of a connection stays open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Holder {
+    /// An attached process, by function number.
+    Function(u32),
+    /// A forked child that has not attached yet, by the number of the fork.
+    Fork(u64),
+}
+
+/// What one holder holds: the reverse of the holder lists in listeners and connections.
+#[derive(Clone, Debug, Default)]
+pub struct Holdings {
+    /// Listeners.
+    pub listeners: BTreeSet<u32>,
+    /// Sides of connections.
+    pub conns: BTreeSet<(ConnId, Side)>,
+}
+
+/// Who a process is, by the kernel (through the agent), never by its own word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Fork family.
+    pub group: u32,
+    /// Real user id at attach.
+    pub uid: u32,
+    /// Process id, for people.
+    pub pid: u32,
+    /// Inode of the network namespace.
+    pub netns: u64,
+}
+
+/// An attached process.
+#[derive(Debug)]
+pub struct Function {
+    /// Who it is.
+    pub identity: Identity,
+    /// What it holds.
+    pub holdings: Holdings,
+    /// Connects that wait for their segment.
+    pub connecting: usize,
+}
+
+/// All attached processes, and how many members each group has.
+#[derive(Debug, Default)]
+pub struct Functions {
+    by_number: BTreeMap<u32, Function>,
+    members: BTreeMap<u32, usize>,
+}
+
+impl Functions {
+    /// The process attached as `number`.
+    #[must_use]
+    pub fn get(&self, number: u32) -> Option<&Function> {
+        self.by_number.get(&number)
+    }
+
+    /// As [`Functions::get`], to change it.
+    pub fn get_mut(&mut self, number: u32) -> Option<&mut Function> {
+        self.by_number.get_mut(&number)
+    }
+
+    /// All, by number.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &Function)> {
+        self.by_number.iter().map(|(number, function)| (*number, function))
+    }
+
+    /// How many are attached.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_number.len()
+    }
+
+    /// True when none is attached.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_number.is_empty()
+    }
+
+    /// Adds a process, which joins its group. The number must be free.
+    pub fn insert(&mut self, number: u32, identity: Identity, holdings: Holdings) {
+        self.join(identity.group);
+        self.by_number.insert(number, Function { identity, holdings, connecting: 0 });
+    }
+
+    /// Takes a process out. It still counts as a member of its group until [`Functions::leave`].
+    pub fn remove(&mut self, number: u32) -> Option<Function> {
+        self.by_number.remove(&number)
+    }
+
+    /// One more member (a process or a pending fork) of `group`.
+    pub fn join(&mut self, group: u32) {
+        *self.members.entry(group).or_default() += 1;
+    }
+
+    /// One member less. True when it was the last one.
+    pub fn leave(&mut self, group: u32) -> bool {
+        let Some(count) = self.members.get_mut(&group) else { return false };
+        *count -= 1;
+        let last = *count == 0;
+        if last {
+            self.members.remove(&group);
+        }
+        last
+    }
+
+    /// True while a group has members.
+    #[must_use]
+    pub fn group_lives(&self, group: u32) -> bool {
+        self.members.contains_key(&group)
+    }
+
+    /// How many groups have members.
+    #[must_use]
+    pub fn groups(&self) -> usize {
+        self.members.len()
+    }
+}

@@ -1,0 +1,185 @@
+//! Attach, fork, detach, and what happens when the last holder of a thing lets go of it.
+
+use ring::bus::{AGENT_FUNCTION, FUNCTIONS_MAX};
+use ring::msg::{Completion, ConnId, Status};
+
+use super::forks::{ATTACH_US_MAX, Fork};
+use super::functions::{CLIENT, Holder, Identity, SERVER, Side};
+use super::{Holdings, Limits, Logic, Out, announce, reply};
+
+impl Logic {
+    /// A process appears. With a fork's parent and nonce it takes over what the fork holds, and hears what happened
+    /// to that since.
+    pub(super) fn attach(
+        &mut self,
+        token: u32,
+        f: u32,
+        identity: Identity,
+        (parent, nonce): (u32, u64),
+        out: &mut Vec<Out>,
+    ) {
+        let fork = if parent == 0 { Ok(None) } else { self.child_of(parent, nonce, &identity).map(Some) };
+        let fork = match fork {
+            Ok(fork) if f != AGENT_FUNCTION && f < FUNCTIONS_MAX && self.functions.get(f).is_none() => fork,
+            _ => return reply(out, AGENT_FUNCTION, token, done(Status::BadRequest)),
+        };
+        reply(out, AGENT_FUNCTION, token, done(Status::Ok));
+        let inherited = fork.and_then(|id| Some((id, self.forks.remove(id)?)));
+        let Some((id, fork)) = inherited else {
+            self.functions.insert(f, identity, Holdings::default());
+            return;
+        };
+        self.hand_over(Holder::Fork(id), f, &fork.holdings, out);
+        self.functions.insert(f, identity, fork.holdings);
+        self.functions.leave(fork.group);
+    }
+
+    /// The fork that a child with this identity came from.
+    fn child_of(&self, parent: u32, nonce: u64, identity: &Identity) -> Result<u64, Status> {
+        let id = self.forks.find(parent, nonce).ok_or(Status::BadRequest)?;
+        let same_group = self.forks.get(id).is_some_and(|fork| fork.group == identity.group);
+        if same_group { Ok(id) } else { Err(Status::BadRequest) }
+    }
+
+    /// `f` holds everything that `from` held, and is told what it missed meanwhile.
+    fn hand_over(&mut self, from: Holder, f: u32, holdings: &Holdings, out: &mut Vec<Out>) {
+        for id in &holdings.listeners {
+            let Some(listener) = self.listeners.get_mut(*id) else { continue };
+            listener.holders.remove(&from);
+            listener.holders.insert(Holder::Function(f), !listener.queue.is_empty());
+            if !listener.queue.is_empty() {
+                announce(out, f, Completion::Ready { listener: *id });
+            }
+        }
+        for (id, side) in &holdings.conns {
+            let Some(conn) = self.segments.get_mut(*id) else { continue };
+            for holder in conn.holders.iter_mut().skip(*side).take(1).flatten().filter(|h| **h == from) {
+                *holder = Holder::Function(f);
+            }
+            if conn.closed(other(*side)) {
+                announce(out, f, Completion::PeerGone { conn: *id });
+            }
+        }
+    }
+
+    /// Everything that `f` holds gets the future child as one more holder.
+    pub(super) fn fork(&mut self, f: u32, nonce: u64, now_us: u64, out: &mut Vec<Out>) {
+        let Some(function) = self.functions.get(f) else { return };
+        let group = function.identity.group;
+        let holdings = function.holdings.clone();
+        let deadline_us = now_us.saturating_add(ATTACH_US_MAX);
+        let fork = Fork { parent: f, nonce, group, deadline_us, holdings };
+        let Some(id) = self.forks.insert(fork) else { return };
+        self.functions.join(group);
+        let child = Holder::Fork(id);
+        if let Some(function) = self.functions.get(f) {
+            for listener in &function.holdings.listeners {
+                if let Some(listener) = self.listeners.get_mut(*listener) {
+                    listener.holders.insert(child, false);
+                }
+            }
+            for (conn, side) in &function.holdings.conns {
+                if let Some(holders) = self.segments.get_mut(*conn).and_then(|c| c.holders.get_mut(*side)) {
+                    holders.push(child);
+                }
+            }
+        }
+        let Limits { forks_per_function, fork_holdings_per_function, .. } = self.limits;
+        while let Some(oldest) = self.forks.excess(f, forks_per_function, fork_holdings_per_function) {
+            self.drop_fork(oldest, out);
+        }
+    }
+
+    pub(super) fn fork_failed(&mut self, f: u32, nonce: u64, out: &mut Vec<Out>) {
+        if let Some(id) = self.forks.find(f, nonce) {
+            self.drop_fork(id, out);
+        }
+    }
+
+    pub(super) fn drop_fork(&mut self, id: u64, out: &mut Vec<Out>) {
+        if let Some(fork) = self.forks.remove(id) {
+            self.release_all(Holder::Fork(id), &fork.holdings, out);
+            self.leave_group(fork.group, out);
+        }
+    }
+
+    /// The process is gone, or is to be treated so: everything it held or waited for is let go of. Its children that
+    /// have not attached yet keep what they inherited.
+    pub fn detach(&mut self, f: u32, out: &mut Vec<Out>) {
+        let Some(function) = self.functions.remove(f) else { return };
+        for listener in &function.holdings.listeners {
+            if let Some(listener) = self.listeners.get_mut(*listener) {
+                listener.take_waiters_of(f);
+            }
+        }
+        if function.connecting > 0 {
+            self.segments.forget_waiting(f);
+        }
+        self.release_all(Holder::Function(f), &function.holdings, out);
+        self.leave_group(function.identity.group, out);
+    }
+
+    fn release_all(&mut self, holder: Holder, holdings: &Holdings, out: &mut Vec<Out>) {
+        for listener in &holdings.listeners {
+            self.release_listener(holder, *listener, out);
+        }
+        for (conn, side) in &holdings.conns {
+            self.release_conn(holder, *conn, *side, out);
+        }
+    }
+
+    /// One holder less. Without holders the listener is closed, and what waits in its queue with it.
+    pub(super) fn release_listener(&mut self, holder: Holder, id: u32, out: &mut Vec<Out>) {
+        let Some(listener) = self.listeners.get_mut(id) else { return };
+        listener.holders.remove(&holder);
+        if !listener.holders.is_empty() {
+            return;
+        }
+        let Some(listener) = self.listeners.remove(id) else { return };
+        for id in listener.queue {
+            if let Some(conn) = self.segments.get_mut(id) {
+                conn.queued = false;
+            }
+            self.side_closed(id, SERVER, out);
+        }
+    }
+
+    /// One holder less on one side of a connection.
+    pub(super) fn release_conn(&mut self, holder: Holder, id: ConnId, side: Side, out: &mut Vec<Out>) {
+        let Some(conn) = self.segments.get_mut(id) else { return };
+        let Some(holders) = conn.holders.get_mut(side) else { return };
+        if let Some(index) = holders.iter().position(|h| *h == holder) {
+            holders.swap_remove(index);
+        }
+        if conn.closed(side) {
+            self.side_closed(id, side, out);
+        }
+    }
+
+    /// This side has just been closed: tells the other one, and frees the slot when that is closed, too.
+    fn side_closed(&mut self, id: ConnId, side: Side, out: &mut Vec<Out>) {
+        let Some(conn) = self.segments.get(id) else { return };
+        // A function that is being detached is not in the table any more and hears nothing.
+        for function in conn.functions(other(side)).filter(|f| self.functions.get(*f).is_some()) {
+            announce(out, function, Completion::PeerGone { conn: id });
+        }
+        self.segments.free_if_closed(id);
+        self.drop_segment_if_orphaned(id.segment(), out);
+    }
+
+    fn leave_group(&mut self, group: u32, out: &mut Vec<Out>) {
+        if self.functions.leave(group) {
+            for segment in self.segments.of_group(group) {
+                self.drop_segment_if_orphaned(segment, out);
+            }
+        }
+    }
+}
+
+fn other(side: Side) -> Side {
+    if side == CLIENT { SERVER } else { CLIENT }
+}
+
+fn done(status: Status) -> Completion {
+    Completion::Done { status, value: 0 }
+}

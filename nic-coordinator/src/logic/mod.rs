@@ -1,0 +1,219 @@
+//! The coordinator's decisions: who listens, who may connect to whom, who gets a connection, who still holds it.
+//!
+//! A deterministic state machine without clock, I/O or DPDK: requests and the time go in, completions come out.
+//!
+//! | module | what it decides |
+//! |---|---|
+//! | [`functions`] | attached processes, what they hold, their groups |
+//! | [`policy`] | who may listen where and connect from where |
+//! | [`listeners`] | which listener a destination means; accept queues |
+//! | [`segments`] | slots for connections in the memory that two groups share |
+//! | [`forks`] | what a child inherits before it has attached |
+//! | `connect`, `accept`, `lifetime` | the requests, in terms of those tables |
+
+mod accept;
+mod connect;
+pub mod forks;
+pub mod functions;
+mod lifetime;
+pub mod listeners;
+pub mod policy;
+pub mod segments;
+
+use ring::bus::AGENT_FUNCTION;
+use ring::msg::{Completion, Request};
+
+use forks::Forks;
+use functions::{Functions, Holder, Holdings};
+use listeners::Listeners;
+use segments::Segments;
+
+/// Upper bounds, so that no process can take more than its share.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Listeners that a process may hold.
+    pub listeners_per_function: usize,
+    /// Sides of connections that a process may hold or have under way.
+    pub conns_per_function: usize,
+    /// Parked accepts on a listener.
+    pub waiters_per_listener: usize,
+    /// Segments from one group to another.
+    pub segments_per_pair: usize,
+    /// Segments altogether.
+    pub segments: usize,
+    /// Children of a process that have not attached yet; more push out the oldest.
+    pub forks_per_function: usize,
+    /// What those children may hold together; more pushes out the oldest.
+    pub fork_holdings_per_function: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            listeners_per_function: 1024,
+            conns_per_function: 65_536,
+            waiters_per_listener: 4096,
+            segments_per_pair: 256,
+            segments: 65_536,
+            forks_per_function: 256,
+            fork_holdings_per_function: 1 << 20,
+        }
+    }
+}
+
+/// A completion on its way to a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Out {
+    /// To whom.
+    pub function: u32,
+    /// Token of the request that it answers, or 0.
+    pub token: u32,
+    /// What it says.
+    pub completion: Completion,
+}
+
+/// A request that only the agent may make came from somebody else: that function has to be dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it made a request that only the agent may make")]
+pub struct Impostor;
+
+/// All that the coordinator knows.
+#[derive(Debug, Default)]
+pub struct Logic {
+    limits: Limits,
+    functions: Functions,
+    forks: Forks,
+    listeners: Listeners,
+    segments: Segments,
+}
+
+impl Logic {
+    /// Knows nobody yet.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Logic { limits, ..Logic::default() }
+    }
+
+    /// Decides on one request of `function`, and appends what is to be told to whom.
+    ///
+    /// Requests of a function that is not attached have no effect: they are what a dead process left in its ring.
+    /// `now_us` is any clock in microseconds that never goes back.
+    ///
+    /// # Errors
+    /// [`Impostor`]: the request was ignored.
+    pub fn handle(
+        &mut self,
+        function: u32,
+        token: u32,
+        request: Request,
+        now_us: u64,
+        out: &mut Vec<Out>,
+    ) -> Result<(), Impostor> {
+        if request.agent_only() {
+            if function != AGENT_FUNCTION {
+                return Err(Impostor);
+            }
+            self.handle_agent(token, request, out);
+        } else if self.functions.get(function).is_some() {
+            self.handle_process(function, token, request, now_us, out);
+        }
+        Ok(())
+    }
+
+    fn handle_agent(&mut self, token: u32, request: Request, out: &mut Vec<Out>) {
+        match request {
+            Request::Attach { function, group, parent, nonce, uid, pid, netns } => {
+                let identity = functions::Identity { group, uid, pid, netns };
+                self.attach(token, function, identity, (parent, nonce), out);
+            }
+            Request::Detach { function } => self.detach(function, out),
+            Request::SegmentMade { segment, ok } => self.segment_made(segment, ok, out),
+            _ => {}
+        }
+    }
+
+    fn handle_process(&mut self, f: u32, token: u32, request: Request, now_us: u64, out: &mut Vec<Out>) {
+        match request {
+            Request::Listen { addr, backlog, flags } => {
+                let (status, value) = match self.listen(f, addr, backlog, flags) {
+                    Ok(listener) => (ring::msg::Status::Ok, listener),
+                    Err(status) => (status, 0),
+                };
+                reply(out, f, token, Completion::Done { status, value });
+            }
+            Request::Unlisten { listener } => self.unlisten(f, listener, out),
+            Request::Connect { dst, src } => self.connect(f, token, dst, src, out),
+            Request::Accept { listener, flags } => self.accept(f, token, listener, flags, out),
+            Request::CancelAccept { listener, token } => self.cancel_accept(f, token, listener, out),
+            Request::Close { conn, side } => {
+                let side = side as usize;
+                if let Some(function) = self.functions.get_mut(f)
+                    && function.holdings.conns.remove(&(conn, side))
+                {
+                    self.release_conn(Holder::Function(f), conn, side, out);
+                }
+            }
+            Request::Requeue { conn } => self.requeue(f, conn, out),
+            Request::Fork { nonce } => self.fork(f, nonce, now_us, out),
+            Request::ForkFailed { nonce } => self.fork_failed(f, nonce, out),
+            Request::Attach { .. } | Request::Detach { .. } | Request::SegmentMade { .. } => {}
+        }
+    }
+
+    /// Gives up on children that did not attach in time.
+    pub fn tick(&mut self, now_us: u64, out: &mut Vec<Out>) {
+        while let Some((id, _)) = self.forks.next_deadline().filter(|(_, deadline_us)| *deadline_us <= now_us)
+        {
+            self.drop_fork(id, out);
+        }
+    }
+
+    /// When [`Logic::tick`] has something to do next, if nothing else happens.
+    #[must_use]
+    pub fn next_deadline_us(&self) -> Option<u64> {
+        self.forks.next_deadline().map(|(_, deadline_us)| deadline_us)
+    }
+
+    /// The attached functions.
+    #[must_use]
+    pub fn functions(&self) -> &Functions {
+        &self.functions
+    }
+
+    /// The listeners.
+    #[must_use]
+    pub fn listeners(&self) -> &Listeners {
+        &self.listeners
+    }
+
+    /// The segments and connections.
+    #[must_use]
+    pub fn segments(&self) -> &Segments {
+        &self.segments
+    }
+
+    /// The forks whose children have not attached.
+    #[must_use]
+    pub fn forks(&self) -> &Forks {
+        &self.forks
+    }
+
+    /// True when every table is empty.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.functions.is_empty()
+            && self.functions.groups() == 0
+            && self.forks.is_empty()
+            && self.listeners.is_empty()
+            && self.segments.is_empty()
+    }
+}
+
+fn reply(out: &mut Vec<Out>, function: u32, token: u32, completion: Completion) {
+    out.push(Out { function, token, completion });
+}
+
+/// News that nobody asked for.
+fn announce(out: &mut Vec<Out>, function: u32, completion: Completion) {
+    reply(out, function, 0, completion);
+}

@@ -1,0 +1,180 @@
+//! A function's two memories as the card sees them: the window, which is the card's own, and the host memory that
+//! the bus maps for it.
+//!
+//! `unsafe` is allowed here to view the mappings, and nowhere else in this library. No reference into a mapping
+//! leaves this module: [`FunctionMemory`] hands out copies only, so that it can be unmapped at any time.
+#![allow(unsafe_code)]
+
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+
+use memmap2::{MmapOptions, MmapRaw};
+use ring::atomic::Ordering;
+use ring::shared::Region;
+use ring::window::{Consumer, Full, HOST_BYTES, HostMemory, Producer, Raw, WINDOW_BYTES, Window};
+use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
+
+/// Why a function's memory could not be mapped.
+#[derive(Debug, thiserror::Error)]
+pub enum MapError {
+    /// The kernel refused.
+    #[error("the {0} cannot be mapped: {1}")]
+    Kernel(&'static str, #[source] std::io::Error),
+    /// Its owner could cut it off under our feet.
+    #[error("the {0} is not sealed against shrinking: it must be a memfd with F_SEAL_SHRINK")]
+    Unsealed(&'static str),
+    /// Not the size of this version.
+    #[error("the {what} has {bytes} bytes instead of {expected}: use files of one release")]
+    Size {
+        /// Which memory.
+        what: &'static str,
+        /// Its size.
+        bytes: u64,
+        /// The right size.
+        expected: usize,
+    },
+    /// Not formatted, or by another version, or for another function.
+    #[error("the {0} has no valid header: use files of one release")]
+    Header(&'static str),
+}
+
+/// The function broke the rules of the rings: nothing it says can be relied on any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Broken {
+    /// An entry of another version, or random bytes.
+    #[error("it posted a request of version {0}")]
+    Version(u8),
+    /// It claims to have consumed what was never sent.
+    #[error("it claims credit for completions that were never sent")]
+    Credit,
+}
+
+/// The mapped memories of one function, and our positions in their rings.
+#[derive(Debug)]
+pub struct FunctionMemory {
+    // The 'static of these is a lie that stays in this struct: they are valid as long as `_maps`.
+    window: WindowView,
+    host: HostView,
+    requests: Consumer<'static>,
+    completions: Producer<'static>,
+    _maps: [MmapRaw; 2],
+}
+
+struct WindowView(Window<'static>);
+struct HostView(HostMemory<'static>);
+
+impl std::fmt::Debug for WindowView {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Window")
+    }
+}
+impl std::fmt::Debug for HostView {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("HostMemory")
+    }
+}
+
+impl FunctionMemory {
+    /// Maps the window and the host memory of function `number`, freshly formatted by the agent and not yet known to
+    /// the process.
+    ///
+    /// # Errors
+    /// [`MapError`]; nothing stays mapped.
+    pub fn map(number: u32, window: BorrowedFd<'_>, host: BorrowedFd<'_>) -> Result<Self, MapError> {
+        let (window_map, window) = map_one(window, WINDOW_BYTES, "window")?;
+        let (host_map, host) = map_one(host, HOST_BYTES, "host memory")?;
+        let window = Window::over(window).filter(Window::valid).ok_or(MapError::Header("window"))?;
+        if window.header.function.load(Ordering::Relaxed) != number {
+            return Err(MapError::Header("window"));
+        }
+        let host = HostMemory::over(host).filter(HostMemory::valid).ok_or(MapError::Header("host memory"))?;
+        Ok(FunctionMemory {
+            requests: Consumer::new(window.requests, 0),
+            completions: Producer::new(host.completions, 0),
+            window: WindowView(window),
+            host: HostView(host),
+            _maps: [window_map, host_map],
+        })
+    }
+
+    /// Takes the next request, and the credit in it.
+    ///
+    /// # Errors
+    /// [`Broken`]: the function has to be dropped.
+    pub fn next_request(&mut self) -> Result<Option<Raw>, Broken> {
+        match self.requests.pop() {
+            Ok(None) => Ok(None),
+            Ok(Some((raw, credit))) if self.completions.take_credit(credit) => Ok(Some(raw)),
+            Ok(Some(_)) => Err(Broken::Credit),
+            Err(wrong) => Err(Broken::Version(wrong.0)),
+        }
+    }
+
+    /// Reads the word by which the host asks for an interrupt (SPEC 2.5), and takes the credit in it.
+    ///
+    /// # Errors
+    /// [`Broken`]: the function has to be dropped.
+    pub fn read_armed(&mut self) -> Result<u64, Broken> {
+        // Acquire: pairs with the host's Release store of the word. The entries that it says are consumed were read
+        // before; we may write over them now.
+        let armed = self.window.0.header.armed.load(Ordering::Acquire);
+        if self.completions.take_armed(armed) { Ok(armed) } else { Err(Broken::Credit) }
+    }
+
+    /// Writes a completion, and the credit for requests in it.
+    ///
+    /// # Errors
+    /// [`Full`] until the host gives credit.
+    pub fn push(&mut self, raw: &Raw) -> Result<(), Full> {
+        if self.completions.space() == 0 {
+            return Err(Full);
+        }
+        let credit = self.requests.credit();
+        self.completions.push(raw, credit)
+    }
+
+    /// Completions pushed so far.
+    #[must_use]
+    pub fn pushed(&self) -> u64 {
+        self.completions.pushed()
+    }
+
+    /// Requests consumed that the host has not been told of.
+    #[must_use]
+    pub fn untold(&self) -> u64 {
+        self.requests.untold()
+    }
+
+    /// Says in host memory which incarnation of the coordinator this is.
+    pub fn set_epoch(&self, epoch: u32) {
+        // Relaxed: the host looks at it only after a message that says the function is mapped.
+        self.host.0.header.epoch.store(epoch, Ordering::Relaxed);
+    }
+
+    /// Tells the host whether it has to ring the doorbell after a request (SPEC 2.6).
+    pub fn set_doorbell_wanted(&self, wanted: bool) {
+        // Relaxed: setting it is ordered before our second look at the rings by the heavy barrier between the two;
+        // a host that reads the old 1 after the clearing rings in vain. A plain store: over PCIe it is a posted write.
+        self.host.0.header.doorbell_wanted.store(u32::from(wanted), Ordering::Relaxed);
+    }
+}
+
+fn map_one(fd: BorrowedFd<'_>, expected: usize, what: &'static str) -> Result<(MmapRaw, Region), MapError> {
+    let kernel = |error: rustix::io::Errno| MapError::Kernel(what, error.into());
+    // A memory that can shrink would kill us with SIGBUS at the next access.
+    match fcntl_get_seals(fd) {
+        Ok(seals) if seals.contains(SealFlags::SHRINK) => {}
+        Ok(_) | Err(rustix::io::Errno::INVAL) => return Err(MapError::Unsealed(what)),
+        Err(error) => return Err(kernel(error)),
+    }
+    let bytes = u64::try_from(fstat(fd).map_err(kernel)?.st_size).unwrap_or(0);
+    if bytes != expected as u64 {
+        return Err(MapError::Size { what, bytes, expected });
+    }
+    let map = MmapOptions::new().len(expected).map_raw(&fd).map_err(|error| MapError::Kernel(what, error))?;
+    let base = NonNull::new(map.as_mut_ptr()).ok_or(MapError::Header(what))?;
+    // SAFETY: mapped shared, readable and writable, page-aligned and `expected` bytes long (and the file cannot shrink);
+    // the region and all that is borrowed from it stay in the FunctionMemory that owns the mapping.
+    let region = unsafe { Region::new(base, expected) };
+    Ok((map, region))
+}

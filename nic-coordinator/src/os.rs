@@ -1,0 +1,80 @@
+//! What needs the C library: a descriptor that we inherited, signals as a descriptor, and a last act at exit.
+//!
+//! `unsafe` is allowed here for these calls.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+/// Takes over descriptor `number`, which whoever started us left open, and keeps it from our children.
+///
+/// To be called once for a number, early: nothing else of this program may own it.
+///
+/// # Errors
+/// `EBADF` if it is not open; 0, 1 and 2 are refused with `EINVAL`.
+pub fn inherited(number: i32) -> io::Result<OwnedFd> {
+    if number <= 2 {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // SAFETY: F_SETFD takes any number and an int; it fails for a number that is not open.
+    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: open (checked above), and the caller says that nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Turns `SIGTERM` and `SIGINT` into a descriptor that becomes readable. Threads started later inherit that the
+/// signals do nothing else.
+///
+/// # Errors
+/// The kernel's.
+pub fn end_signals() -> io::Result<OwnedFd> {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset initialises the set, the others change or read it; all arguments are valid.
+    let fd = unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGTERM);
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGINT);
+        let error = libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut());
+        if error != 0 {
+            return Err(io::Error::from_raw_os_error(error));
+        }
+        libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a fresh descriptor that nobody else knows.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// See [`remove_at_exit`].
+static DIR_TO_REMOVE: OnceLock<PathBuf> = OnceLock::new();
+
+/// DPDK leaves its runtime directory behind, and removes the telemetry socket in it only at exit. Registers that the
+/// directory named by [`set_dir_to_remove`], and the one above it, are removed after that if they are empty: another
+/// instance may use them.
+///
+/// # Errors
+/// The C library has no room for the registration.
+pub fn remove_at_exit() -> io::Result<()> {
+    extern "C" fn remove() {
+        if let Some(dir) = DIR_TO_REMOVE.get() {
+            for dir in dir.ancestors().take(2) {
+                // Not empty, or not ours: fine.
+                let _ = std::fs::remove_dir(dir);
+            }
+        }
+    }
+    // SAFETY: `remove` needs nothing that ends before the process does, and does not unwind.
+    if unsafe { libc::atexit(remove) } == 0 { Ok(()) } else { Err(io::ErrorKind::OutOfMemory.into()) }
+}
+
+/// Which directory [`remove_at_exit`] means. The first call counts.
+pub fn set_dir_to_remove(dir: &Path) {
+    let _ = DIR_TO_REMOVE.set(dir.to_owned());
+}

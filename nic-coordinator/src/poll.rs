@@ -1,0 +1,293 @@
+//! One polling turn over all mapped functions, with bounded work: requests in, completions and interrupts out.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use ring::bus::{AGENT_FUNCTION, FUNCTIONS_MAX, MAP_FDS};
+use ring::msg::{Completion, Malformed, Request};
+use ring::window::{ENTRIES, IrqGate};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::ioctl_fionbio;
+
+use crate::counters::Shown;
+use crate::logic::{Impostor, Logic, Out};
+use crate::mapping::{Broken, FunctionMemory, MapError};
+
+/// Requests of one function that one turn takes.
+pub const REQUESTS_PER_TURN: usize = 16;
+/// A function with so many completions waiting for credit is not read from until it takes some. What can still come
+/// for it then is bounded by what it holds.
+pub const OUTBOX_MAX: usize = 1024;
+/// A credit goes out by itself when so many requests are consumed and nothing else told the host.
+pub const CREDIT_AFTER: u64 = ENTRIES as u64 / 4;
+
+/// Why a function is dropped.
+#[derive(Debug, thiserror::Error)]
+enum Offence {
+    #[error(transparent)]
+    Ring(#[from] Broken),
+    #[error("it posted a malformed request")]
+    Malformed,
+    #[error(transparent)]
+    Impostor(#[from] Impostor),
+}
+
+impl From<Malformed> for Offence {
+    fn from(_: Malformed) -> Self {
+        Offence::Malformed
+    }
+}
+
+/// A mapped function.
+#[derive(Debug)]
+struct Port {
+    memory: FunctionMemory,
+    /// Vectors 0 (answers) and 1 (events).
+    irqs: [OwnedFd; 2],
+    gate: IrqGate,
+    /// Completions that wait for credit.
+    outbox: VecDeque<(u32, Completion)>,
+    /// An event was queued or pushed since the last interrupt on vector 1.
+    event_due: bool,
+    /// It broke the rules: not looked at any more.
+    dropped: bool,
+}
+
+/// All mapped functions, and the logic behind them.
+#[derive(Debug)]
+pub struct Poller {
+    logic: Logic,
+    /// By function number.
+    ports: Vec<Option<Port>>,
+    /// The numbers that are mapped.
+    mapped: Vec<u32>,
+    shown: Arc<Shown>,
+    epoch: u32,
+    out: Vec<Out>,
+    /// Functions that broke the rules and have yet to be detached.
+    offenders: Vec<(u32, Offence)>,
+}
+
+impl Poller {
+    /// Polls nothing yet. `epoch`: which incarnation of the coordinator this is.
+    #[must_use]
+    pub fn new(logic: Logic, shown: Arc<Shown>, epoch: u32) -> Self {
+        Poller {
+            logic,
+            ports: Vec::new(),
+            mapped: Vec::new(),
+            shown,
+            epoch,
+            out: Vec::new(),
+            offenders: Vec::new(),
+        }
+    }
+
+    /// The decisions' state.
+    #[must_use]
+    pub fn logic(&self) -> &Logic {
+        &self.logic
+    }
+
+    /// Maps function `number` from the descriptors that the bus brought: window, host memory, vectors 0 and 1.
+    ///
+    /// # Errors
+    /// [`MapError`]; a number that is mapped already is a bad header.
+    pub fn map(&mut self, number: u32, fds: Vec<OwnedFd>) -> Result<(), MapError> {
+        let fds: [OwnedFd; MAP_FDS] = fds.try_into().map_err(|_| MapError::Header("set of descriptors"))?;
+        let [window, host, irq0, irq1] = fds;
+        if number >= FUNCTIONS_MAX || self.port(number).is_some() {
+            return Err(MapError::Header("number of the function"));
+        }
+        let memory = FunctionMemory::map(number, window.as_fd(), host.as_fd())?;
+        for irq in [&irq0, &irq1] {
+            ioctl_fionbio(irq, true).map_err(|e| MapError::Kernel("interrupt", e.into()))?;
+        }
+        memory.set_epoch(self.epoch);
+        let index = number as usize;
+        if self.ports.len() <= index {
+            self.ports.resize_with(index + 1, || None);
+        }
+        if let Some(place) = self.ports.get_mut(index) {
+            *place = Some(Port {
+                memory,
+                irqs: [irq0, irq1],
+                gate: IrqGate::default(),
+                outbox: VecDeque::new(),
+                event_due: false,
+                dropped: false,
+            });
+            self.mapped.push(number);
+        }
+        Ok(())
+    }
+
+    /// Unmaps a function, whose process is gone. Its holdings go at once: the number may be mapped again before the
+    /// agent's `Detach` is read.
+    pub fn unmap(&mut self, number: u32) {
+        if let Some(place) = self.ports.get_mut(number as usize) {
+            *place = None;
+        }
+        self.mapped.retain(|n| *n != number);
+        self.logic.detach(number, &mut self.out);
+        self.route();
+        self.expel();
+    }
+
+    /// True when the agent's own function broke the rules: without an agent there is no coordinator.
+    #[must_use]
+    pub fn agent_dropped(&self) -> bool {
+        self.port(AGENT_FUNCTION).is_some_and(|port| port.dropped)
+    }
+
+    /// Looks at every function once. True if there was anything to do.
+    pub fn turn(&mut self, now_us: u64) -> bool {
+        let mut worked = false;
+        for index in 0..self.mapped.len() {
+            if let Some(number) = self.mapped.get(index).copied() {
+                worked |= self.serve(number, now_us);
+            }
+        }
+        if self.logic.next_deadline_us().is_some_and(|deadline_us| deadline_us <= now_us) {
+            self.logic.tick(now_us, &mut self.out);
+            self.route();
+            worked = true;
+        }
+        self.expel();
+        worked
+    }
+
+    /// Announces in all functions' host memory whether the card sleeps and wants a doorbell.
+    pub fn set_doorbell_wanted(&self, wanted: bool) {
+        for port in self.ports.iter().flatten() {
+            port.memory.set_doorbell_wanted(wanted);
+        }
+    }
+
+    fn port(&self, number: u32) -> Option<&Port> {
+        self.ports.get(number as usize)?.as_ref()
+    }
+
+    fn port_mut(&mut self, number: u32) -> Option<&mut Port> {
+        self.ports.get_mut(number as usize)?.as_mut()
+    }
+
+    fn serve(&mut self, number: u32, now_us: u64) -> bool {
+        let taken = match self.take_requests(number, now_us) {
+            Ok(taken) => taken,
+            Err(offence) => {
+                self.offends(number, offence);
+                // What its good requests before that said to others.
+                self.route();
+                return true;
+            }
+        };
+        if taken > 0 {
+            self.shown.counters.requests.add(taken);
+            self.route();
+        }
+        // Also without requests: the host may have given credit or asked for an interrupt.
+        self.settle(number);
+        taken > 0
+    }
+
+    fn take_requests(&mut self, number: u32, now_us: u64) -> Result<u64, Offence> {
+        let Poller { ports, logic, out, .. } = self;
+        let Some(port) = ports.get_mut(number as usize).and_then(Option::as_mut) else { return Ok(0) };
+        let mut taken = 0;
+        if port.dropped || port.outbox.len() >= OUTBOX_MAX {
+            return Ok(0);
+        }
+        for _ in 0..REQUESTS_PER_TURN {
+            let Some(raw) = port.memory.next_request()? else { break };
+            taken += 1;
+            let request = Request::from_raw(&raw)?;
+            logic.handle(number, raw.token, request, now_us, out)?;
+        }
+        Ok(taken)
+    }
+
+    /// Brings what the logic said to the functions' outboxes and on from there.
+    fn route(&mut self) {
+        let mut out = std::mem::take(&mut self.out);
+        for Out { function, token, completion } in &out {
+            if let Some(port) = self.port_mut(*function).filter(|port| !port.dropped) {
+                port.event_due |= completion.is_event();
+                port.outbox.push_back((*token, *completion));
+            }
+        }
+        for Out { function, .. } in &out {
+            self.settle(*function);
+        }
+        out.clear();
+        self.out = out;
+    }
+
+    /// Pushes what credit allows, tells our own credit, and interrupts the host if it asked for it.
+    fn settle(&mut self, number: u32) {
+        let shown = Arc::clone(&self.shown);
+        let Some(port) = self.port_mut(number).filter(|port| !port.dropped) else { return };
+        if let Err(broken) = port.settle(&shown) {
+            self.offends(number, broken.into());
+        }
+    }
+
+    /// Looks no more at a function; [`Poller::expel`] does the rest.
+    fn offends(&mut self, number: u32, offence: Offence) {
+        if let Some(port) = self.port_mut(number) {
+            port.dropped = true;
+            port.outbox = VecDeque::new();
+            self.offenders.push((number, offence));
+        }
+    }
+
+    /// Detaches the offenders, as if their processes were gone. The news of that may reveal more of them.
+    fn expel(&mut self) {
+        while let Some((number, offence)) = self.offenders.pop() {
+            let pid = self.logic.functions().get(number).map_or(0, |f| f.identity.pid);
+            tracing::error!("function {number} (process {pid}) is dropped: {offence}");
+            self.shown.counters.functions_dropped.add(1);
+            self.logic.detach(number, &mut self.out);
+            self.route();
+        }
+    }
+}
+
+impl Port {
+    fn settle(&mut self, shown: &Shown) -> Result<(), Broken> {
+        let armed = self.memory.read_armed()?;
+        while let Some((token, completion)) = self.outbox.front().copied() {
+            if self.memory.push(&completion.to_raw(token)).is_err() {
+                break;
+            }
+            self.outbox.pop_front();
+            self.event_due |= completion.is_event();
+            shown.counters.count(&completion);
+        }
+        if self.memory.untold() >= CREDIT_AFTER && self.memory.push(&Completion::Credit.to_raw(0)).is_ok() {
+            shown.counters.count(&Completion::Credit);
+        }
+        let [answers, events] = &self.irqs;
+        if self.gate.should_fire(armed, self.memory.pushed()) {
+            interrupt(answers);
+            shown.counters.irqs.add(1);
+        }
+        // An event that found no space counts, too: its process may sleep on data, and has to be made to read.
+        if std::mem::take(&mut self.event_due) {
+            interrupt(events);
+            shown.counters.irqs.add(1);
+        }
+        Ok(())
+    }
+}
+
+/// Adds 1 to an eventfd. Not to one that is full: it is signalled, and must not be waited for. The process holds it,
+/// too, so whether it blocks is asked first, whatever we set.
+fn interrupt(eventfd: &OwnedFd) {
+    let mut fds = [PollFd::new(eventfd, PollFlags::OUT)];
+    if matches!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(1)) {
+        // An error means that nobody can be woken by it any more.
+        let _ = rustix::io::write(eventfd, &1u64.to_ne_bytes());
+    }
+}

@@ -1,0 +1,304 @@
+//! From a running EAL to the end: one loop that polls bus, rings and port, with bounded work per turn.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use dpdk::eal::{Eal, EalError};
+use dpdk::ethdev::{Port, PortConfig, PortError, RxQueue};
+use dpdk::mbuf::{Mbuf, PktPool, PoolError};
+use dpdk::telemetry::RegisterError;
+use nic_coordinator::bus::{Bus, BusError};
+use nic_coordinator::counters::Shown;
+use nic_coordinator::logic::{Limits, Logic};
+use nic_coordinator::poll::Poller;
+use nic_coordinator::sleep::{Membarrier, NoMembarrier, Woken, sleep};
+use ring::bus::{BusMsg, HELLO_FDS};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::cli::{Idle, Options};
+use crate::{os, telemetry};
+
+/// How often the bus and the signals are looked at while there is work.
+const BUS_EVERY_US: u64 = 20;
+/// How long the agent may take for its first message.
+const HELLO_WITHIN_S: i64 = 10;
+/// How old the tables that telemetry shows may be.
+const SNAPSHOT_EVERY_US: u64 = 100_000;
+/// Packets that one turn takes from the port.
+const RX_BURST: u16 = 32;
+/// The port that is polled if none is named.
+const DEFAULT_PORT: &str = "net_null0";
+/// Packet buffers: the receive descriptors, a burst, and some air.
+const POOL_BUFFERS: u32 = 2047;
+const POOL_CACHE: u32 = 32;
+const BUFFER_BYTES: u16 = 2048;
+
+/// Why the coordinator ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Eal(#[from] EalError),
+    #[error(transparent)]
+    Port(#[from] PortError),
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    #[error(transparent)]
+    Telemetry(#[from] RegisterError),
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    #[error(transparent)]
+    NoMembarrier(#[from] NoMembarrier),
+    #[error("the kernel refused {0}: {1}")]
+    Kernel(&'static str, #[source] std::io::Error),
+    #[error("the agent sent no greeting on the emulated bus: use files of one release")]
+    NoHello,
+    #[error("the agent's own function broke the rules of the rings: use files of one release")]
+    AgentBroken,
+}
+
+impl RunError {
+    /// True when the command line is to blame.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, RunError::Port(PortError::NotFound(_)))
+    }
+}
+
+/// Why the loop ended, other than by an error.
+enum End {
+    Signal,
+    HungUp,
+}
+
+/// Runs until the host hangs up the bus or a signal asks for the end.
+pub fn run(eal_args: Vec<String>, options: &Options, bus: OwnedFd) -> Result<(), RunError> {
+    // Before the EAL starts its threads, which are to inherit the blocked signals.
+    let end = os::end_signals().map_err(|e| RunError::Kernel("signalfd", e))?;
+    let bus = Bus::new(bus);
+    let shown = Arc::new(Shown::default());
+    telemetry::offer(&shown)?;
+
+    // Before the EAL registers the same for the files in there: what is registered last is done first.
+    os::remove_at_exit().map_err(|e| RunError::Kernel("atexit", e))?;
+    let (eal, _) = Eal::init(eal_args)?;
+    os::set_dir_to_remove(&eal.runtime_dir());
+    let ended = with_eal(&eal, options, &bus, &end, &shown);
+    drop(eal);
+    match ended {
+        Ok(End::Signal) => tracing::info!("ending: asked by a signal"),
+        Ok(End::HungUp) | Err(RunError::Bus(BusError::HungUp)) => tracing::info!("ending: the host is gone"),
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+fn with_eal(
+    eal: &Eal,
+    options: &Options,
+    bus: &Bus,
+    end: &OwnedFd,
+    shown: &Arc<Shown>,
+) -> Result<End, RunError> {
+    if options.idle == Idle::Sleep {
+        // The EAL has pinned us to one core, which the host's programs want as well.
+        let everywhere = eal.original_affinity();
+        everywhere.apply_to_this_thread().map_err(|e| RunError::Kernel("CPU affinity", e))?;
+    }
+    let mut ethernet = Ethernet::open(eal, options.port.as_deref())?;
+    let doorbell = greet(bus)?;
+    let mut epoch = [0; 4];
+    rustix::rand::getrandom(&mut epoch, rustix::rand::GetRandomFlags::empty())
+        .map_err(|e| RunError::Kernel("random numbers", e.into()))?;
+    let epoch = u32::from_ne_bytes(epoch);
+    let poller = Poller::new(Logic::new(Limits::default()), Arc::clone(shown), epoch);
+    bus.send(BusMsg::Up { epoch })?;
+    tracing::info!("up: epoch {epoch:08x}, runtime directory {}", eal.runtime_dir().display());
+    let mut card =
+        Card { poller, bus, end, shown, snapshot_us: None, changed: true, started: Instant::now() };
+    match options.idle {
+        Idle::Poll => card.poll(ethernet.as_mut()),
+        Idle::Sleep => {
+            card.poll_and_sleep(ethernet.as_mut(), &doorbell, &Membarrier::new()?, options.spin_us)
+        }
+    }
+}
+
+/// Waits for the agent's first message, which brings the doorbell.
+fn greet(bus: &Bus) -> Result<OwnedFd, RunError> {
+    let mut fds = [PollFd::new(bus, PollFlags::IN)];
+    let timeout = Timespec { tv_sec: HELLO_WITHIN_S, tv_nsec: 0 };
+    poll(&mut fds, Some(&timeout)).map_err(|e| RunError::Kernel("poll", e.into()))?;
+    let incoming =
+        bus.receive()?.filter(|incoming| incoming.message == BusMsg::Hello).ok_or(RunError::NoHello)?;
+    let [doorbell]: [OwnedFd; HELLO_FDS] = incoming.fds.try_into().map_err(|_| RunError::NoHello)?;
+    Ok(doorbell)
+}
+
+/// The Ethernet port, as far as it is used: packets are counted.
+struct Ethernet<'eal> {
+    _port: Port<'eal>,
+    queue: RxQueue<'eal>,
+    packets: Vec<Mbuf<'eal>>,
+}
+
+impl<'eal> Ethernet<'eal> {
+    fn open(eal: &'eal Eal, name: Option<&str>) -> Result<Option<Self>, RunError> {
+        let mut port = match Port::by_name(eal, name.unwrap_or(DEFAULT_PORT)) {
+            Err(PortError::NotFound(_)) if name.is_none() => return Ok(None),
+            port => port?,
+        };
+        let pool = PktPool::new(eal, "rx", POOL_BUFFERS, POOL_CACHE, BUFFER_BYTES)?;
+        let (queues, _) = port.start(&PortConfig::default(), pool)?;
+        Ok(queues.into_iter().next().map(|queue| Ethernet {
+            _port: port,
+            queue,
+            packets: Vec::with_capacity(usize::from(RX_BURST)),
+        }))
+    }
+
+    fn turn(&mut self, shown: &Shown) {
+        let count = self.queue.burst(&mut self.packets, RX_BURST);
+        if count > 0 {
+            shown.counters.port_rx.add(count as u64);
+            self.packets.clear();
+        }
+    }
+}
+
+/// The loop's state.
+struct Card<'a> {
+    poller: Poller,
+    bus: &'a Bus,
+    end: &'a OwnedFd,
+    shown: &'a Shown,
+    /// When the tables were last shown.
+    snapshot_us: Option<u64>,
+    /// Whether they may have changed since.
+    changed: bool,
+    started: Instant,
+}
+
+impl Card<'_> {
+    fn now_us(&self) -> u64 {
+        // Wraps in half a million years.
+        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// A card's loop: never sleeps.
+    fn poll(&mut self, mut ethernet: Option<&mut Ethernet<'_>>) -> Result<End, RunError> {
+        let mut bus_due_us = 0;
+        loop {
+            let now_us = self.now_us();
+            self.turn(now_us, &mut ethernet)?;
+            if now_us >= bus_due_us {
+                bus_due_us = now_us + BUS_EVERY_US;
+                if let Some(end) = self.bus_turn(peek(self.bus, self.end))? {
+                    return Ok(end);
+                }
+            }
+            self.show(now_us);
+        }
+    }
+
+    /// The emulated card's loop: looks for work for `spin_us` after the last work, leaving the core to others in
+    /// between, then sleeps. Packets of the port are taken while awake, but are no reason to stay so.
+    fn poll_and_sleep(
+        &mut self,
+        mut ethernet: Option<&mut Ethernet<'_>>,
+        doorbell: &OwnedFd,
+        heavy: &Membarrier,
+        spin_us: u64,
+    ) -> Result<End, RunError> {
+        let mut bus_due_us = 0;
+        let mut worked_us = 0;
+        loop {
+            let now_us = self.now_us();
+            if self.turn(now_us, &mut ethernet)? {
+                worked_us = now_us;
+            }
+            let mut woken = Woken::default();
+            if now_us.saturating_sub(worked_us) >= spin_us {
+                let until_us = self.wake_at_us(now_us).map(|at| at.saturating_sub(now_us));
+                let others = (self.bus.as_fd(), self.end.as_fd());
+                woken = sleep(&mut self.poller, heavy, doorbell, others, (now_us, until_us), self.shown);
+                if woken.worked {
+                    worked_us = now_us;
+                    self.changed = true;
+                }
+            } else if now_us >= bus_due_us {
+                bus_due_us = now_us + BUS_EVERY_US;
+                woken = peek(self.bus, self.end);
+            } else {
+                rustix::thread::sched_yield();
+            }
+            if let Some(end) = self.bus_turn(woken)? {
+                return Ok(end);
+            }
+            self.show(now_us);
+        }
+    }
+
+    fn turn(&mut self, now_us: u64, ethernet: &mut Option<&mut Ethernet<'_>>) -> Result<bool, RunError> {
+        if let Some(ethernet) = ethernet {
+            ethernet.turn(self.shown);
+        }
+        let worked = self.poller.turn(now_us);
+        self.changed |= worked;
+        if self.poller.agent_dropped() { Err(RunError::AgentBroken) } else { Ok(worked) }
+    }
+
+    /// The earliest time at which there is something to do without being called.
+    fn wake_at_us(&self, now_us: u64) -> Option<u64> {
+        let snapshot = self.changed.then(|| self.snapshot_us.map_or(now_us, |at| at + SNAPSHOT_EVERY_US));
+        self.poller.logic().next_deadline_us().into_iter().chain(snapshot).min()
+    }
+
+    /// Leaves a picture of the tables for telemetry, now and then.
+    fn show(&mut self, now_us: u64) {
+        let due = self.snapshot_us.is_none_or(|at| now_us.saturating_sub(at) >= SNAPSHOT_EVERY_US);
+        if self.changed && due && self.shown.publish(self.poller.logic()) {
+            self.changed = false;
+            self.snapshot_us = Some(now_us);
+        }
+    }
+
+    fn bus_turn(&mut self, woken: Woken) -> Result<Option<End>, RunError> {
+        if woken.end {
+            return Ok(Some(End::Signal));
+        }
+        if !woken.bus {
+            return Ok(None);
+        }
+        while let Some(incoming) = match self.bus.receive() {
+            Err(BusError::HungUp) => return Ok(Some(End::HungUp)),
+            received => received?,
+        } {
+            self.changed = true;
+            match incoming.message {
+                BusMsg::Map { function } => {
+                    let answer = match self.poller.map(function, incoming.fds) {
+                        Ok(()) => BusMsg::Mapped { function },
+                        Err(error) => {
+                            tracing::error!("function {function} is not mapped: {error}");
+                            BusMsg::MapFailed { function }
+                        }
+                    };
+                    self.bus.send(answer)?;
+                }
+                BusMsg::Unmap { function } => self.poller.unmap(function),
+                // Not from an agent: both are of one release.
+                other => tracing::warn!("unexpected message on the bus: {other:?}"),
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Whether bus or signals have something, without waiting.
+fn peek(bus: &Bus, end: &OwnedFd) -> Woken {
+    let mut fds = [PollFd::new(bus, PollFlags::IN), PollFd::new(end, PollFlags::IN)];
+    // An error leaves the answers empty; the next look comes soon.
+    let _ = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    let [bus, end] = fds.map(|fd| !fd.revents().is_empty());
+    Woken { bus, end, worked: false }
+}

@@ -1,0 +1,108 @@
+//! Sleeping when there is nothing to do (SPEC 2.6): for the emulated card, which takes its core from the host.
+//!
+//! The card announces in every function's host memory that it wants a doorbell, runs the heavy barrier, looks at
+//! everything once more, and only then sleeps. A host posts its request, then reads the announcement. Whichever came
+//! first: if the host's post is not seen by our second look, the host's read comes after the barrier and sees the
+//! announcement. The same argument covers `armed`, whose host looks at its completion ring after posting it.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use ring::atomic::Heavy;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, IoSliceMut, ReadWriteFlags, preadv2};
+use rustix::thread::{MembarrierCommand, membarrier, membarrier_query};
+
+use crate::counters::Shown;
+use crate::poll::Poller;
+
+/// The kernel's expedited barrier over all registered processes.
+#[derive(Debug)]
+pub struct Membarrier(());
+
+/// The kernel has no `MEMBARRIER_CMD_GLOBAL_EXPEDITED`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this kernel has no membarrier(2) with GLOBAL_EXPEDITED: use Linux 4.16 or newer, or --idle poll")]
+pub struct NoMembarrier;
+
+impl Membarrier {
+    /// Finds out whether the kernel can do it.
+    ///
+    /// # Errors
+    /// [`NoMembarrier`].
+    pub fn new() -> Result<Self, NoMembarrier> {
+        if membarrier_query().contains_command(MembarrierCommand::GlobalExpedited) {
+            Ok(Membarrier(()))
+        } else {
+            Err(NoMembarrier)
+        }
+    }
+}
+
+impl Heavy for Membarrier {
+    fn heavy_barrier(&self) {
+        // Cannot fail once the kernel has said that it knows the command.
+        let _ = membarrier(MembarrierCommand::GlobalExpedited);
+    }
+}
+
+/// The offset that makes preadv2(2) a plain read.
+const NO_OFFSET: u64 = u64::MAX;
+
+/// What ended a sleep, or kept it from starting. Several may hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Woken {
+    /// The bus has a message or was hung up.
+    pub bus: bool,
+    /// The descriptor for ending the program is readable.
+    pub end: bool,
+    /// The second look found work: there was no sleep.
+    pub worked: bool,
+}
+
+/// Sleeps until something happens, or `timeout_us` have passed (`None`: however long it takes).
+pub fn sleep(
+    poller: &mut Poller,
+    heavy: &impl Heavy,
+    doorbell: &OwnedFd,
+    (bus, end): (BorrowedFd<'_>, BorrowedFd<'_>),
+    (now_us, timeout_us): (u64, Option<u64>),
+    shown: &Shown,
+) -> Woken {
+    poller.set_doorbell_wanted(true);
+    heavy.heavy_barrier();
+    let woken = if poller.turn(now_us) {
+        Woken { worked: true, ..Woken::default() }
+    } else {
+        shown.counters.sleeps.add(1);
+        wait(doorbell, bus, end, timeout_us, shown)
+    };
+    poller.set_doorbell_wanted(false);
+    woken
+}
+
+fn wait(
+    doorbell: &OwnedFd,
+    bus: BorrowedFd<'_>,
+    end: BorrowedFd<'_>,
+    timeout_us: Option<u64>,
+    shown: &Shown,
+) -> Woken {
+    let mut fds = [doorbell.as_fd(), bus, end].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+    let timeout = timeout_us.and_then(|us| {
+        let tv_nsec = i64::try_from(us % 1_000_000).ok()? * 1000;
+        Some(Timespec { tv_sec: i64::try_from(us / 1_000_000).ok()?, tv_nsec })
+    });
+    match poll(&mut fds, timeout.as_ref()) {
+        Ok(_) | Err(Errno::INTR) => {}
+        // Cannot happen with three valid descriptors; turning without sleep is right in any case.
+        Err(error) => tracing::error!("poll failed: {error}"),
+    }
+    let [rang, bus, end] = fds.map(|fd| !fd.revents().is_empty());
+    if rang {
+        // Processes hold it, too, and may have emptied it or made it blocking: NOWAIT does not depend on them.
+        let mut value = [0; 8];
+        let _ = preadv2(doorbell, &mut [IoSliceMut::new(&mut value)], NO_OFFSET, ReadWriteFlags::NOWAIT);
+        shown.counters.doorbells.add(1);
+    }
+    Woken { bus, end, worked: false }
+}
