@@ -103,7 +103,10 @@ pub struct Direction {
     pub tx_watch: AtomicU32,
     /// Generation that the reader's side has closed entirely: nobody will ever read. Reader-written.
     pub reader_closed: AtomicU32,
-    pad2: [AtomicU32; 11],
+    pad2: AtomicU32,
+    /// The writer that waits or watches for space wants to be told when `consumed` gets here. Writer-set.
+    pub tx_wake_at: AtomicU64,
+    pad3: [AtomicU64; 4],
 }
 // SAFETY: atomics only, repr(C).
 unsafe impl Shared for Direction {}
@@ -149,6 +152,7 @@ const _: () = {
     assert!(size_of::<Direction>() == 192);
     assert!(offset_of!(Direction, generation) == 64);
     assert!(offset_of!(Direction, rx_wait) == 128);
+    assert!(offset_of!(Direction, tx_wake_at) == 152);
     assert!(size_of::<Slot>() == 512);
     assert!(SIDES_OFFSET + 2 * SIDE_STRIDE <= SLOTS_OFFSET);
     assert!(SLOTS_OFFSET + SLOTS as usize * size_of::<Slot>() <= RINGS_OFFSET);

@@ -305,12 +305,14 @@ pub fn take(r: &mut Reader, n: usize) {
     }
 }
 
-/// Reader: tells the writer how far it may write, as whole words behind the bytes taken.
+/// Reader: tells the writer how far it may write, as whole words behind the bytes taken. Returns that position.
 #[inline(always)]
-pub fn release(dir: &Direction, r: &Reader) {
+pub fn release(dir: &Direction, r: &Reader) -> u64 {
     let inside = if r.left == 0 { 0 } else { HEADER + u64::from(r.len - r.left) };
+    let consumed = r.pos + (inside & !7);
     // Release: pairs with the Acquire in `space`: our copies out of the ring are done.
-    dir.consumed.store(r.pos + (inside & !7), Ordering::Release);
+    dir.consumed.store(consumed, Ordering::Release);
+    consumed
 }
 
 /// Reader: payload bytes that are there now (`FIONREAD`), at most `limit`.
@@ -330,7 +332,7 @@ pub fn available(mem: &impl Memory, r: &Reader, limit: usize) -> Result<usize, V
     Ok(sum.min(limit))
 }
 
-/// Writer: payload room for at least one byte right now.
+/// Writer: room for `want` payload bytes in records of any number right now?
 ///
 /// # Errors
 /// [`Violation`] if the reader's position is impossible.
@@ -338,20 +340,10 @@ pub fn has_room(mem: &impl Memory, dir: &Direction, w: &mut Writer, want: u64) -
     Ok(space(mem, dir, w, want + 4 * HEADER)? >= want + 4 * HEADER)
 }
 
-/// Writer: ends the stream with `how` ([`crate::segment::state`]); nothing may be committed afterwards.
-#[inline(always)]
-pub fn finish(dir: &Direction, how: u32) {
-    // Release: pairs with the Acquire in `ended`: who sees the end sees every record before it.
-    dir.state.store(how, Ordering::Release);
-}
-
-/// Reader: how the stream ends ([`crate::segment::state`]), or `OPEN`. To be asked *before* [`next`]: only
-/// if this said `FIN` or `RST` and a later `next` found nothing, there is nothing more to come (SPEC 4.5).
-#[inline(always)]
+/// Writer: the reader's position from which [`has_room`] holds for `want`.
 #[must_use]
-pub fn ended(dir: &Direction) -> u32 {
-    // Acquire: pairs with the Release in `finish`.
-    dir.state.load(Ordering::Acquire)
+pub fn room_at(mem: &impl Memory, w: &Writer, want: u64) -> u64 {
+    (w.tail + want + 4 * HEADER).saturating_sub(mem.size())
 }
 
 /// Writer: true if the reader has consumed everything.
