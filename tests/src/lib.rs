@@ -1,1 +1,50 @@
-//! Placeholder.
+//! What the end-to-end suites share.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`bins`] | finds the product's binaries and the system's programs |
+//! | [`instance`] | an IPC-Direct of one's own: agent, emulated card, nobody else's clients |
+//! | [`counters`] | what `ipc-direct ps --json` says |
+//! | [`child`] | processes with a bound on every wait, killed by pid when dropped |
+//! | [`census`] | what exists on the machine, to compare before and after |
+//! | [`net`] | free ports, waiting for a listener |
+//! | [`wire`] | one socket call as data, for the conformance workers |
+//! | [`suite`] | runs a list of tests and reports |
+
+pub mod bins;
+pub mod census;
+pub mod child;
+pub mod counters;
+pub mod instance;
+pub mod net;
+pub mod suite;
+pub mod wire;
+
+/// What went wrong in a test, as one text for people.
+#[derive(Debug)]
+pub struct Failure(pub String);
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(e: E) -> Self {
+        Failure(e.to_string())
+    }
+}
+
+/// Outcome of a test or a step of it.
+pub type Outcome<T = ()> = Result<T, Failure>;
+
+/// Fails with a text.
+///
+/// # Errors
+/// Always: that is its purpose.
+pub fn fail<T>(text: impl Into<String>) -> Outcome<T> {
+    Err(Failure(text.into()))
+}
+
+/// Fails with `text` unless `condition` holds.
+///
+/// # Errors
+/// When `condition` is false.
+pub fn ensure(condition: bool, text: impl FnOnce() -> String) -> Outcome {
+    if condition { Ok(()) } else { Err(Failure(text())) }
+}

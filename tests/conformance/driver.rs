@@ -1,0 +1,460 @@
+//! Runs a case: two workers that make the calls, one script, one transcript.
+
+use std::cell::{Cell, RefCell};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::rc::Rc;
+use std::time::Duration;
+
+use harness::child::{self, Guarded, wait_for};
+use harness::instance::{Instance, fresh_socket};
+use harness::wire::{Addr, Bytes, Op, Out, PollBy, RecvBy, SendBy, get, put};
+use harness::{Failure, Outcome, fail};
+
+/// Bound on every call and start.
+const CALL_BOUND: Duration = Duration::from_secs(10);
+
+/// Which sides run under the shim, and whether both are one process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Two plain processes: the oracle.
+    Native,
+    /// One plain process that talks to itself: the oracle of `Alone`.
+    NativeAlone,
+    /// Two shimmed processes.
+    Both,
+    /// One shimmed process that talks to itself.
+    Alone,
+    /// Only the client is shimmed.
+    ClientOnly,
+    /// Only the server is shimmed.
+    ServerOnly,
+}
+
+impl Mode {
+    /// The mode whose transcript this one must repeat.
+    pub fn oracle(self) -> Mode {
+        match self {
+            Mode::Alone | Mode::NativeAlone => Mode::NativeAlone,
+            _ => Mode::Native,
+        }
+    }
+
+    fn client_shimmed(self) -> bool {
+        matches!(self, Mode::Both | Mode::Alone | Mode::ClientOnly)
+    }
+
+    fn server_shimmed(self) -> bool {
+        matches!(self, Mode::Both | Mode::Alone | Mode::ServerOnly)
+    }
+}
+
+/// What was called and answered, with ports replaced by their order of appearance.
+#[derive(Default)]
+struct Transcript {
+    lines: RefCell<Vec<String>>,
+    ports: RefCell<Vec<u16>>,
+    broken: RefCell<Option<String>>,
+}
+
+impl Transcript {
+    fn port(&self, port: u16) -> u16 {
+        if port < 1024 {
+            return port;
+        }
+        let mut ports = self.ports.borrow_mut();
+        let at = ports.iter().position(|p| *p == port).unwrap_or_else(|| {
+            ports.push(port);
+            ports.len() - 1
+        });
+        u16::try_from(at + 1).unwrap_or(u16::MAX)
+    }
+
+    fn neutral(&self, addr: &Addr) -> Addr {
+        Addr { ip: addr.ip.clone(), port: self.port(addr.port) }
+    }
+
+    fn neutral_op(&self, op: &Op) -> Op {
+        match op {
+            Op::Bind { fd, addr } => Op::Bind { fd: *fd, addr: self.neutral(addr) },
+            Op::Connect { fd, addr } => Op::Connect { fd: *fd, addr: self.neutral(addr) },
+            Op::Start { op } => Op::Start { op: Box::new(self.neutral_op(op)) },
+            Op::Fork { .. } => Op::Fork { control: String::new() },
+            op => op.clone(),
+        }
+    }
+
+    fn note(&self, who: &str, op: &Op, out: &Out) {
+        let out = Out { addr: out.addr.as_ref().map(|a| self.neutral(a)), ..out.clone() };
+        self.lines.borrow_mut().push(format!("{who} {:?} = {out:?}", self.neutral_op(op)));
+    }
+}
+
+/// A worker process as the driver sees it.
+struct Worker {
+    pid: u32,
+    link: RefCell<UnixStream>,
+}
+
+/// One party of a case; its methods are the calls that the party makes.
+#[derive(Clone)]
+pub struct Side {
+    name: &'static str,
+    worker: Rc<Worker>,
+    transcript: Rc<Transcript>,
+    pids: Rc<RefCell<Vec<u32>>>,
+}
+
+impl Side {
+    /// Makes any call and records it.
+    pub fn call(&self, op: Op) -> Out {
+        let out = self.quiet(&op);
+        self.transcript.note(self.name, &op, &out);
+        out
+    }
+
+    /// Makes any call off the record.
+    pub fn quiet(&self, op: &Op) -> Out {
+        if self.transcript.broken.borrow().is_some() {
+            return Out { ret: -1, ..Out::default() };
+        }
+        match self.exchange(op) {
+            Ok(out) => out,
+            Err(e) => {
+                let text = format!("{} {op:?}: {}\n{}", self.name, e.0, child::describe(self.worker.pid));
+                *self.transcript.broken.borrow_mut() = Some(text);
+                Out { ret: -1, ..Out::default() }
+            }
+        }
+    }
+
+    fn exchange(&self, op: &Op) -> Outcome<Out> {
+        let mut link = self.worker.link.borrow_mut();
+        put(&mut *link, op)?;
+        get(&mut *link).map_err(|e| match e.kind() {
+            std::io::ErrorKind::WouldBlock => Failure(format!("no answer within {CALL_BOUND:?}")),
+            _ => Failure(format!("the worker is gone: {e}")),
+        })
+    }
+
+    fn fd(&self, op: Op) -> i32 {
+        i32::try_from(self.call(op).ret).unwrap_or(-1)
+    }
+
+    pub fn socket(&self, domain: i32, ty: i32) -> i32 {
+        self.fd(Op::Socket { domain, ty, protocol: 0 })
+    }
+    /// A TCP socket over IPv4.
+    pub fn tcp(&self) -> i32 {
+        self.socket(libc::AF_INET, libc::SOCK_STREAM)
+    }
+    pub fn bind(&self, fd: i32, addr: &Addr) -> Out {
+        self.call(Op::Bind { fd, addr: addr.clone() })
+    }
+    pub fn listen(&self, fd: i32, backlog: i32) -> Out {
+        self.call(Op::Listen { fd, backlog })
+    }
+    pub fn connect(&self, fd: i32, addr: &Addr) -> Out {
+        self.call(Op::Connect { fd, addr: addr.clone() })
+    }
+    pub fn accept(&self, fd: i32) -> i32 {
+        self.fd(Op::Accept { fd, flags: None })
+    }
+    pub fn accept4(&self, fd: i32, flags: i32) -> i32 {
+        self.fd(Op::Accept { fd, flags: Some(flags) })
+    }
+    pub fn sockname(&self, fd: i32) -> Addr {
+        self.call(Op::Getsockname { fd }).addr.unwrap_or(Addr { ip: String::new(), port: 0 })
+    }
+    pub fn peername(&self, fd: i32) -> Out {
+        self.call(Op::Getpeername { fd })
+    }
+    pub fn send_by(&self, fd: i32, data: &[u8], by: SendBy, flags: i32) -> Out {
+        self.call(Op::Send { fd, data: data.into(), by, flags })
+    }
+    pub fn recv_by(&self, fd: i32, len: usize, by: RecvBy, flags: i32) -> Out {
+        self.call(Op::Recv { fd, len, by, flags })
+    }
+    pub fn send(&self, fd: i32, data: &[u8]) -> Out {
+        self.send_by(fd, data, SendBy::Send, libc::MSG_NOSIGNAL)
+    }
+    pub fn recv(&self, fd: i32, len: usize) -> Out {
+        self.recv_by(fd, len, RecvBy::Recv, 0)
+    }
+    pub fn shutdown(&self, fd: i32, how: i32) -> Out {
+        self.call(Op::Shutdown { fd, how })
+    }
+    pub fn close(&self, fd: i32) -> Out {
+        self.call(Op::Close { fd })
+    }
+    pub fn dup(&self, fd: i32) -> i32 {
+        self.fd(Op::Dup { fd })
+    }
+    pub fn fcntl(&self, fd: i32, cmd: i32, arg: i32) -> i32 {
+        self.fd(Op::Fcntl { fd, cmd, arg })
+    }
+    /// Adds `O_NONBLOCK`.
+    pub fn nonblocking(&self, fd: i32) {
+        let flags = self.fcntl(fd, libc::F_GETFL, 0);
+        self.fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK);
+    }
+    pub fn ioctl(&self, fd: i32, request: libc::Ioctl, value: i32) -> Out {
+        self.call(Op::Ioctl { fd, request, value })
+    }
+    pub fn getopt(&self, fd: i32, level: i32, name: i32) -> Out {
+        self.call(Op::Getsockopt { fd, level, name, len: 4 })
+    }
+    pub fn setopt(&self, fd: i32, level: i32, name: i32, value: i32) -> Out {
+        self.setopt_bytes(fd, level, name, &value.to_ne_bytes())
+    }
+    pub fn setopt_bytes(&self, fd: i32, level: i32, name: i32, data: &[u8]) -> Out {
+        self.call(Op::Setsockopt { fd, level, name, data: Bytes(data.to_vec()) })
+    }
+    pub fn poll(&self, fds: &[(i32, i16)], timeout_ms: i32) -> Out {
+        self.poll_by(fds, timeout_ms, PollBy::Poll)
+    }
+    pub fn poll_by(&self, fds: &[(i32, i16)], timeout_ms: i32, by: PollBy) -> Out {
+        self.call(Op::Poll { fds: fds.to_vec(), timeout_ms, by })
+    }
+    /// Waits, off the record, until `fd` has one of `events`: for what the peer's stack does in its own time.
+    pub fn settle(&self, fd: i32, events: i16) {
+        let ready = self.quiet(&Op::Poll { fds: vec![(fd, events)], timeout_ms: 5000, by: PollBy::Poll }).ret;
+        self.remark(&format!("{} waits for {events:#x} on {fd}: {ready}", self.name));
+    }
+    pub fn epoll(&self) -> i32 {
+        self.fd(Op::EpollCreate { flags: 0 })
+    }
+    pub fn epoll_ctl(&self, ep: i32, op: i32, fd: i32, events: i32) -> Out {
+        self.call(Op::EpollCtl { ep, op, fd, events: events.cast_unsigned() })
+    }
+    pub fn epoll_add(&self, ep: i32, fd: i32, events: i32) -> Out {
+        self.epoll_ctl(ep, libc::EPOLL_CTL_ADD, fd, events)
+    }
+    pub fn epoll_wait(&self, ep: i32, timeout_ms: i32) -> Out {
+        self.call(Op::EpollWait { ep, max: 16, timeout_ms })
+    }
+    /// Both ends of a fresh pipe.
+    pub fn pipe(&self) -> (i32, i32) {
+        match self.call(Op::Pipe).events.as_slice() {
+            [(r, _), (w, _)] => (*r, *w),
+            _ => (-1, -1),
+        }
+    }
+    /// Starts a call in a thread of its own.
+    pub fn start(&self, op: Op) -> i64 {
+        self.call(Op::Start { op: Box::new(op) }).ret
+    }
+    pub fn start_recv(&self, fd: i32, len: usize) -> i64 {
+        self.start(Op::Recv { fd, len, by: RecvBy::Recv, flags: 0 })
+    }
+    pub fn join(&self, ticket: i64) -> Out {
+        self.call(Op::Join { ticket })
+    }
+    pub fn interrupt(&self, ticket: i64, signal: i32) -> Out {
+        self.call(Op::Interrupt { ticket, signal })
+    }
+    /// What a signal does: 0 default, 1 ignore, 2 count.
+    pub fn signal(&self, signal: i32, what: i32, flags: i32) -> Out {
+        self.call(Op::Signal { signal, what, flags })
+    }
+    pub fn signals(&self, signal: i32) -> Out {
+        self.call(Op::Signals { signal })
+    }
+
+    /// Forks the worker; the child is a party of its own.
+    pub fn fork(&self, name: &'static str) -> Option<Side> {
+        let (control, listener) = meeting_point().ok()?;
+        let out = self.call(Op::Fork { control });
+        if out.ret != 1 {
+            return None;
+        }
+        match meet(&listener, || Ok(())) {
+            Ok(worker) => {
+                self.pids.borrow_mut().push(worker.pid);
+                let worker = Rc::new(worker);
+                Some(Side {
+                    name,
+                    worker,
+                    transcript: Rc::clone(&self.transcript),
+                    pids: Rc::clone(&self.pids),
+                })
+            }
+            Err(e) => {
+                *self.transcript.broken.borrow_mut() = Some(format!("the forked child: {}", e.0));
+                None
+            }
+        }
+    }
+
+    /// Ends the worker without closing anything, and waits until it is gone.
+    pub fn exit(&self) {
+        let mut link = self.worker.link.borrow_mut();
+        let _ = put(&mut *link, &Op::Exit);
+        let gone = wait_for(CALL_BOUND, || Ok((!child::alive(self.worker.pid)).then_some(())));
+        self.transcript.lines.borrow_mut().push(format!(
+            "{} exits: {}",
+            self.name,
+            matches!(gone, Ok(Some(())))
+        ));
+    }
+
+    /// A line of the transcript that is not a call.
+    pub fn remark(&self, text: &str) {
+        self.transcript.lines.borrow_mut().push(text.to_owned());
+    }
+}
+
+/// Both sides of a case.
+pub struct Duo {
+    /// The client.
+    pub c: Side,
+    /// The server.
+    pub s: Side,
+    alone: bool,
+    skipped: Cell<bool>,
+}
+
+/// A connection: the listener, the server's and the client's descriptor.
+#[derive(Clone, Copy)]
+pub struct Pair {
+    pub l: i32,
+    pub s: i32,
+    pub c: i32,
+}
+
+/// `127.0.0.1`, port 0.
+pub fn v4() -> Addr {
+    at("127.0.0.1", 0)
+}
+
+/// `::1`, port 0.
+pub fn v6() -> Addr {
+    at("::1", 0)
+}
+
+pub fn at(ip: &str, port: u16) -> Addr {
+    Addr { ip: ip.to_owned(), port }
+}
+
+impl Duo {
+    /// The server listens on `addr`; returns the listener and where it is.
+    pub fn listener_at(&self, domain: i32, addr: &Addr, backlog: i32) -> (i32, Addr) {
+        let l = self.s.socket(domain, libc::SOCK_STREAM);
+        self.s.bind(l, addr);
+        self.s.listen(l, backlog);
+        (l, self.s.sockname(l))
+    }
+
+    /// The server listens on 127.0.0.1.
+    pub fn listener(&self) -> (i32, Addr) {
+        self.listener_at(libc::AF_INET, &v4(), 16)
+    }
+
+    /// A connection over IPv4.
+    pub fn pair(&self) -> Pair {
+        let (l, addr) = self.listener();
+        let c = self.c.tcp();
+        self.c.connect(c, &addr);
+        Pair { l, s: self.s.accept(l), c }
+    }
+
+    /// True when both sides are one process; a case that makes no sense then returns at once.
+    pub fn only_apart(&self) -> bool {
+        self.skipped.set(self.alone);
+        self.alone
+    }
+
+    /// True when both sides are one process: after a fork the child then holds both ends.
+    pub fn alone(&self) -> bool {
+        self.alone
+    }
+
+    /// Gives a call in another thread time to block. No outcome depends on it: a call that comes later than
+    /// what it waits for returns the same.
+    pub fn pause(&self) {
+        std::thread::sleep(Duration::from_millis(40));
+    }
+}
+
+/// What a run of a case gave.
+pub struct Run {
+    /// The transcript.
+    pub lines: Vec<String>,
+    /// The case does not apply to this mode.
+    pub skipped: bool,
+}
+
+/// Runs `case` in `mode` (`instance`: for the shimmed ones); `look` is called when the script is done and the workers still live.
+pub fn run<T>(
+    worker: &Path,
+    instance: Option<&Instance>,
+    mode: Mode,
+    case: fn(&Duo),
+    look: impl FnOnce() -> Outcome<T>,
+) -> Outcome<(Run, T)> {
+    let (server, mut server_process) = hire(worker, instance.filter(|_| mode.server_shimmed()))?;
+    let alone = mode.oracle() == Mode::NativeAlone;
+    let second = if alone { None } else { Some(hire(worker, instance.filter(|_| mode.client_shimmed()))?) };
+    let server = Rc::new(server);
+    let (client, mut client_process) = match second {
+        Some((w, p)) => (Rc::new(w), Some(p)),
+        None => (Rc::clone(&server), None),
+    };
+    let transcript = Rc::new(Transcript::default());
+    let pids = Rc::new(RefCell::new(vec![server.pid, client.pid]));
+    let side = |name, worker: &Rc<Worker>| Side {
+        name,
+        worker: Rc::clone(worker),
+        transcript: Rc::clone(&transcript),
+        pids: Rc::clone(&pids),
+    };
+    let duo = Duo { c: side("c", &client), s: side("s", &server), alone, skipped: Cell::new(false) };
+    case(&duo);
+    let skipped = duo.skipped.get();
+    if let Some(text) = transcript.broken.borrow().as_ref() {
+        let so_far = transcript.lines.borrow().join("\n  ");
+        let others: Vec<String> = pids.borrow().iter().map(|pid| child::describe(*pid)).collect();
+        return fail(format!("{mode:?} got stuck: {text}\nso far:\n  {so_far}\n{}", others.concat()));
+    }
+    let looked = look()?;
+    drop(duo);
+    drop((server, client));
+    server_process.wait(CALL_BOUND)?;
+    if let Some(process) = client_process.as_mut() {
+        process.wait(CALL_BOUND)?;
+    }
+    Ok((Run { lines: transcript.lines.take(), skipped }, looked))
+}
+
+fn meeting_point() -> Outcome<(String, UnixListener)> {
+    let name = fresh_socket().trim_start_matches('@').replace("ipc-direct-test", "case-driver");
+    let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
+    listener.set_nonblocking(true)?;
+    Ok((name, listener))
+}
+
+fn meet(listener: &UnixListener, mut check: impl FnMut() -> Outcome) -> Outcome<Worker> {
+    let stream = wait_for(CALL_BOUND, || {
+        check()?;
+        Ok(listener.accept().ok())
+    })?;
+    let Some((mut stream, _)) = stream else { return fail("the worker did not report for duty") };
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(CALL_BOUND))?;
+    let pid = get(&mut stream)?;
+    Ok(Worker { pid, link: RefCell::new(stream) })
+}
+
+/// Starts a worker, under the shim if there is an `instance`.
+fn hire(program: &Path, instance: Option<&Instance>) -> Outcome<(Worker, Guarded)> {
+    let (name, listener) = meeting_point()?;
+    let mut command = instance.map_or_else(|| Command::new(program), |i| i.shimmed(program));
+    let mut process = Guarded::spawn(command.arg(&name).stdin(Stdio::null()))?;
+    let worker = meet(&listener, || match process.ended()? {
+        Some(status) => fail(format!("the worker ended at once: {status}")),
+        None => Ok(()),
+    })?;
+    Ok((worker, process))
+}

@@ -1,0 +1,225 @@
+//! `fork`: both processes keep using what they share.
+
+use libc::{EPOLLIN, POLLIN, SHUT_WR};
+
+use crate::driver::Duo;
+use crate::{Case, Expect::User};
+
+pub const CASES: &[Case] = &[
+    ("fork::child_serves_parent_closes", User, child_serves),
+    ("fork::parent_goes_on_child_exits", User, parent_goes_on),
+    ("fork::both_write", User, both_write),
+    ("fork::both_read_in_turns", User, both_read),
+    ("fork::eof_only_after_the_last_holder", User, last_holder),
+    ("fork::child_exit_does_not_close", User, child_exit),
+    ("fork::child_shutdown_reaches_the_parent", User, child_shutdown),
+    ("fork::child_accepts", User, child_accepts),
+    ("fork::both_accept", User, both_accept),
+    ("fork::client_forks", User, client_forks),
+    ("fork::child_connects_anew", User, child_connects),
+    ("fork::grandchild", User, grandchild),
+    ("fork::parent_exits_child_goes_on", User, parent_exits),
+    ("fork::epoll_set_of_the_child", User, child_epoll),
+    ("fork::data_sent_before_is_read_by_the_child", User, before_fork),
+    ("fork::forty_children", User, forty),
+];
+
+fn child_serves(t: &Duo) {
+    let p = t.pair();
+    let Some(child) = t.s.fork("k") else { return };
+    t.s.close(p.s);
+    t.c.send(p.c, b"question");
+    child.recv(p.s, 64);
+    child.send(p.s, b"answer of the child");
+    t.c.recv(p.c, 64);
+    child.close(p.s);
+    t.c.recv(p.c, 64);
+}
+
+fn parent_goes_on(t: &Duo) {
+    let p = t.pair();
+    let Some(child) = t.s.fork("k") else { return };
+    child.exit();
+    t.c.send(p.c, b"still");
+    t.s.recv(p.s, 64);
+    t.s.send(p.s, b"here");
+    t.c.recv(p.c, 64);
+}
+
+fn both_write(t: &Duo) {
+    let p = t.pair();
+    let Some(child) = t.s.fork("k") else { return };
+    for _ in 0..5 {
+        t.s.send(p.s, b"parent");
+        t.c.recv(p.c, 64);
+        child.send(p.s, b"child");
+        t.c.recv(p.c, 64);
+    }
+}
+
+fn both_read(t: &Duo) {
+    let p = t.pair();
+    let Some(child) = t.s.fork("k") else { return };
+    for _ in 0..5 {
+        t.c.send(p.c, b"for both");
+        t.s.recv(p.s, 4);
+        child.recv(p.s, 4);
+    }
+    // In one process the child also holds the client's end, so no end of the stream comes.
+    if !t.alone() {
+        t.c.close(p.c);
+        t.s.recv(p.s, 4);
+        child.recv(p.s, 4);
+    }
+}
+
+fn last_holder(t: &Duo) {
+    let p = t.pair();
+    let Some(child) = t.s.fork("k") else { return };
+    t.s.close(p.s);
+    t.c.poll(&[(p.c, POLLIN)], 50);
+    child.close(p.s);
+    t.c.recv(p.c, 4);
+}
+
+fn child_exit(t: &Duo) {
+    let p = t.pair();
+    let Some(child) = t.s.fork("k") else { return };
+    child.send(p.s, b"from the child");
+    child.exit();
+    t.c.recv(p.c, 64);
+    t.c.poll(&[(p.c, POLLIN)], 50);
+    t.s.close(p.s);
+    t.c.recv(p.c, 4);
+}
+
+fn child_shutdown(t: &Duo) {
+    let p = t.pair();
+    let Some(child) = t.s.fork("k") else { return };
+    child.shutdown(p.s, SHUT_WR);
+    t.c.recv(p.c, 4);
+    t.s.send(p.s, b"x");
+    t.c.send(p.c, b"other way");
+    t.s.recv(p.s, 64);
+}
+
+fn child_accepts(t: &Duo) {
+    let (l, addr) = t.listener();
+    let Some(child) = t.s.fork("k") else { return };
+    t.s.close(l);
+    let c = t.c.tcp();
+    t.c.connect(c, &addr);
+    let s = child.accept(l);
+    child.send(s, b"child here");
+    t.c.recv(c, 64);
+}
+
+fn both_accept(t: &Duo) {
+    let (l, addr) = t.listener();
+    let Some(child) = t.s.fork("k") else { return };
+    for round in 0..4 {
+        let c = t.c.tcp();
+        t.c.connect(c, &addr);
+        let side = if round % 2 == 0 { &t.s } else { &child };
+        let s = side.accept(l);
+        side.send(s, b"served");
+        t.c.recv(c, 64);
+        side.close(s);
+        t.c.recv(c, 4);
+    }
+}
+
+fn client_forks(t: &Duo) {
+    let p = t.pair();
+    let Some(child) = t.c.fork("k") else { return };
+    child.send(p.c, b"from the child");
+    t.s.recv(p.s, 64);
+    t.c.send(p.c, b"from the parent");
+    t.s.recv(p.s, 64);
+    t.s.send(p.s, b"to whom");
+    child.recv(p.c, 64);
+    child.exit();
+    t.c.close(p.c);
+    // In one process the server's own copy of the client's descriptor went with the child.
+    t.s.recv(p.s, 64);
+}
+
+fn child_connects(t: &Duo) {
+    let (l, addr) = t.listener();
+    let Some(child) = t.c.fork("k") else { return };
+    let c = child.tcp();
+    child.connect(c, &addr);
+    let s = t.s.accept(l);
+    child.send(c, b"new");
+    t.s.recv(s, 64);
+    child.close(c);
+    t.s.recv(s, 64);
+}
+
+fn grandchild(t: &Duo) {
+    let p = t.pair();
+    let Some(child) = t.s.fork("k") else { return };
+    let Some(grandchild) = child.fork("g") else { return };
+    t.s.close(p.s);
+    child.exit();
+    t.c.send(p.c, b"to the youngest");
+    grandchild.recv(p.s, 64);
+    grandchild.send(p.s, b"got it");
+    t.c.recv(p.c, 64);
+    grandchild.exit();
+    if !t.alone() {
+        t.c.recv(p.c, 4);
+    }
+}
+
+fn parent_exits(t: &Duo) {
+    if t.only_apart() {
+        return;
+    }
+    let p = t.pair();
+    let Some(child) = t.s.fork("k") else { return };
+    t.s.exit();
+    t.c.send(p.c, b"orphan?");
+    child.recv(p.s, 64);
+    child.send(p.s, b"yes");
+    t.c.recv(p.c, 64);
+    child.exit();
+    t.c.recv(p.c, 4);
+}
+
+fn child_epoll(t: &Duo) {
+    let p = t.pair();
+    let Some(child) = t.s.fork("k") else { return };
+    let ep = child.epoll();
+    child.epoll_add(ep, p.s, EPOLLIN);
+    t.c.send(p.c, b"x");
+    child.epoll_wait(ep, 5000);
+    child.recv(p.s, 4);
+    child.epoll_wait(ep, 0);
+}
+
+fn before_fork(t: &Duo) {
+    let p = t.pair();
+    t.c.send(p.c, b"first second");
+    t.s.recv(p.s, 6);
+    let Some(child) = t.s.fork("k") else { return };
+    child.recv(p.s, 64);
+    t.c.send(p.c, b"third");
+    t.s.recv(p.s, 64);
+}
+
+fn forty(t: &Duo) {
+    let (l, addr) = t.listener();
+    for _ in 0..40 {
+        let c = t.c.tcp();
+        t.c.connect(c, &addr);
+        let s = t.s.accept(l);
+        let Some(child) = t.s.fork("k") else { return };
+        t.s.close(s);
+        child.send(s, b"x");
+        child.exit();
+        t.c.recv(c, 4);
+        t.c.recv(c, 4);
+        t.c.close(c);
+    }
+}

@@ -1,0 +1,108 @@
+//! Threads, signals, fork: what a case does to the worker itself.
+//!
+//! `unsafe` is allowed here: signal set-up, `pthread_kill`, `fork` and `_exit` have no safe form.
+#![allow(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::io;
+use std::mem::zeroed;
+use std::os::fd::{AsRawFd, FromRawFd as _, OwnedFd};
+use std::os::unix::thread::JoinHandleExt as _;
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::thread::{self, JoinHandle};
+
+use harness::wire::{Op, Out};
+
+use crate::calls::{self, answer};
+
+/// First descriptor number that the worker uses for itself.
+const OWN_FDS_FROM: i32 = 700;
+
+/// How often each signal came.
+static COUNTS: [AtomicI64; 65] = [const { AtomicI64::new(0) }; 65];
+
+extern "C" fn count(signal: i32) {
+    if let Some(counter) = usize::try_from(signal).ok().and_then(|s| COUNTS.get(s)) {
+        // Relaxed: a counter that the driver asks for after the call that was interrupted has returned.
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A duplicate of `fd` at a number that no case uses.
+pub fn move_up(fd: &impl AsRawFd) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers.
+    let high = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, OWN_FDS_FROM) };
+    if high < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was just made and belongs to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(high) })
+}
+
+/// Sets what a signal does.
+pub fn signal(signal: i32, what: i32, flags: i32) -> Out {
+    // SAFETY: all-zero is a valid sigaction: default action, empty mask.
+    let mut action: libc::sigaction = unsafe { zeroed() };
+    action.sa_flags = flags;
+    action.sa_sigaction = match what {
+        0 => libc::SIG_DFL,
+        1 => libc::SIG_IGN,
+        _ => count as *const () as usize,
+    };
+    // SAFETY: the action lives across the call; `count` only touches an atomic.
+    answer(unsafe { libc::sigaction(signal, &raw const action, null_mut()) })
+}
+
+/// How often a counted signal came.
+pub fn signals(signal: i32) -> Out {
+    let count = usize::try_from(signal).ok().and_then(|s| COUNTS.get(s)).map(|c| c.load(Ordering::Relaxed));
+    Out { ret: count.unwrap_or(-1), ..Out::default() }
+}
+
+/// Calls that run in threads of their own.
+#[derive(Default)]
+pub struct Threads {
+    next: i64,
+    running: BTreeMap<i64, JoinHandle<Out>>,
+}
+
+impl Threads {
+    pub fn start(&mut self, op: Op) -> Out {
+        match thread::Builder::new().spawn(move || calls::make(&op)) {
+            Ok(handle) => {
+                self.next += 1;
+                self.running.insert(self.next, handle);
+                Out { ret: self.next, ..Out::default() }
+            }
+            Err(e) => Out { ret: -1, errno: e.raw_os_error().unwrap_or(0), ..Out::default() },
+        }
+    }
+
+    pub fn join(&mut self, ticket: i64) -> Out {
+        let none = Out { ret: -1, errno: libc::ESRCH, ..Out::default() };
+        self.running.remove(&ticket).and_then(|t| t.join().ok()).unwrap_or(none)
+    }
+
+    pub fn interrupt(&self, ticket: i64, signal: i32) -> Out {
+        match self.running.get(&ticket) {
+            // SAFETY: the thread has not been joined, so its id is valid.
+            Some(t) => answer(unsafe { libc::pthread_kill(t.as_pthread_t(), signal) }),
+            None => Out { ret: -1, errno: libc::ESRCH, ..Out::default() },
+        }
+    }
+}
+
+/// Forks; `true` in the child.
+pub fn fork() -> (Out, bool) {
+    // SAFETY: only the calling thread goes on in the child; cases fork while no other call runs.
+    let pid = unsafe { libc::fork() };
+    // The pid is not part of a transcript.
+    (answer(pid.min(1)), pid == 0)
+}
+
+/// Ends the process at once.
+pub fn exit_now() -> ! {
+    // SAFETY: never returns.
+    unsafe { libc::_exit(0) }
+}

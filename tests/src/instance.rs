@@ -1,0 +1,197 @@
+//! An IPC-Direct of one's own: `ipc-direct up` on an address that nobody else knows.
+
+use std::ffi::OsStr;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::child::{self, Guarded};
+use crate::counters::{Report, Totals};
+use crate::{Failure, Outcome, bins, ensure, fail};
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// How long an agent may take to come up (DPDK's start takes 0.2 s on an idle machine).
+const START_BOUND: Duration = Duration::from_secs(20);
+
+/// A running agent with its emulated card.
+#[derive(Debug)]
+pub struct Instance {
+    dir: PathBuf,
+    socket: String,
+    agent: Option<Guarded>,
+}
+
+/// A fresh abstract address for an agent.
+#[must_use]
+pub fn fresh_socket() -> String {
+    // Relaxed: only uniqueness matters.
+    format!("@ipc-direct-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+impl Instance {
+    /// Starts agent and card and waits for the line that says they are ready.
+    ///
+    /// # Errors
+    /// When they are not up in time, with what they wrote.
+    pub fn start() -> Outcome<Instance> {
+        Instance::start_in(bins::product_dir()?)
+    }
+
+    /// As [`Instance::start`], with the binaries of `dir`.
+    ///
+    /// # Errors
+    /// As [`Instance::start`].
+    pub fn start_in(dir: PathBuf) -> Outcome<Instance> {
+        let socket = fresh_socket();
+        let mut agent = Guarded::spawn(
+            Command::new(dir.join("ipc-direct"))
+                .args(["up", "--socket", &socket])
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::inherit()),
+        )?;
+        let Some(out) = agent.stdout() else { return fail("the agent's output is not piped") };
+        let (tell, told) = mpsc::channel();
+        // Reads to the end, so that the agent never meets a closed or full pipe.
+        thread::spawn(move || {
+            for line in BufReader::new(out).lines().map_while(Result::ok) {
+                let _ = tell.send(line);
+            }
+        });
+        match told.recv_timeout(START_BOUND) {
+            Ok(_) => Ok(Instance { dir, socket, agent: Some(agent) }),
+            Err(_) => fail(format!("`ipc-direct up` was not ready\n{}", child::describe(agent.pid()))),
+        }
+    }
+
+    /// An address where no agent is: programs run through it are on the kernel, or start their own agent.
+    ///
+    /// # Errors
+    /// When the binaries are missing.
+    pub fn absent() -> Outcome<Instance> {
+        Ok(Instance { dir: bins::product_dir()?, socket: fresh_socket(), agent: None })
+    }
+
+    /// The agent's address, as `--socket` takes it.
+    #[must_use]
+    pub fn socket(&self) -> &str {
+        &self.socket
+    }
+
+    /// Process id of the agent; 0 when none was started here.
+    #[must_use]
+    pub fn agent_pid(&self) -> u32 {
+        self.agent.as_ref().map_or(0, Guarded::pid)
+    }
+
+    /// Process id of the coordinator: the agent's only child.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn coordinator_pid(&self) -> Outcome<u32> {
+        let agent = self.agent_pid();
+        let children = std::fs::read_to_string(format!("/proc/{agent}/task/{agent}/children"))?;
+        children
+            .split_whitespace()
+            .find_map(|pid| pid.parse().ok())
+            .ok_or_else(|| Failure("the agent has no coordinator".to_owned()))
+    }
+
+    /// Waits until agent and coordinator have ended by themselves.
+    ///
+    /// # Errors
+    /// When they still run after `bound`.
+    pub fn wait_gone(&mut self, bound: Duration) -> Outcome {
+        match self.agent.as_mut() {
+            Some(agent) => agent.wait(bound).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// `ipc-direct run -- program`, to be completed with arguments.
+    #[must_use]
+    pub fn shimmed(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(self.dir.join("ipc-direct"));
+        command.args(["run", "--require-agent", "--socket", &self.socket, "--"]).arg(program);
+        command
+    }
+
+    /// `ipc-direct` itself with this instance's address in the environment.
+    #[must_use]
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(self.dir.join("ipc-direct"));
+        command.env("IPC_DIRECT_SOCKET", &self.socket);
+        command
+    }
+
+    /// Where the binaries are.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What `ipc-direct ps --json` says now.
+    ///
+    /// # Errors
+    /// When the agent does not answer or the schema is another one.
+    pub fn report(&self) -> Outcome<Report> {
+        let text = child::run_ok(self.command().args(["ps", "--json"]), Duration::from_secs(10))?;
+        let report: Report = serde_json::from_str(&text).map_err(|e| {
+            Failure(format!("`ipc-direct ps --json` is not what docs/ps-json.md says: {e}\n{text}"))
+        })?;
+        ensure(report.version == 1, || format!("ps schema version {}", report.version))?;
+        Ok(report)
+    }
+
+    /// Sums over all processes so far.
+    ///
+    /// # Errors
+    /// As [`Instance::report`].
+    pub fn totals(&self) -> Outcome<Totals> {
+        Ok(self.report()?.totals)
+    }
+
+    /// Text for a failure report: what the agent knows, what it and the coordinator are doing.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let ps = child::run(self.command().args(["ps", "--all"]), Duration::from_secs(5)).map_or_else(
+            |e| e.0,
+            |o| format!("{}{}", String::from_utf8_lossy(&o.stdout), String::from_utf8_lossy(&o.stderr)),
+        );
+        let coordinator = self.coordinator_pid().map(child::describe).unwrap_or_default();
+        format!("{ps}{}{coordinator}", child::describe(self.agent_pid()))
+    }
+
+    /// Ends it as Ctrl-C does and waits until agent and coordinator are gone.
+    ///
+    /// # Errors
+    /// When one of them stays.
+    pub fn stop(mut self) -> Outcome {
+        let coordinator = self.coordinator_pid().ok();
+        if let Some(mut agent) = self.agent.take() {
+            agent.signal(Signal::TERM);
+            agent.wait(Duration::from_secs(10))?;
+        }
+        if let Some(pid) = coordinator {
+            let gone = child::wait_for(Duration::from_secs(10), || Ok((!child::alive(pid)).then_some(())))?;
+            ensure(gone.is_some(), || format!("the coordinator stayed\n{}", child::describe(pid)))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        if let Some(mut agent) = self.agent.take() {
+            agent.signal(Signal::TERM);
+            let _ = agent.wait(Duration::from_secs(5));
+        }
+    }
+}
