@@ -1,2 +1,5 @@
-//! The host agent.
-fn main() {}
+//! The `ipc-direct` command.
+
+fn main() -> std::process::ExitCode {
+    ipc_direct_agent::cli::main()
+}

@@ -1,0 +1,136 @@
+//! A process becomes a function: asked, mapped by the card, known to the coordinator, welcomed. Each
+//! step waits in the event loop, never in a call.
+
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+use emulator::packet;
+use ring::attach::Reply;
+use ring::bus::FUNCTIONS_MAX;
+use ring::msg::{Request, Status};
+
+use crate::clients::{ANSWER_MAX, Role};
+use crate::function::Function;
+use crate::identity::Identity;
+use crate::serve::{Agent, Watch};
+
+/// Functions in use at once: half of the numbers, so that a number rests for a long while before it
+/// is used again, and late news of its former owner can't meet the new one.
+const IN_USE_MAX: usize = FUNCTIONS_MAX as usize / 2;
+/// Functions of one user who is not the agent's own.
+const PER_UID_MAX: usize = IN_USE_MAX / 4;
+
+impl Agent {
+    /// `Hello`: checks who it is, and makes a function appear on the bus.
+    pub(crate) fn hello(&mut self, id: u32, parent: u32, nonce: u64) {
+        let Some(client) = self.clients.get(id) else { return };
+        let identity = match Identity::of_peer(&client.socket) {
+            Ok(identity) => identity,
+            Err(e) => return self.refuse(id, &format!("the agent can't see your process: {e}")),
+        };
+        let of_uid = self.functions.values().filter(|f| f.identity.uid == identity.uid).count();
+        let quota = if identity.uid == self.own_uid { IN_USE_MAX } else { PER_UID_MAX };
+        if self.functions.len() >= IN_USE_MAX || of_uid >= quota {
+            return self.refuse(id, "too many processes are attached");
+        }
+        let group = match parent {
+            0 => self.groups.fresh(),
+            parent => match self.family_of(parent, identity.uid) {
+                Some(group) => group,
+                None => return self.refuse(id, "the parent process is not known here"),
+            },
+        };
+        let number = self.next_function();
+        let function = self
+            .card
+            .map_function(number)
+            .and_then(|memory| Function::new(identity, group, id, (parent, nonce), memory));
+        let function = match function {
+            Ok(function) => function,
+            Err(e) => return self.refuse(id, &format!("the agent could not make a function: {e}")),
+        };
+        self.groups.hold(group);
+        self.functions.insert(number, function);
+        self.clients.set(id, Role::Attaching(number), Some(Instant::now() + ANSWER_MAX));
+    }
+
+    /// The group of a parent that is attached, or was a moment ago (it forked and ended at once).
+    fn family_of(&mut self, parent: u32, uid: u32) -> Option<u32> {
+        match self.functions.get(&parent) {
+            Some(function) if function.identity.uid == uid => Some(function.group),
+            Some(_) => None,
+            None => self.departed.group_of(parent, uid, Instant::now()),
+        }
+    }
+
+    fn next_function(&mut self) -> u32 {
+        loop {
+            self.last_function = (self.last_function + 1) % FUNCTIONS_MAX;
+            if self.last_function != 0 && !self.functions.contains_key(&self.last_function) {
+                return self.last_function;
+            }
+        }
+    }
+
+    /// The card has mapped it: tells the coordinator who it is.
+    pub(crate) fn function_mapped(&mut self, number: u32) {
+        let Some(function) = self.functions.get(&number) else { return };
+        let (parent, nonce) = function.parent;
+        let attach = Request::Attach {
+            function: number,
+            group: function.group,
+            parent,
+            nonce,
+            uid: function.identity.uid,
+            pid: function.identity.pid,
+            netns: function.identity.netns,
+        };
+        // The function's number is the token: one Attach at a time is under way for a number.
+        self.card.ring().post(number, attach);
+    }
+
+    /// The coordinator has answered `Attach`.
+    pub(crate) fn function_answered(&mut self, number: u32, status: Status) {
+        match status {
+            Status::Ok => self.welcome(number),
+            Status::Quota => self.refuse_function(number, "the coordinator's tables are full"),
+            Status::BadRequest => {
+                self.refuse_function(number, "the coordinator does not expect this fork (any more)");
+            }
+            status => self.refuse_function(number, &format!("the coordinator refused: {status:?}")),
+        }
+    }
+
+    fn welcome(&mut self, number: u32) {
+        let epoch = self.card.epoch();
+        let Some(function) = self.functions.get_mut(&number).filter(|f| !f.is_live()) else { return };
+        let (id, group) = (function.client, function.group);
+        let watched = self
+            .poller
+            .watch(function.identity.pidfd.as_fd(), Watch::Death(number))
+            .and_then(|()| self.poller.watch_edges(function.events(), Watch::Events(number)));
+        if let Err(e) = watched {
+            return self.refuse(id, &format!("the agent can't watch your process: {e}"));
+        }
+        let welcome = Reply::Welcome { function: number, group, epoch };
+        let sent = match (self.clients.get(id), function.welcome_fds(self.card.doorbell())) {
+            (Some(client), Some(fds)) => packet::send(&client.socket, &welcome.to_wire(), &fds).is_ok(),
+            _ => false,
+        };
+        if !sent {
+            return self.close_client(id);
+        }
+        function.welcomed();
+        let identity = &function.identity;
+        tracing::info!("pid {} ({}) attached as function {number}", identity.pid, identity.command);
+        self.clients.set(id, Role::Attached(number), None);
+    }
+
+    /// An attach failed half-way.
+    pub(crate) fn refuse_function(&mut self, number: u32, why: &str) {
+        if let Some(function) = self.functions.get(&number).filter(|f| !f.is_live()) {
+            let client = function.client;
+            self.refuse(client, why);
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! The host agent and the `ipc-direct` command.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`cli`] | the command line |
+//! | [`run`], [`start`] | `ipc-direct run`: a lease, the environment, exec; starting an agent that goes away by itself |
+//! | [`ps`], [`report`] | `ipc-direct ps`, and the report that it prints |
+//! | [`address`], [`dial`] | where an agent is, and talking to it |
+//! | [`serve`] | the agent: its event loop |
+//! | [`clients`], `calls` | client sockets, and what they ask |
+//! | [`identity`], `attach`, [`function`] | who a process is; how it becomes a function |
+//! | [`groups`] | fork families, and the segments between them |
+//! | [`death`] | what happens when a process is gone |
+//!
+//! The agent is one thread that sleeps in epoll. It believes no client: identity comes from the kernel,
+//! every message is checked, and no client can make it wait.
+
+pub mod address;
+mod attach;
+mod calls;
+pub mod cli;
+pub mod clients;
+pub mod death;
+pub mod dial;
+pub mod function;
+pub mod groups;
+pub mod identity;
+pub mod ps;
+pub mod report;
+pub mod run;
+pub mod serve;
+pub mod start;
