@@ -129,7 +129,9 @@ impl Direction {
             tx_wait: word(),
             tx_watch: word(),
             reader_closed: word(),
-            pad2: core::array::from_fn(|_| word()),
+            pad2: word(),
+            tx_wake_at: AtomicU64::new(0),
+            pad3: core::array::from_fn(|_| AtomicU64::new(0)),
         }
     }
 }

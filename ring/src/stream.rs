@@ -322,8 +322,9 @@ pub fn release(dir: &Direction, r: &Reader) -> u64 {
 pub fn available(mem: &impl Memory, r: &Reader, limit: usize) -> Result<usize, Violation> {
     let mut r = *r;
     let mut sum = 0;
-    // Ends: each step moves on by at least 16 bytes, and a full turn of the ring is the most there can be.
-    let end = r.pos + mem.size();
+    // Ends: each step moves on by at least 16 bytes. There can be more than one turn of the ring: the part of the
+    // current record that was taken and released may hold the newest one.
+    let end = r.pos + 2 * mem.size();
     while sum < limit && r.pos < end {
         let Some(span) = next(mem, &mut r)? else { break };
         sum += span.len;

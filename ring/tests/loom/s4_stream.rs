@@ -42,6 +42,16 @@ impl Stream {
         true
     }
 
+    /// Writer: Release, so that who sees the end sees the records before it (SPEC 4.5).
+    fn finish(&self, how: u32) {
+        self.dir.state.store(how, Ordering::Release);
+    }
+
+    /// Reader: to be asked before the last look.
+    fn ended(&self) -> u32 {
+        self.dir.state.load(Ordering::Acquire)
+    }
+
     fn read(&self, r: &mut Reader) -> Option<u64> {
         let span = stream::next(&self.mem, r).unwrap()?;
         let value = self.mem.read(span);
@@ -168,9 +178,9 @@ fn fin_after_data(ask_first: bool) {
                 loop {
                     // `None`: asleep; `Some`: what was read before the end.
                     let step = |r: &mut Reader| {
-                        let end_before = stream::ended(&s.dir);
+                        let end_before = s.ended();
                         let value = s.read(r);
-                        let end = if ask_first { end_before } else { stream::ended(&s.dir) };
+                        let end = if ask_first { end_before } else { s.ended() };
                         (value, end)
                     };
                     for looked_again in [false, true] {
@@ -189,7 +199,7 @@ fn fin_after_data(ask_first: bool) {
             }
         });
         assert!(s.write(&mut w, 7));
-        stream::finish(&s.dir, state::FIN);
+        s.finish(state::FIN);
         if wake::sleepers(&s.dir.rx_wait) & FUTEX != 0 {
             s.data_queue.wake();
         }
@@ -247,13 +257,13 @@ fn second_generation(ask_generation: bool) {
     explore(3, move || {
         let (s, mut w, mut r) = stream_at(0);
         assert!(s.write(&mut w, 7));
-        stream::finish(&s.dir, state::FIN);
+        s.finish(state::FIN);
         r.pos = 0;
         let reader = thread::spawn({
             let s = s.clone();
             move || {
                 if !ask_generation || stream::is_open(&s.dir, 2) {
-                    assert_eq!(stream::ended(&s.dir), state::OPEN, "the old end");
+                    assert_eq!(s.ended(), state::OPEN, "the old end");
                     assert!(matches!(s.read(&mut r), None | Some(8)), "old data");
                 }
             }

@@ -1,0 +1,366 @@
+//! SPEC 4: the stream against an oracle, and against a peer that lies.
+#![cfg(not(loom))]
+
+mod support;
+
+use proptest::prelude::*;
+use ring::atomic::{AtomicU64, Ordering};
+use ring::segment::{RING_BYTES, state};
+use ring::stream::{self, Memory as _, RECORD_MAX, Reader, RingBytes, Span, Violation, Writer};
+use std::collections::VecDeque;
+use support::{StreamMemory, copy_in, copy_out};
+
+#[derive(Clone, Debug)]
+enum Op {
+    /// Reserve `want`, commit `part`/256 of what was given.
+    Write {
+        want: usize,
+        part: u8,
+    },
+    /// Take `part`/256 of the next span.
+    Read {
+        part: u8,
+    },
+    Release,
+    Available {
+        limit: usize,
+    },
+    HasRoom {
+        want: u64,
+    },
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let want = prop_oneof![1..=40usize, 1..=3 * RECORD_MAX];
+    let part = prop_oneof![Just(255u8), any::<u8>()];
+    prop_oneof![
+        4 => (want, part.clone()).prop_map(|(want, part)| Op::Write { want, part }),
+        4 => part.prop_map(|part| Op::Read { part }),
+        3 => Just(Op::Release),
+        1 => (0..100_000usize).prop_map(|limit| Op::Available { limit }),
+        1 => (0..20_000u64).prop_map(|want| Op::HasRoom { want }),
+    ]
+}
+
+fn ring_bytes() -> impl Strategy<Value = usize> {
+    prop_oneof![3 => Just(64usize), 2 => Just(128), 2 => Just(1024), 1 => Just(RING_BYTES)]
+}
+
+/// At least one byte, at most all of them.
+fn part_of(len: usize, part: u8) -> usize {
+    (len * (usize::from(part) + 1) / 256).max(1)
+}
+
+/// A stream whose sides both stand at `start`, in memory full of what looks like headers.
+struct Sut {
+    mem: StreamMemory,
+    w: Writer,
+    r: Reader,
+    written: u64,
+    oracle: VecDeque<u8>,
+}
+
+impl Sut {
+    fn at(start: u64, ring_bytes: usize) -> Self {
+        let mem = StreamMemory::new(ring_bytes);
+        for offset in (0..ring_bytes).step_by(8) {
+            let word: &AtomicU64 = mem.ring_region().get(offset).unwrap();
+            word.store(1 << 63 | 1 << 32 | 8, Ordering::Relaxed);
+        }
+        stream::open(&mem.ring(), mem.direction(), 1);
+        mem.ring().header(start % ring_bytes as u64).unwrap().store(0, Ordering::Relaxed);
+        mem.direction().consumed.store(start, Ordering::Relaxed);
+        Sut {
+            mem,
+            w: Writer { tail: start, seen: start },
+            r: Reader { pos: start, left: 0, len: 0 },
+            written: 0,
+            oracle: VecDeque::new(),
+        }
+    }
+
+    fn inside(&self, span: Span) {
+        assert!(span.len >= 1 && span.at + span.len <= self.mem.ring_region().len());
+    }
+
+    fn free(&self) -> u64 {
+        let consumed = self.mem.direction().consumed.load(Ordering::Relaxed);
+        self.mem.ring_region().len() as u64 - (self.w.tail - consumed)
+    }
+
+    fn write(&mut self, want: usize, part: u8) {
+        let free = self.free();
+        let ring = self.mem.ring();
+        let Some(span) = stream::reserve(&ring, self.mem.direction(), &mut self.w, want).unwrap() else {
+            assert!(free < 32, "called full with {free} bytes free");
+            return;
+        };
+        self.inside(span);
+        assert!(span.len <= want.min(RECORD_MAX));
+        let bytes: Vec<u8> = (0..part_of(span.len, part))
+            .map(|_| {
+                self.written += 1;
+                // Not a multiple of 8, so that a byte at a wrong place shows.
+                u8::try_from(self.written % 251).unwrap()
+            })
+            .collect();
+        copy_in(&ring, span, &bytes);
+        stream::commit(&ring, &mut self.w, bytes.len()).unwrap();
+        self.oracle.extend(bytes);
+    }
+
+    fn read(&mut self, part: u8) -> bool {
+        let Some(span) = stream::next(&self.mem.ring(), &mut self.r).unwrap() else {
+            assert!(self.oracle.is_empty(), "empty with bytes written");
+            return false;
+        };
+        self.inside(span);
+        let got = copy_out(&self.mem.ring(), span, part_of(span.len, part));
+        let expected: Vec<u8> = self.oracle.drain(..got.len()).collect();
+        assert_eq!(got, expected);
+        stream::take(&mut self.r, got.len());
+        true
+    }
+
+    fn release(&mut self) {
+        let before = self.mem.direction().consumed.load(Ordering::Relaxed);
+        let after = stream::release(self.mem.direction(), &self.r);
+        assert_eq!(after, self.mem.direction().consumed.load(Ordering::Relaxed));
+        assert!((before..=self.w.tail).contains(&after));
+    }
+
+    fn step(&mut self, op: &Op) {
+        match *op {
+            Op::Write { want, part } => self.write(want, part),
+            Op::Read { part } => {
+                self.read(part);
+            }
+            Op::Release => self.release(),
+            Op::Available { limit } => {
+                let there = stream::available(&self.mem.ring(), &self.r, limit).unwrap();
+                assert_eq!(there, self.oracle.len().min(limit));
+            }
+            Op::HasRoom { want } => {
+                let ring = self.mem.ring();
+                let room = stream::has_room(&ring, self.mem.direction(), &mut self.w, want).unwrap();
+                let consumed = self.mem.direction().consumed.load(Ordering::Relaxed);
+                let possible = want + 32 <= ring.size();
+                assert_eq!(room, possible && consumed >= stream::room_at(&ring, &self.w, want));
+                if room && want > 0 {
+                    let want = usize::try_from(want).unwrap();
+                    let mut w = self.w;
+                    let span = stream::reserve(&ring, self.mem.direction(), &mut w, want).unwrap();
+                    assert!(span.is_some(), "room, but nothing to reserve");
+                    // `reserve` may have published a skip.
+                    self.w = w;
+                }
+            }
+        }
+    }
+
+    fn finish(&mut self) {
+        while self.read(255) {}
+        self.release();
+        assert!(stream::drained(self.mem.direction(), &self.w));
+        // An empty ring takes a message, whatever its position.
+        self.write(1, 255);
+        assert_eq!(self.oracle.len(), 1);
+        assert!(self.read(255));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn s4_2_what_is_written_is_read(
+        start in 0..1u64 << 60,
+        bytes in ring_bytes(),
+        ops in prop::collection::vec(op(), 0..200),
+    ) {
+        let mut sut = Sut::at(start * 8, bytes);
+        for op in &ops {
+            sut.step(op);
+        }
+        sut.finish();
+    }
+
+    #[test]
+    fn s4_6_a_peer_that_lies_gets_no_further_than_a_violation(
+        start in 0..1u64 << 60,
+        bytes in ring_bytes(),
+        words in prop::collection::vec(header_like(), 8..64),
+        ops in prop::collection::vec((op(), prop::option::of(any::<u64>()), header_like()), 0..100),
+    ) {
+        hostile(start * 8, bytes, &words, &ops);
+    }
+}
+
+/// Words that get past some of the checks.
+fn header_like() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        3 => (0..64u64).prop_map(|len| 1 << 63 | 1 << 32 | len),
+        1 => Just(1 << 63 | 2 << 32),
+        1 => (0..1u64 << 20).prop_map(|len| 1 << 63 | 1 << 32 | len),
+        1 => (0..64u32).prop_map(|bit| 1 << 63 | 1 << 32 | 8 | 1 << bit),
+        1 => any::<u64>(),
+        1 => Just(0),
+    ]
+}
+
+/// Both sides work on memory that somebody else scribbles over between their steps.
+fn hostile(start: u64, bytes: usize, words: &[u64], ops: &[(Op, Option<u64>, u64)]) {
+    let mut sut = Sut::at(start, bytes);
+    let ring: RingBytes = sut.mem.ring();
+    let dir = sut.mem.direction();
+    for (offset, word) in (0..bytes as u64).step_by(8).zip(words.iter().cycle()) {
+        ring.header(offset).unwrap().store(*word, Ordering::Relaxed);
+    }
+    let mut looks = 0;
+    for (op, consumed, word) in ops {
+        if let Some(consumed) = consumed {
+            // Anything, or something near the truth.
+            let near = sut.w.tail.wrapping_sub(64).wrapping_add(consumed % 128);
+            dir.consumed.store(if consumed & 1 == 0 { near } else { *consumed }, Ordering::Relaxed);
+        }
+        ring.header(sut.r.pos % bytes as u64).unwrap().store(*word, Ordering::Relaxed);
+        let (w, r) = (sut.w, sut.r);
+        match *op {
+            Op::Write { want, part } => match stream::reserve(&ring, dir, &mut sut.w, want) {
+                Ok(Some(span)) => {
+                    sut.inside(span);
+                    stream::commit(&ring, &mut sut.w, part_of(span.len, part)).unwrap();
+                    assert!(sut.w.tail - sut.w.seen <= bytes as u64, "wrote over unread bytes");
+                }
+                Ok(None) => {}
+                Err(Violation) => assert_eq!(sut.w.tail, w.tail),
+            },
+            Op::Read { part } => match stream::next(&ring, &mut sut.r) {
+                Ok(Some(span)) => {
+                    sut.inside(span);
+                    looks += 1;
+                    stream::take(&mut sut.r, part_of(span.len, part));
+                    assert!(sut.r.pos - r.pos <= bytes as u64 + 8, "more than a turn in one record");
+                }
+                Ok(None) => {}
+                Err(Violation) => assert!(sut.r.pos - r.pos <= 8),
+            },
+            Op::Release => {
+                stream::release(dir, &sut.r);
+                assert!(dir.consumed.load(Ordering::Relaxed) <= sut.r.pos + bytes as u64);
+            }
+            Op::Available { limit } => {
+                if let Ok(there) = stream::available(&ring, &sut.r, limit) {
+                    assert!(there <= limit);
+                }
+            }
+            Op::HasRoom { want } => {
+                let _ = stream::has_room(&ring, dir, &mut sut.w, want);
+            }
+        }
+        let _ = stream::drained(dir, &sut.w);
+    }
+    assert!(looks <= ops.len());
+}
+
+#[test]
+fn s4_3_a_skip_record_takes_the_last_word_of_the_ring() {
+    let mut sut = Sut::at(64 - 8, 64);
+    sut.write(8, 255);
+    let last = sut.mem.ring().header(56).unwrap().load(Ordering::Relaxed);
+    assert_eq!(last, 1 << 63 | 2 << 32);
+    assert_eq!(sut.w.tail, 56 + 8 + 16);
+    assert!(sut.read(255));
+    assert_eq!(sut.r.pos, sut.w.tail);
+}
+
+#[test]
+fn s4_6_a_skip_that_is_not_at_the_end_is_a_violation() {
+    for offset in (0..64).step_by(8) {
+        let mut sut = Sut::at(offset, 64);
+        sut.mem.ring().header(offset).unwrap().store(1 << 63 | 2 << 32, Ordering::Relaxed);
+        sut.mem.ring().header((offset + 8) % 64).unwrap().store(0, Ordering::Relaxed);
+        let expected = if offset == 56 { Ok(None) } else { Err(Violation) };
+        assert_eq!(stream::next(&sut.mem.ring(), &mut sut.r), expected);
+    }
+}
+
+#[test]
+fn s4_6_every_wrong_header_is_a_violation() {
+    let data = 1 << 63 | 1 << 32;
+    for wrong in [
+        data,
+        data | 57,
+        data | 1 << 31,
+        1 << 32 | 8,
+        1 << 63 | 8,
+        1 << 63 | 3 << 32 | 8,
+        data | 8 | 1 << 62,
+        1,
+    ] {
+        let mut sut = Sut::at(0, 64);
+        sut.mem.ring().header(0).unwrap().store(wrong, Ordering::Relaxed);
+        assert_eq!(stream::next(&sut.mem.ring(), &mut sut.r), Err(Violation), "{wrong:#x}");
+    }
+}
+
+#[test]
+fn s4_6_a_reader_position_outside_of_what_was_written_is_a_violation() {
+    for (consumed, fine) in
+        [(4095, false), (4096, true), (4096 + 48, true), (4096 + 49, false), (u64::MAX, false), (0, false)]
+    {
+        let mut sut = Sut::at(4096, 64);
+        for _ in 0..3 {
+            sut.write(8, 255);
+        }
+        sut.mem.direction().consumed.store(consumed, Ordering::Relaxed);
+        let got = stream::reserve(&sut.mem.ring(), sut.mem.direction(), &mut sut.w, 32);
+        assert_eq!(got.is_ok(), fine, "{consumed}");
+    }
+}
+
+#[test]
+fn s4_4_space_inside_a_record_is_freed_in_words() {
+    let mut sut = Sut::at(0, 1024);
+    sut.write(100, 255);
+    let mut freed = Vec::new();
+    for n in [1, 6, 1, 92] {
+        stream::next(&sut.mem.ring(), &mut sut.r).unwrap();
+        stream::take(&mut sut.r, n);
+        sut.release();
+        freed.push(sut.mem.direction().consumed.load(Ordering::Relaxed));
+    }
+    assert_eq!(freed, [8, 8, 16, 112]);
+}
+
+#[test]
+fn s4_5_the_end_is_told_after_the_data() {
+    let mut sut = Sut::at(0, 1024);
+    sut.write(5, 255);
+    sut.mem.direction().state.store(state::FIN, Ordering::Release);
+    assert_eq!(sut.mem.direction().state.load(Ordering::Acquire), state::FIN);
+    assert!(sut.read(255));
+    assert!(!sut.read(255));
+}
+
+#[test]
+fn s5_5_open_empties_the_ring() {
+    let mut sut = Sut::at(0, 64);
+    sut.write(8, 255);
+    sut.mem.direction().state.store(state::RST, Ordering::Release);
+    assert!(!stream::is_open(sut.mem.direction(), 2));
+    stream::open(&sut.mem.ring(), sut.mem.direction(), 2);
+    assert!(stream::is_open(sut.mem.direction(), 2));
+    assert_eq!(sut.mem.direction().state.load(Ordering::Acquire), state::OPEN);
+    assert_eq!(stream::next(&sut.mem.ring(), &mut Reader::default()), Ok(None));
+    assert!(stream::drained(sut.mem.direction(), &Writer::default()));
+}
+
+#[test]
+fn s4_1_only_a_power_of_two_of_at_least_64_bytes_is_a_ring() {
+    let memory = support::Memory::zeroed(4096);
+    for (bytes, fine) in [(0, false), (8, false), (32, false), (64, true), (96, false), (4096, true)] {
+        let part = memory.region().part(0, bytes).unwrap();
+        assert_eq!(RingBytes::new(part).is_some(), fine, "{bytes}");
+    }
+}
