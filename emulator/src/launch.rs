@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use crate::inherit::inherit;
 use crate::runtime_dir::RuntimeDir;
 
 /// Overrides where the coordinator's program is.
@@ -99,20 +100,21 @@ fn first_allowed_cpu() -> usize {
         .unwrap_or(0)
 }
 
-/// Starts the program with `bus` as its standard input: the one descriptor that a child can be given
-/// without it leaking into children that other threads start at the same moment.
+/// Starts the program with its end of the bus.
 pub(crate) fn spawn(
     program: &Path,
     hugepages: bool,
     runtime: &RuntimeDir,
     bus: OwnedFd,
 ) -> Result<Child, BootError> {
-    Command::new(program)
+    let mut command = Command::new(program);
+    let number = inherit(&mut command, bus);
+    command
         .args(eal_arguments(hugepages, runtime))
-        .args(["--", "--bus-fd", "0"])
+        .args(["--", "--bus-fd", &number.to_string()])
         // The coordinator must not run under the shim that it serves.
         .env_remove("LD_PRELOAD")
-        .stdin(bus)
+        .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         // Ctrl-C in the terminal is for the agent, which then tells the coordinator.

@@ -11,7 +11,8 @@
 //! | [`coordinator`] | its process: stderr, last words, end |
 //! | [`function`] | the memory and interrupts of one function |
 //! | [`agent_ring`] | the agent's own function 0: requests out, completions in |
-//! | [`memory`] | sealed memfds and their mappings (the one module with `unsafe`) |
+//! | [`memory`] | sealed memfds and their mappings |
+//! | `inherit` | how the child gets its end of the bus |
 //! | [`packet`] | datagrams with file descriptors |
 //! | [`runtime_dir`] | the directory that DPDK leaves behind, and who removes it |
 
@@ -19,6 +20,7 @@ pub mod agent_ring;
 pub mod card;
 pub mod coordinator;
 pub mod function;
+mod inherit;
 pub mod launch;
 pub mod memory;
 pub mod packet;
