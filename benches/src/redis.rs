@@ -1,0 +1,178 @@
+//! Redis: servers and redis-benchmark, on any path.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path as FilePath, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use harness::child::{Guarded, run_ok};
+use harness::instance::Instance;
+use harness::{Failure, Outcome, bins, fail, net};
+use rustix::process::Signal;
+
+use crate::path::Path;
+
+/// A directory of our own, removed with everything in it.
+#[derive(Debug)]
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    /// Makes it under the system's directory for temporary files.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn new() -> Outcome<Scratch> {
+        let dir = std::env::temp_dir().join(format!("ipc-direct-demo-{}", std::process::id()));
+        fs::create_dir_all(&dir)?;
+        Ok(Scratch(dir))
+    }
+
+    /// Where.
+    #[must_use]
+    pub fn path(&self) -> &FilePath {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A redis server without persistence.
+#[derive(Debug)]
+pub struct Server {
+    process: Guarded,
+    port: u16,
+    socket: PathBuf,
+}
+
+impl Server {
+    /// Starts one, under the shim if `instance` is given, and waits until it answers.
+    ///
+    /// # Errors
+    /// When redis is missing or does not come up.
+    pub fn start(instance: Option<&Instance>, scratch: &Scratch) -> Outcome<Server> {
+        let redis = bins::program("redis-server")?;
+        let port = net::free_port()?;
+        let socket = scratch.path().join(format!("{port}.sock"));
+        let mut command = instance.map_or_else(|| Command::new(&redis), |i| i.shimmed(&redis));
+        command.args([
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--bind",
+            "127.0.0.1",
+            "--port",
+            &port.to_string(),
+        ]);
+        command.arg("--unixsocket").arg(&socket).arg("--dir").arg(scratch.path());
+        let process = Guarded::spawn(command.stdin(Stdio::null()).stdout(Stdio::null()))?;
+        net::wait_listening(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
+        Ok(Server { process, port, socket })
+    }
+
+    /// Ends it as its operator would.
+    ///
+    /// # Errors
+    /// When it stays.
+    pub fn stop(mut self) -> Outcome {
+        self.process.signal(Signal::TERM);
+        self.process.wait(Duration::from_secs(10)).map(drop)
+    }
+}
+
+/// One redis-benchmark setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// Connections.
+    pub clients: u32,
+    /// Requests sent before the first answer is awaited.
+    pub pipeline: u32,
+    /// Requests of each operation: enough for about a second over the kernel.
+    pub requests: u32,
+}
+
+/// What redis-benchmark says of one operation.
+#[derive(Clone, Debug)]
+pub struct Figures {
+    /// `SET` or `GET`.
+    pub operation: String,
+    /// Operations per second.
+    pub ops_per_s: f64,
+    /// Median latency in µs.
+    pub p50_us: f64,
+    /// 99th percentile in µs.
+    pub p99_us: f64,
+}
+
+/// Runs redis-benchmark against `server` by `path`: SET, then GET.
+///
+/// # Errors
+/// When it fails, or writes something unexpected.
+pub fn benchmark(instance: &Instance, server: &Server, path: Path, load: Load) -> Outcome<Vec<Figures>> {
+    let program = bins::program("redis-benchmark")?;
+    let mut command = match path {
+        Path::Direct => instance.shimmed(&program),
+        Path::Tcp | Path::Unix => Command::new(&program),
+    };
+    match path {
+        Path::Unix => command.arg("-s").arg(&server.socket),
+        Path::Tcp | Path::Direct => command.args(["-h", "127.0.0.1", "-p", &server.port.to_string()]),
+    };
+    command.args(["-t", "set,get", "--csv"]);
+    for (option, value) in [("-c", load.clients), ("-P", load.pipeline), ("-n", load.requests)] {
+        command.args([option, &value.to_string()]);
+    }
+    parse(&run_ok(&mut command, Duration::from_secs(120))?)
+}
+
+/// Columns: test, rps, avg, min, p50, p95, p99, max; latencies in ms.
+fn parse(csv: &str) -> Outcome<Vec<Figures>> {
+    let mut all = Vec::new();
+    for line in csv.lines() {
+        let fields: Vec<&str> = line.split(',').map(|f| f.trim_matches('"')).collect();
+        let [operation, rps, _, _, p50, _, p99, _] = fields.as_slice() else { continue };
+        let Ok(ops_per_s) = rps.parse() else { continue };
+        let us = |ms: &str| {
+            ms.parse::<f64>()
+                .map(|ms| ms * 1000.0)
+                .map_err(|e| Failure(format!("redis-benchmark wrote {line:?}: {e}")))
+        };
+        all.push(Figures {
+            operation: (*operation).to_owned(),
+            ops_per_s,
+            p50_us: us(p50)?,
+            p99_us: us(p99)?,
+        });
+    }
+    if all.len() == 2 { Ok(all) } else { fail(format!("redis-benchmark wrote {csv:?}")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse;
+
+    #[test]
+    fn csv_of_redis_7() {
+        let figures = parse(
+            "\"test\",\"rps\",\"avg_latency_ms\",\"min_latency_ms\",\"p50_latency_ms\",\"p95_latency_ms\",\"p99_latency_ms\",\"max_latency_ms\"\n\
+             \"SET\",\"16806.72\",\"0.055\",\"0.016\",\"0.055\",\"0.079\",\"0.111\",\"4.143\"\n\
+             \"GET\",\"16233.77\",\"0.057\",\"0.024\",\"0.056\",\"0.079\",\"0.112\",\"2.255\"\n",
+        )
+        .unwrap_or_default();
+        let [set, get] = figures.as_slice() else { panic!("{figures:?}") };
+        assert_eq!((set.operation.as_str(), get.operation.as_str()), ("SET", "GET"));
+        assert!((set.ops_per_s - 16806.72).abs() < 0.01);
+        assert!((get.p50_us - 56.0).abs() < 0.01 && (get.p99_us - 112.0).abs() < 0.01);
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        assert!(parse("").is_err());
+        assert!(parse("Could not connect to Redis").is_err());
+    }
+}
