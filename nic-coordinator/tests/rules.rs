@@ -405,3 +405,19 @@ fn several_listeners_on_one_address_take_turns() {
     assert_eq!((w.accept(2, a), w.accept(3, b)), (Ok(first), Ok(second)));
     assert_ne!(first.segment(), second.segment(), "another server, another memory");
 }
+
+#[test]
+fn a_new_group_of_an_old_number_shares_no_memory_with_the_old_ones_peer() {
+    let (mut w, listener) = pair(8);
+    let old = w.connect(1, lo(80)).unwrap();
+    w.accept(2, listener).unwrap();
+    w.detach(1);
+    w.attach(1);
+    let new = w.connect(1, lo(80)).unwrap();
+    assert_ne!(new.segment(), old.segment());
+    w.close(2, old, SERVER);
+    assert_eq!(w.dropped, [old.segment()]);
+    w.detach(1);
+    w.detach(2);
+    assert!(w.logic.is_empty());
+}

@@ -96,9 +96,7 @@ impl Logic {
 
     /// Drops a segment without connections if one of its groups is gone.
     pub(super) fn drop_segment_if_orphaned(&mut self, segment: u32, out: &mut Vec<Out>) {
-        if let Some(groups) = self.segments.idle(segment)
-            && groups.iter().any(|group| !self.functions.group_lives(*group))
-        {
+        if self.segments.droppable(segment) {
             self.segments.remove(segment);
             announce(out, AGENT_FUNCTION, Completion::DropSegment { segment });
         }

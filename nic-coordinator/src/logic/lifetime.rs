@@ -169,7 +169,7 @@ impl Logic {
 
     fn leave_group(&mut self, group: u32, out: &mut Vec<Out>) {
         if self.functions.leave(group) {
-            for segment in self.segments.of_group(group) {
+            for segment in self.segments.orphan(group) {
                 self.drop_segment_if_orphaned(segment, out);
             }
         }

@@ -69,6 +69,8 @@ struct Segment {
     /// Slots that were used and are free: the last one freed comes first, its memory is touched already.
     free: Vec<u16>,
     used: u16,
+    /// One of its groups is gone: no new connections, and it goes with the last one.
+    orphaned: bool,
 }
 
 impl Segment {
@@ -153,6 +155,7 @@ impl Segments {
             slots: Vec::new(),
             free: Vec::new(),
             used: 0,
+            orphaned: false,
         };
         self.by_id.insert(id, segment);
         self.by_groups.entry([client, server]).or_default().push(id);
@@ -247,17 +250,33 @@ impl Segments {
         }
     }
 
-    /// The two groups of a segment that is made and has no connection: it can be dropped when one of them is gone.
-    #[must_use]
-    pub fn idle(&self, id: u32) -> Option<[u32; 2]> {
-        let segment = self.by_id.get(&id)?;
-        (segment.used == 0 && segment.waiting.is_none()).then_some(segment.groups)
+    /// A group is gone: its segments get no more connections, not even if the number of the group is used again.
+    /// Returns them.
+    pub fn orphan(&mut self, group: u32) -> Vec<u32> {
+        let ids: Vec<u32> = self.by_group.remove(&group).into_iter().flatten().collect();
+        for id in &ids {
+            if let Some(segment) = self.by_id.get_mut(id) {
+                segment.orphaned = true;
+                let groups = segment.groups;
+                self.unlist(*id, groups);
+            }
+        }
+        ids
     }
 
-    /// The segments of a group.
+    /// True for a segment that has lost a group and its last connection, and that the agent does not still make.
     #[must_use]
-    pub fn of_group(&self, group: u32) -> Vec<u32> {
-        self.by_group.get(&group).into_iter().flatten().copied().collect()
+    pub fn droppable(&self, id: u32) -> bool {
+        self.by_id.get(&id).is_some_and(|s| s.orphaned && s.used == 0 && s.waiting.is_none())
+    }
+
+    fn unlist(&mut self, id: u32, groups: [u32; 2]) {
+        if let Some(ids) = self.by_groups.get_mut(&groups) {
+            ids.retain(|other| *other != id);
+            if ids.is_empty() {
+                self.by_groups.remove(&groups);
+            }
+        }
     }
 
     /// Takes a segment out of all tables.
@@ -265,12 +284,7 @@ impl Segments {
         let Some(segment) = self.by_id.remove(&id) else { return };
         self.making.remove(&id);
         self.conns -= usize::from(segment.used);
-        if let Some(ids) = self.by_groups.get_mut(&segment.groups) {
-            ids.retain(|other| *other != id);
-            if ids.is_empty() {
-                self.by_groups.remove(&segment.groups);
-            }
-        }
+        self.unlist(id, segment.groups);
         for group in segment.groups {
             if let Some(ids) = self.by_group.get_mut(&group) {
                 ids.remove(&id);

@@ -1,0 +1,352 @@
+//! The real program: boots it on an emulated bus and plays the agent and its processes.
+#![allow(unsafe_code, clippy::cast_possible_wrap)] // See card.rs.
+
+mod card;
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use card::{Card, Process, memory, program};
+use ring::bus::BusMsg;
+use ring::msg::{ACCEPT_WAIT, Addr, Completion, ConnId, Request, Status};
+use ring::window::{ENTRIES, ENTRIES_OFFSET, HOST_BYTES, WINDOW_BYTES};
+use rustix::fs::SealFlags;
+
+const QUIET_PORT: &str = "net_null0,no-rx=1";
+/// Produces packets for ever.
+const BUSY_PORT: &str = "net_null0";
+
+fn lo(port: u16) -> Addr {
+    Addr::v4([127, 0, 0, 1], port)
+}
+
+/// A card with its agent, who is function 0 and makes every segment.
+struct Host {
+    card: Card,
+    agent: Process,
+}
+
+impl Host {
+    fn boot() -> Host {
+        Host::with(&["--log", "debug"], QUIET_PORT)
+    }
+
+    fn with(options: &[&str], vdev: &str) -> Host {
+        rustix::thread::membarrier(rustix::thread::MembarrierCommand::RegisterGlobalExpedited).unwrap();
+        let card = Card::boot(options, vdev);
+        let agent = card.function(0);
+        Host { card, agent }
+    }
+
+    fn attach(&mut self, function: u32) -> Process {
+        let process = self.card.function(function);
+        assert_eq!(process.host.header.epoch.load(ring::atomic::Ordering::Relaxed), self.card.epoch);
+        let attach =
+            Request::Attach { function, group: function, parent: 0, nonce: 0, uid: 0, pid: 1, netns: 1 };
+        assert_eq!(self.agent.ask(attach), Completion::Done { status: Status::Ok, value: 0 });
+        process
+    }
+
+    fn detach(&mut self, process: Process) {
+        self.card.send(BusMsg::Unmap { function: process.number }, &[]);
+        self.agent.post(Request::Detach { function: process.number });
+    }
+
+    fn make_segment(&mut self) -> u32 {
+        let segment = self.agent.wait_for("MakeSegment", |_, c| match c {
+            Completion::MakeSegment { segment, .. } => Some(segment),
+            _ => None,
+        });
+        self.agent.post(Request::SegmentMade { segment, ok: true });
+        segment
+    }
+
+    fn end(mut self) {
+        self.card.hang_up();
+        assert!(self.card.ended().success());
+    }
+}
+
+fn listen(process: &mut Process, port: u16) -> u32 {
+    match process.ask(Request::Listen { addr: lo(port), backlog: 16, flags: 0 }) {
+        Completion::Done { status: Status::Ok, value } => value,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn connect(process: &mut Process, port: u16) -> ConnId {
+    let token = process.post(Request::Connect { dst: lo(port), src: lo(40000) });
+    connected(process, token)
+}
+
+fn connected(process: &mut Process, token: u32) -> ConnId {
+    match process.answer(token) {
+        Completion::Connected { status: Status::Ok, conn } => conn,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn accepted(process: &mut Process, token: u32) -> ConnId {
+    match process.answer(token) {
+        Completion::Accepted { status: Status::Ok, conn, peer, local } => {
+            assert_eq!(peer, lo(40000));
+            assert_eq!(local.ip, lo(0).ip);
+            conn
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn gone(process: &mut Process, conn: ConnId) {
+    process.wait_for("PeerGone", |_, c| (c == Completion::PeerGone { conn }).then_some(()));
+}
+
+#[test]
+fn attach_listen_connect_accept_close_detach() {
+    let mut host = Host::boot();
+    let (mut client, mut server) = (host.attach(1), host.attach(2));
+    let listener = listen(&mut server, 80);
+    let token = client.post(Request::Connect { dst: lo(80), src: lo(40000) });
+    let segment = host.make_segment();
+    let conn = connected(&mut client, token);
+    assert_eq!(conn.segment(), segment);
+    server.wait_for("Ready", |_, c| (c == Completion::Ready { listener }).then_some(()));
+    let token = server.post(Request::Accept { listener, flags: 0 });
+    assert_eq!(accepted(&mut server, token), conn);
+    client.post(Request::Close { conn, side: 0 });
+    gone(&mut server, conn);
+    server.interrupted(1);
+    server.post(Request::Close { conn, side: 1 });
+    assert!(matches!(
+        client.ask(Request::Connect { dst: lo(81), src: lo(40000) }),
+        Completion::Connected { status: Status::NoListener, .. }
+    ));
+    host.detach(client);
+    let dropped = Completion::DropSegment { segment };
+    host.agent.wait_for("DropSegment", |_, c| (c == dropped).then_some(()));
+    host.detach(server);
+    // The numbers can be used again at once.
+    let mut again = host.attach(1);
+    assert!(listen(&mut again, 80) > listener);
+    host.end();
+}
+
+#[test]
+fn more_requests_than_the_rings_hold() {
+    let mut host = Host::boot();
+    let mut process = host.attach(1);
+    // No answers: credit comes by itself.
+    for _ in 0..10 * ENTRIES {
+        process.post(Request::Unlisten { listener: 1 });
+    }
+    // Answers that nobody takes wait their turn.
+    let tokens: Vec<u32> =
+        (0..ENTRIES).map(|_| process.post(Request::Accept { listener: 1, flags: 0 })).collect();
+    for token in tokens {
+        assert!(matches!(process.answer(token), Completion::Accepted { status: Status::BadRequest, .. }));
+    }
+    host.end();
+}
+
+#[test]
+fn a_parked_accept_is_answered_by_an_interrupt() {
+    let mut host = Host::boot();
+    let (mut client, mut server) = (host.attach(1), host.attach(2));
+    let listener = listen(&mut server, 80);
+    for round in 0..20 {
+        let accept = server.post(Request::Accept { listener, flags: ACCEPT_WAIT });
+        assert!(server.arm());
+        // Long enough for the program to go to sleep, in most rounds.
+        std::thread::sleep(Duration::from_millis(round % 5));
+        let connect = client.post(Request::Connect { dst: lo(80), src: lo(40000) });
+        if round == 0 {
+            host.make_segment();
+        }
+        server.interrupted(0);
+        let conn = accepted(&mut server, accept);
+        assert_eq!(connected(&mut client, connect), conn);
+        client.post(Request::Close { conn, side: 0 });
+        gone(&mut server, conn);
+        server.post(Request::Close { conn, side: 1 });
+    }
+    assert!(host.card.counter("sleeps") > 0 && host.card.counter("doorbells") > 0);
+    host.end();
+}
+
+#[test]
+fn idle_costs_nothing_although_the_port_is_busy() {
+    let mut host = Host::with(&[], BUSY_PORT);
+    let mut process = host.attach(1);
+    listen(&mut process, 80);
+    let before = host.card.cpu_ticks();
+    std::thread::sleep(Duration::from_secs(2));
+    let used = host.card.cpu_ticks() - before;
+    assert!(used < 20, "{used} ticks of 10 ms in 2 s");
+    // And it still hears the doorbell.
+    listen(&mut process, 81);
+    assert!(host.card.counter("port_rx") > 0);
+    host.end();
+}
+
+#[test]
+fn polling_never_sleeps() {
+    let mut host = Host::with(&["--idle", "poll"], QUIET_PORT);
+    let mut process = host.attach(1);
+    for port in 1..100 {
+        listen(&mut process, port);
+    }
+    assert_eq!(process.host.header.doorbell_wanted.load(ring::atomic::Ordering::Relaxed), 0);
+    assert_eq!(host.card.counter("sleeps"), 0);
+    host.end();
+}
+
+/// Small seeded generator (xorshift64*), so that a failure can be repeated.
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+}
+
+/// One entry of random bytes with the right sequence number, so that it is looked at; every other one of our version
+/// and of a kind that exists.
+fn random_entry(process: &Process, index: u64, noise: &mut Noise) {
+    let offset = ENTRIES_OFFSET + usize::try_from(index % u64::from(ENTRIES)).unwrap() * 64;
+    for word in 1..8 {
+        process.scribble(offset + word * 8, noise.next());
+    }
+    let mut head = noise.next() & !0xffff_ffff | (index + 1);
+    if noise.next() % 2 == 0 {
+        head = head & !0xffff_0000_0000 | u64::from(ring::VERSION) << 40 | (noise.next() % 10) << 32;
+    }
+    process.scribble(offset, head);
+}
+
+#[test]
+fn nonsense_in_one_ring_hurts_nobody_else() {
+    let mut host = Host::boot();
+    let (mut client, mut server) = (host.attach(1), host.attach(2));
+    let listener = listen(&mut server, 80);
+    let token = client.post(Request::Connect { dst: lo(80), src: lo(40000) });
+    host.make_segment();
+    connected(&mut client, token);
+    let token = server.post(Request::Accept { listener, flags: 0 });
+    accepted(&mut server, token);
+    for seed in 1..=30 {
+        let mut noise = Noise(seed);
+        let mut villain = host.attach(3);
+        let token = villain.post(Request::Connect { dst: lo(80), src: lo(40000) });
+        host.make_segment();
+        let victim_of = connected(&mut villain, token);
+        let token = server.post(Request::Accept { listener, flags: 0 });
+        assert_eq!(accepted(&mut server, token), victim_of);
+        for i in 0..u64::from(ENTRIES) {
+            let index = villain.posted() + i;
+            match seed % 3 {
+                0 => villain.scribble(16, noise.next()),
+                1 => random_entry(&villain, index, &mut noise),
+                _ => villain.scribble(
+                    usize::try_from(noise.next() % (WINDOW_BYTES as u64 / 8)).unwrap() * 8,
+                    noise.next(),
+                ),
+            }
+            villain.ring();
+            if i % 16 == 0 {
+                let conn = connect(&mut client, 80);
+                let token = server.post(Request::Accept { listener, flags: 0 });
+                assert_eq!(accepted(&mut server, token), conn);
+                client.post(Request::Close { conn, side: 0 });
+                gone(&mut server, conn);
+                server.post(Request::Close { conn, side: 1 });
+            }
+        }
+        // A last, certain offence: a version that does not exist. (If it was dropped before, nobody looks.)
+        for i in 0..u64::from(ENTRIES) {
+            let index = villain.posted() + i;
+            let offset = ENTRIES_OFFSET + usize::try_from(index % u64::from(ENTRIES)).unwrap() * 64;
+            villain.scribble(offset, 0xee << 40 | (index + 1));
+        }
+        villain.ring();
+        gone(&mut server, victim_of);
+        server.post(Request::Close { conn: victim_of, side: 1 });
+        host.detach(villain);
+    }
+    assert_eq!(host.card.counter("functions_dropped"), 30);
+    host.end();
+}
+
+#[test]
+fn telemetry_shows_counters_and_tables() {
+    let mut host = Host::boot();
+    let mut process = host.attach(7);
+    let listener = listen(&mut process, 8080);
+    assert!(matches!(
+        process.ask(Request::Connect { dst: lo(81), src: lo(40000) }),
+        Completion::Connected { status: Status::NoListener, .. }
+    ));
+    // The tables are shown with a delay.
+    let mut text = String::new();
+    for _ in 0..200 {
+        text = host.card.telemetry("/ipc_direct/listeners");
+        if text.contains("8080") {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(text.contains(&format!("\"{listener}\":")) && text.contains("127.0.0.1:8080"), "{text}");
+    let text = host.card.telemetry("/ipc_direct/functions");
+    assert!(text.contains("\"7\":") && text.contains("group 7") && text.contains("listeners 1"), "{text}");
+    assert_eq!(host.card.counter("refused_no_listener"), 1);
+    assert_eq!(host.card.counter("functions"), 1);
+    assert!(host.card.counter("requests") >= 3 && host.card.counter("completions") >= 3);
+    host.end();
+}
+
+#[test]
+fn functions_that_cannot_be_mapped_are_refused() {
+    let host = Host::boot();
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    let irq = || memory(1, seals);
+    let unsealed = [memory(WINDOW_BYTES, SealFlags::GROW), memory(HOST_BYTES, seals), irq(), irq()];
+    let short = [memory(4096, seals), memory(HOST_BYTES, seals), irq(), irq()];
+    let unformatted = [memory(WINDOW_BYTES, seals), memory(HOST_BYTES, seals), irq(), irq()];
+    for fds in [unsealed, short, unformatted] {
+        host.card.send(BusMsg::Map { function: 5 }, &fds.each_ref().map(AsFd::as_fd));
+        assert_eq!(host.card.receive(), BusMsg::MapFailed { function: 5 });
+    }
+    host.card.send(BusMsg::Map { function: 5 }, &[]);
+    assert_eq!(host.card.receive(), BusMsg::MapFailed { function: 5 });
+    host.card.function(5);
+    host.end();
+}
+
+#[test]
+fn signals_end_it_cleanly() {
+    for signal in [rustix::process::Signal::TERM, rustix::process::Signal::INT] {
+        let host = Host::boot();
+        let pid = rustix::process::Pid::from_child(&host.card.child);
+        rustix::process::kill_process(pid, signal).unwrap();
+        assert!(host.card.ended().success());
+    }
+}
+
+#[test]
+fn bad_command_lines_get_one_sentence_and_code_2() {
+    for (arguments, sentence) in [
+        (&["--", "--nonsense"][..], "unexpected argument '--nonsense' found"),
+        (&["--no-pci"], "the bus of a real card is not implemented yet"),
+        (&["--", "--bus-fd", "77"], "--bus-fd 77 is not an open socket"),
+        (&["--", "--bus-fd", "1"], "--bus-fd 1 is not an open socket"),
+        (&["--", "--bus-fd", "3", "--log", "a=b=c"], "--log"),
+    ] {
+        let output = program().args(arguments).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
+        assert!(text.starts_with("nic-coordinator: ") && text.contains(sentence), "{text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+    }
+}

@@ -1,0 +1,482 @@
+//! Random requests of many functions, malformed and dead ones among them, against a small model of who holds what.
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use common::lo;
+use nic_coordinator::logic::forks::ATTACH_US_MAX;
+use nic_coordinator::logic::{Limits, Logic, Out};
+use proptest::prelude::*;
+use ring::msg::{Addr, Completion, ConnId, Request, Status};
+use ring::window::Raw;
+
+/// Who holds something, in the model: a function, or a fork by parent and nonce.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Who {
+    Function(u32),
+    Fork(u32, u64),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Process {
+    group: u32,
+    uid: u32,
+    netns: u64,
+}
+
+#[derive(Debug)]
+struct ModelListener {
+    holders: BTreeSet<Who>,
+    netns: u64,
+    addr: Addr,
+}
+
+#[derive(Debug)]
+struct ModelConn {
+    holders: [BTreeSet<Who>; 2],
+    listener: u32,
+    queued: bool,
+    dst: Addr,
+    netns: u64,
+}
+
+impl ModelConn {
+    fn closed(&self, side: usize) -> bool {
+        self.holders[side].is_empty() && !(side == 1 && self.queued)
+    }
+}
+
+#[derive(Default)]
+struct Model {
+    logic: Logic,
+    now_us: u64,
+    token: u32,
+    processes: BTreeMap<u32, Process>,
+    forks: BTreeMap<(u32, u64), (u32, u64)>, // to group and deadline
+    listeners: BTreeMap<u32, ModelListener>,
+    conns: BTreeMap<ConnId, ModelConn>,
+    /// Requests that must be answered once: what they asked for.
+    open: BTreeMap<(u32, u32), Request>,
+    making: Vec<u32>,
+    /// Segments, by the functions (which are groups here) that asked and that listened, while both live.
+    pairs: BTreeMap<u32, [u32; 2]>,
+    /// Who heard that the other side is gone.
+    told_gone: BTreeSet<(u32, ConnId)>,
+    /// Everything that was ever named, for picking.
+    listener_ids: Vec<u32>,
+    conn_ids: Vec<ConnId>,
+}
+
+impl Model {
+    fn new() -> Self {
+        let limits = Limits {
+            listeners_per_function: 4,
+            conns_per_function: 8,
+            waiters_per_listener: 3,
+            segments_per_pair: 2,
+            segments: 12,
+            ..Limits::default()
+        };
+        Model { logic: Logic::new(limits), ..Model::default() }
+    }
+
+    fn release(&mut self, who: Who) {
+        for listener in self.listeners.values_mut() {
+            listener.holders.remove(&who);
+        }
+        for conn in self.conns.values_mut() {
+            conn.holders.iter_mut().for_each(|holders| {
+                holders.remove(&who);
+            });
+        }
+    }
+
+    /// Removes what nobody holds any more.
+    fn sweep(&mut self) {
+        self.listeners.retain(|_, listener| !listener.holders.is_empty());
+        for conn in self.conns.values_mut() {
+            conn.queued &= self.listeners.contains_key(&conn.listener);
+        }
+        self.conns.retain(|_, conn| !(conn.closed(0) && conn.closed(1)));
+        let lives = |g: u32| {
+            self.processes.values().any(|p| p.group == g) || self.forks.values().any(|(group, _)| *group == g)
+        };
+        self.pairs.retain(|_, groups| groups.iter().all(|g| lives(*g)));
+    }
+
+    fn inherit(&mut self, from: Who, to: Who) {
+        for holders in self
+            .listeners
+            .values_mut()
+            .map(|l| &mut l.holders)
+            .chain(self.conns.values_mut().flat_map(|c| c.holders.iter_mut()))
+        {
+            if holders.contains(&from) {
+                holders.insert(to);
+            }
+        }
+    }
+
+    /// The part of a request's effect that needs no answer.
+    fn before(&mut self, f: u32, token: u32, request: Request) {
+        let alive = self.processes.contains_key(&f);
+        let me = Who::Function(f);
+        match request {
+            Request::Detach { function } => {
+                self.processes.remove(&function);
+                self.release(Who::Function(function));
+                self.open.retain(|(owner, _), _| *owner != function);
+            }
+            Request::SegmentMade { segment, .. } => self.making.retain(|s| *s != segment),
+            Request::Attach { .. } => {
+                self.open.insert((f, token), request);
+            }
+            _ if !alive => {}
+            Request::Listen { .. } | Request::Connect { .. } | Request::Accept { .. } => {
+                self.open.insert((f, token), request);
+            }
+            Request::Unlisten { listener } => {
+                if let Some(l) = self.listeners.get_mut(&listener) {
+                    l.holders.remove(&me);
+                }
+            }
+            Request::Close { conn, side } => {
+                if let Some(c) = self.conns.get_mut(&conn) {
+                    c.holders[side as usize].remove(&me);
+                }
+            }
+            Request::Requeue { conn } => {
+                if let Some(c) = self.conns.get_mut(&conn) {
+                    let sole = c.holders[1].len() == 1;
+                    if c.holders[1].remove(&me) && sole {
+                        c.queued = self.listeners.get(&c.listener).is_some_and(|l| l.holders.contains(&me));
+                    }
+                }
+            }
+            Request::Fork { nonce } => {
+                if let std::collections::btree_map::Entry::Vacant(entry) = self.forks.entry((f, nonce)) {
+                    entry.insert((self.processes[&f].group, self.now_us + ATTACH_US_MAX));
+                    self.inherit(me, Who::Fork(f, nonce));
+                }
+            }
+            Request::ForkFailed { nonce } => {
+                if self.forks.remove(&(f, nonce)).is_some() {
+                    self.release(Who::Fork(f, nonce));
+                }
+            }
+            _ => {}
+        }
+        self.sweep();
+    }
+
+    fn ask(&mut self, f: u32, request: Request) {
+        self.token += 1;
+        let token = self.token;
+        if request.agent_only() && f != 0 {
+            let mut out = Vec::new();
+            assert!(self.logic.handle(f, token, request, self.now_us, &mut out).is_err());
+            assert!(out.is_empty());
+            return;
+        }
+        self.before(f, token, request);
+        let mut out = Vec::new();
+        self.logic.handle(f, token, request, self.now_us, &mut out).unwrap();
+        self.hear(&out);
+        self.check();
+    }
+
+    fn tick(&mut self, us: u64) {
+        self.now_us += us;
+        let now_us = self.now_us;
+        for key in self.forks.keys().copied().collect::<Vec<_>>() {
+            if self.forks[&key].1 <= now_us {
+                self.forks.remove(&key);
+                self.release(Who::Fork(key.0, key.1));
+            }
+        }
+        self.sweep();
+        let mut out = Vec::new();
+        self.logic.tick(now_us, &mut out);
+        self.hear(&out);
+        self.check();
+    }
+
+    /// Checks every completion against the model, and learns from it.
+    fn hear(&mut self, out: &[Out]) {
+        for o in out {
+            let f = o.function;
+            assert!(f == 0 || self.processes.contains_key(&f) || o.token == 0, "{o:?} to nobody");
+            let asked = match o.completion {
+                Completion::Done { .. } | Completion::Connected { .. } | Completion::Accepted { .. } => {
+                    Some(self.open.remove(&(f, o.token)).unwrap_or_else(|| panic!("{o:?}: nobody asked")))
+                }
+                _ => None,
+            };
+            match (o.completion, asked) {
+                (Completion::Done { status, value }, Some(request)) => self.done(f, status, value, request),
+                (Completion::Connected { status, conn }, Some(Request::Connect { dst, src })) => {
+                    if status == Status::Ok {
+                        self.connected(f, conn, dst, src);
+                    }
+                }
+                (
+                    Completion::Accepted { status, conn, local, .. },
+                    Some(Request::Accept { listener, .. }),
+                ) => {
+                    if status == Status::Ok {
+                        self.accepted(f, conn, local, listener);
+                    }
+                }
+                (Completion::Ready { listener }, _) => {
+                    assert!(self.listeners[&listener].holders.contains(&Who::Function(f)));
+                }
+                (Completion::PeerGone { conn }, _) => {
+                    let c = &self.conns[&conn];
+                    let told = (0..2).any(|s| c.holders[s].contains(&Who::Function(f)) && c.closed(1 - s));
+                    assert!(told, "{o:?} but {c:?}");
+                    self.told_gone.insert((f, conn));
+                }
+                (Completion::MakeSegment { segment, client_group, server_group }, _) => {
+                    assert!(f == 0 && !self.making.contains(&segment));
+                    self.pairs.insert(segment, [client_group, server_group]);
+                    self.making.push(segment);
+                }
+                (Completion::DropSegment { segment }, _) => {
+                    assert_eq!(f, 0);
+                    assert!(self.conns.keys().all(|c| c.segment() != segment), "dropped in use");
+                }
+                (completion, request) => panic!("{completion:?} answers {request:?}"),
+            }
+        }
+    }
+
+    fn done(&mut self, f: u32, status: Status, value: u32, request: Request) {
+        match request {
+            Request::Attach { function, group, parent, nonce, uid, netns, .. } => {
+                let fork = self.forks.get(&(parent, nonce)).is_some_and(|(g, _)| *g == group);
+                let expected = function != 0
+                    && function < 4096
+                    && !self.processes.contains_key(&function)
+                    && (parent == 0 || fork);
+                assert_eq!(status == Status::Ok, expected, "{request:?}");
+                if expected {
+                    self.processes.insert(function, Process { group, uid, netns });
+                    if parent != 0 {
+                        self.forks.remove(&(parent, nonce));
+                        self.inherit(Who::Fork(parent, nonce), Who::Function(function));
+                        self.release(Who::Fork(parent, nonce));
+                    }
+                }
+            }
+            Request::Listen { addr, .. } if status == Status::Ok => {
+                let me = self.processes[&f];
+                assert!(addr.port >= 1024 || me.uid == 0, "a privileged port");
+                assert!(!self.listeners.contains_key(&value), "the number is in use");
+                let holders = BTreeSet::from([Who::Function(f)]);
+                self.listeners.insert(value, ModelListener { holders, netns: me.netns, addr });
+                self.listener_ids.push(value);
+            }
+            Request::Listen { .. } => assert_eq!(value, 0),
+            _ => assert_eq!((f, status), (0, Status::BadRequest)),
+        }
+    }
+
+    fn connected(&mut self, f: u32, conn: ConnId, dst: Addr, src: Addr) {
+        let me = self.processes[&f];
+        assert!(src.port >= 1024 || (me.uid == 0 && src.port != 0), "a privileged port");
+        assert!(src.ip == dst.ip || (src.is_loopback() && dst.is_loopback()), "a claimed address");
+        let twice = self.conns.keys().any(|c| (c.segment(), c.slot()) == (conn.segment(), conn.slot()));
+        assert!(!twice, "slot of {conn:?} is in use");
+        assert!(!self.conn_ids.contains(&conn), "{conn:?} has been before");
+        assert!(!self.making.contains(&conn.segment()), "not made yet");
+        let listener = self.logic.segments().get(conn).expect("open").listener;
+        let server_group = self.logic.listeners().get(listener).expect("open").group;
+        assert_eq!(self.pairs.get(&conn.segment()), Some(&[me.group, server_group]), "others' memory");
+        let l = &self.listeners[&listener];
+        assert_eq!(l.netns, me.netns, "another namespace");
+        assert!(l.addr.port == dst.port && (l.addr.ip == dst.ip || l.addr.is_wildcard()));
+        let holders = [BTreeSet::from([Who::Function(f)]), BTreeSet::new()];
+        self.conns.insert(conn, ModelConn { holders, listener, queued: true, dst, netns: me.netns });
+        self.conn_ids.push(conn);
+    }
+
+    fn accepted(&mut self, f: u32, conn: ConnId, local: Addr, listener: u32) {
+        let l = &self.listeners[&listener];
+        assert!(l.holders.contains(&Who::Function(f)), "not a holder of the listener");
+        let c = self.conns.get_mut(&conn).expect("open");
+        assert!(c.queued && c.listener == listener, "accepted twice, or from another listener");
+        assert_eq!((c.dst, c.netns), (local, l.netns));
+        c.queued = false;
+        c.holders[1].insert(Who::Function(f));
+    }
+
+    /// The logic's tables say what the model says.
+    fn check(&self) {
+        assert_eq!(self.logic.functions().len(), self.processes.len());
+        for (number, function) in self.logic.functions().iter() {
+            let me = Who::Function(number);
+            let listeners: BTreeSet<u32> =
+                self.listeners.iter().filter(|(_, l)| l.holders.contains(&me)).map(|(id, _)| *id).collect();
+            assert_eq!(function.holdings.listeners, listeners);
+            let conns: BTreeSet<(ConnId, usize)> = self
+                .conns
+                .iter()
+                .flat_map(|(id, c)| [(*id, 0, c), (*id, 1, c)])
+                .filter(|(_, side, c)| c.holders[*side].contains(&me))
+                .map(|(id, side, _)| (id, side))
+                .collect();
+            assert_eq!(function.holdings.conns, conns);
+        }
+        assert_eq!(self.logic.forks().len(), self.forks.len());
+        assert_eq!(self.logic.segments().conns(), self.conns.len());
+        assert_eq!(self.logic.listeners().iter().count(), self.listeners.len());
+        for (id, listener) in self.logic.listeners().iter() {
+            assert!(listener.queue.is_empty() || listener.waiters.is_empty());
+            let queued = self.conns.values().filter(|c| c.queued && c.listener == id).count();
+            assert_eq!(listener.queue.len(), queued);
+        }
+        for (id, conn) in &self.conns {
+            for side in (0..2).filter(|side| conn.closed(1 - side)) {
+                for who in &conn.holders[side] {
+                    let Who::Function(f) = *who else { continue };
+                    assert!(self.told_gone.contains(&(f, *id)), "{f} does not know that {id:?} is over");
+                }
+            }
+        }
+        // Whatever is unanswered waits for something.
+        for ((f, _), request) in &self.open {
+            match request {
+                Request::Connect { .. } => assert!(!self.making.is_empty(), "{f} waits for no segment"),
+                Request::Accept { .. } => {}
+                other => panic!("{other:?} of {f} is not answered"),
+            }
+        }
+        let parked: usize = self.logic.listeners().iter().map(|(_, l)| l.waiters.len()).sum();
+        let accepts = self.open.values().filter(|r| matches!(r, Request::Accept { .. })).count();
+        assert_eq!(parked, accepts);
+    }
+
+    /// The agent's work is done, everybody leaves, time passes: nothing is left.
+    fn end(mut self) {
+        for segment in self.making.clone() {
+            self.ask(0, Request::SegmentMade { segment, ok: true });
+        }
+        assert!(self.open.values().all(|r| matches!(r, Request::Accept { .. })));
+        for function in self.processes.keys().copied().collect::<Vec<_>>() {
+            self.ask(0, Request::Detach { function });
+        }
+        self.tick(ATTACH_US_MAX);
+        assert!(self.logic.is_empty(), "{:?}", self.logic);
+    }
+}
+
+/// A step, in numbers that shrink well.
+type Step = (u8, u8, u8, u8);
+
+fn addr(n: u8) -> Addr {
+    match n % 8 {
+        0..=2 => lo(2000),
+        3 => lo(80),
+        4 => Addr::v4([0; 4], 2000),
+        5 => Addr { ip: Addr::V6_ANY, port: 2000 },
+        6 => Addr::v4([10, 0, 0, 1], 2000),
+        _ => Addr { ip: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1], port: 2000 },
+    }
+}
+
+fn source(n: u8) -> Addr {
+    match n % 8 {
+        0..=3 => lo(40000),
+        4 => Addr::v4([10, 0, 0, 1], 40000),
+        5 => lo(1000),
+        6 => lo(0),
+        _ => Addr { ip: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1], port: 40000 },
+    }
+}
+
+fn pick<T: Copy>(all: &[T], n: u8, none: T) -> T {
+    // The latest ones are the likeliest to be alive.
+    if all.is_empty() { none } else { all[all.len() - 1 - usize::from(n) % all.len()] }
+}
+
+fn step(m: &mut Model, (kind, a, b, c): Step) {
+    let f = u32::from(a % 6);
+    let listener = pick(&m.listener_ids, b, 77);
+    let conn = pick(&m.conn_ids, b, ConnId(77));
+    match kind % 20 {
+        0 | 1 => {
+            let (uid, netns) = (u32::from(b % 3) * 500, 1 + u64::from(b % 5 == 4));
+            m.ask(0, Request::Attach { function: f, group: f, parent: 0, nonce: 0, uid, pid: 1, netns });
+        }
+        2 => {
+            let (parent, nonce) = pick(&m.forks.keys().copied().collect::<Vec<_>>(), b, (9, 9));
+            let group = m.forks.get(&(parent, nonce)).map_or(9, |(group, _)| group + u32::from(c % 4 == 3));
+            m.ask(0, Request::Attach { function: f, group, parent, nonce, uid: 0, pid: 1, netns: 1 });
+        }
+        3 => m.ask(0, Request::Detach { function: f }),
+        4 | 5 => m.ask(
+            f,
+            Request::Listen { addr: addr(b), backlog: u32::from(c % 4), flags: u32::from(c % 8 == 7) },
+        ),
+        6 => m.ask(f, Request::Unlisten { listener }),
+        7..=10 => m.ask(f, Request::Connect { dst: addr(b), src: source(c) }),
+        11..=13 => m.ask(f, Request::Accept { listener, flags: u32::from(c % 2) }),
+        14 => {
+            let accepts: Vec<_> = m.open.keys().copied().collect();
+            let (f, token) = pick(&accepts, b, (f, 5));
+            m.ask(f, Request::CancelAccept { listener, token });
+        }
+        15 | 16 => m.ask(f, Request::Close { conn, side: u32::from(c % 2) }),
+        17 => {
+            if c % 3 == 0 {
+                m.ask(f, Request::Requeue { conn });
+            } else {
+                m.tick(u64::from(c) * 10_000);
+            }
+        }
+        18 => match c % 4 {
+            0 => m.ask(f, Request::ForkFailed { nonce: u64::from(b % 4) }),
+            _ => m.ask(f, Request::Fork { nonce: u64::from(b % 4) }),
+        },
+        _ => {
+            let segment = pick(&m.making, b, 78);
+            m.ask(0, Request::SegmentMade { segment, ok: c % 4 != 0 });
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_the_model_says_holds(
+        steps in prop::collection::vec(any::<Step>(), 1..250),
+    ) {
+        let mut model = Model::new();
+        for s in steps {
+            step(&mut model, s);
+        }
+        model.end();
+    }
+
+    /// Entries with any content, from any function: no panic, no answer to the wrong one, no leak.
+    #[test]
+    fn random_entries(
+        steps in prop::collection::vec((any::<Step>(), any::<[u64; 6]>(), any::<u8>(), any::<bool>()), 1..150),
+    ) {
+        let mut model = Model::new();
+        for (s, body, kind, small) in steps {
+            if s.3 % 2 == 0 {
+                step(&mut model, s);
+                continue;
+            }
+            let body = if small { body.map(|w| w % 4) } else { body };
+            let raw = Raw { kind: kind % 36, status: 0, token: 0, body };
+            if let Ok(request) = Request::from_raw(&raw) {
+                model.ask(u32::from(s.0 % 7), request);
+            }
+        }
+        model.end();
+    }
+}
