@@ -1,0 +1,173 @@
+//! What is fuzzed: everything of `ring` that takes bytes from somebody else. One function for each, which panics if
+//! the bytes get further than they should.
+//!
+//! `cargo test -p ipc-direct-ring --test fuzz_smoke` feeds them random bytes. With coverage, from `ring/`:
+//! `cargo install cargo-fuzz`, then `cargo +nightly fuzz run stream` (or `msg`, `attach`, `bus`, `window`);
+//! `cargo fuzz run -s none stream` does without nightly.
+
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+use ring::atomic::{AtomicU64, Ordering};
+use ring::attach::{Call, Reply};
+use ring::bus::BusMsg;
+use ring::msg::{Completion, Request};
+use ring::stream::{self, Reader, Writer};
+use ring::window::{Consumer, IrqGate, Producer, Raw};
+use support::{Memory, StreamMemory};
+
+/// Takes numbers off the front of the input; zero when it is used up.
+struct Input<'a>(&'a [u8]);
+
+impl Input<'_> {
+    fn byte(&mut self) -> u8 {
+        let (first, rest) = self.0.split_first().unwrap_or((&0, &[]));
+        self.0 = rest;
+        *first
+    }
+
+    fn word(&mut self) -> u64 {
+        u64::from_le_bytes([(); 8].map(|()| self.byte()))
+    }
+
+    fn raw(&mut self) -> Raw {
+        let (kind, head) = (self.byte(), self.word());
+        Raw {
+            kind,
+            status: u16::from_le_bytes([self.byte(), 0]),
+            token: u32::try_from(head >> 32).unwrap_or(0),
+            body: [(); 6].map(|()| self.word()),
+        }
+    }
+}
+
+/// SPEC 3: entries of either ring.
+pub fn msg(data: &[u8]) {
+    let mut input = Input(data);
+    while !input.0.is_empty() {
+        let raw = input.raw();
+        if let Ok(request) = Request::from_raw(&raw) {
+            assert_eq!(Request::from_raw(&request.to_raw(raw.token)), Ok(request));
+        }
+        if let Ok(completion) = Completion::from_raw(&raw) {
+            assert_eq!(Completion::from_raw(&completion.to_raw(raw.token)), Ok(completion));
+        }
+    }
+}
+
+/// SPEC 7: datagrams between a process and the agent, as they are and behind an honest magic and version.
+pub fn attach(data: &[u8]) {
+    let mut framed = Call::Report.to_wire();
+    for (to, from) in framed.iter_mut().skip(8).zip(data) {
+        *to = *from;
+    }
+    for bytes in [data, &framed] {
+        if let Ok(call) = Call::from_wire(bytes) {
+            assert_eq!(Call::from_wire(&call.to_wire()), Ok(call));
+        }
+        if let Ok(reply) = Reply::from_wire(bytes) {
+            assert_eq!(Reply::from_wire(&reply.to_wire()), Ok(reply));
+        }
+    }
+}
+
+/// SPEC 8: datagrams of the emulated bus, likewise.
+pub fn bus(data: &[u8]) {
+    let mut framed = BusMsg::Hello.to_wire();
+    for (to, from) in framed.iter_mut().skip(8).zip(data) {
+        *to = *from;
+    }
+    for bytes in [data, &framed] {
+        if let Ok(message) = BusMsg::from_wire(bytes) {
+            assert_eq!(BusMsg::from_wire(&message.to_wire()), Ok(message));
+        }
+    }
+}
+
+/// SPEC 2: entries, credits and the armed word, written by the input.
+pub fn window(data: &[u8]) {
+    const N: usize = 8;
+    let memory = Memory::zeroed(N * 64);
+    let mut input = Input(data);
+    let start = input.word() >> 1;
+    let Some(entries) = memory.region().slice(0, N) else { return };
+    let (mut producer, mut consumer) = (Producer::new(entries, start), Consumer::new(entries, start));
+    let mut gate = IrqGate::default();
+    while !input.0.is_empty() {
+        match input.byte() % 5 {
+            0 => {
+                let word = memory.region().get::<AtomicU64>(usize::from(input.byte()) % (N * 8) * 8);
+                word.iter().for_each(|w| w.store(input.word(), Ordering::Relaxed));
+            }
+            1 => {
+                let before = consumer.consumed();
+                let _ = consumer.pop();
+                assert!(consumer.consumed() - before <= 1);
+            }
+            2 => {
+                let _ = producer.push(&input.raw(), consumer.credit());
+            }
+            3 => {
+                let _ = producer.take_credit(u32::try_from(input.word() >> 32).unwrap_or(0));
+            }
+            _ => {
+                let armed = input.word();
+                let _ = producer.take_armed(armed);
+                let _ = gate.should_fire(armed, producer.pushed());
+            }
+        }
+        assert!(producer.space() <= N as u64);
+    }
+}
+
+/// SPEC 4.6: both sides of a stream in memory that the input writes between their steps.
+pub fn stream(data: &[u8]) {
+    let mut input = Input(data);
+    let bytes = 64usize << (input.byte() % 5);
+    let memory = StreamMemory::new(bytes);
+    let (ring, dir) = (memory.ring(), memory.direction());
+    let inside = |span: stream::Span| assert!(span.len >= 1 && span.at + span.len <= bytes);
+    stream::open(&ring, dir, 1);
+    let (mut w, mut r) = (Writer::default(), Reader::default());
+    while !input.0.is_empty() {
+        let n = usize::from(input.byte());
+        match n % 7 {
+            0 => {
+                let word = memory.ring_region().get::<AtomicU64>(usize::from(input.byte()) * 8 % bytes);
+                word.iter().for_each(|h| h.store(input.word(), Ordering::Relaxed));
+            }
+            // Valid-looking headers, where the reader will look.
+            1 => {
+                let at = usize::try_from(r.pos % bytes as u64).unwrap_or(0);
+                let kind = u64::from(input.byte() % 4) << 32;
+                let word = memory.ring_region().get::<AtomicU64>(at);
+                word.iter()
+                    .for_each(|h| h.store(1 << 63 | kind | u64::from(input.byte()), Ordering::Relaxed));
+            }
+            2 => dir.consumed.store(input.word() >> (n / 7), Ordering::Relaxed),
+            3 => {
+                if let Ok(Some(span)) = stream::reserve(&ring, dir, &mut w, usize::from(input.byte()) * 99) {
+                    inside(span);
+                    let part = usize::from(input.byte()) % span.len + 1;
+                    assert_eq!(stream::commit(&ring, &mut w, part), Ok(()));
+                }
+            }
+            4 => {
+                if let Ok(Some(span)) = stream::next(&ring, &mut r) {
+                    inside(span);
+                    stream::take(&mut r, usize::from(input.byte()));
+                }
+            }
+            5 => {
+                let _ = stream::release(dir, &r);
+            }
+            _ => {
+                let limit = usize::from(input.byte());
+                assert!(stream::available(&ring, &r, limit).is_ok_and(|n| n <= limit) || limit > 0);
+                let _ = stream::has_room(&ring, dir, &mut w, limit as u64);
+                let _ = stream::drained(dir, &w);
+            }
+        }
+        assert!(w.tail - w.seen <= bytes as u64 && r.pos.is_multiple_of(8));
+    }
+}
