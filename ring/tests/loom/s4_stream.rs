@@ -220,10 +220,9 @@ fn s4_5_twin_that_asks_for_the_end_after_looking() {
     fin_after_data(false);
 }
 
-/// A full ring: the writer sleeps for space.
-#[test]
-fn s6_2_a_writer_that_waits_for_space_is_woken() {
-    explore(3, || {
+/// A full ring: the writer sleeps for space, and says how much (SPEC 4.7). `look_again`: after announcing.
+fn writer_waits_for_space(look_again: bool) {
+    explore(3, move || {
         let (s, mut w, mut r) = stream_at(0);
         for value in 1..=3 {
             assert!(s.write(&mut w, value));
@@ -231,25 +230,47 @@ fn s6_2_a_writer_that_waits_for_space_is_woken() {
         let writer = thread::spawn({
             let s = s.clone();
             move || {
-                while !s.write(&mut w, 4) {
+                while !stream::has_room(&s.mem, &s.dir, &mut w, 8).unwrap() {
+                    let at = stream::room_at(&s.mem, &w, 8);
+                    s.dir.tx_wake_at.store(at, Ordering::Relaxed);
                     let value = wake::announce_and_fence(&s.dir.tx_wait, FUTEX, &Full);
-                    if !stream::has_room(&s.mem, &s.dir, &mut w, 8).unwrap()
-                        && s.space_queue.wait(&s.dir.tx_wait, value)
-                    {
+                    if look_again && stream::has_room(&s.mem, &s.dir, &mut w, 8).unwrap() {
+                        break;
+                    }
+                    if s.space_queue.wait(&s.dir.tx_wait, value) {
                         return;
                     }
                 }
+                assert!(s.write(&mut w, 4), "room, but not for the message");
             }
         });
         for value in 1..=3 {
-            assert_eq!(s.read(&mut r), Some(value));
-            if wake::sleepers(&s.dir.tx_wait) & FUTEX != 0 {
+            let span = stream::next(&s.mem, &mut r).unwrap().unwrap();
+            assert_eq!(s.mem.read(span), value);
+            stream::take(&mut r, 8);
+            let consumed = stream::release(&s.dir, &r);
+            ring::atomic::light_barrier();
+            if s.dir.tx_wait.load(Ordering::Relaxed) != 0
+                && consumed >= s.dir.tx_wake_at.load(Ordering::Relaxed)
+                && wake::sleepers(&s.dir.tx_wait) & FUTEX != 0
+            {
                 s.space_queue.wake();
             }
         }
         writer.join().unwrap();
         assert_eq!(s.space_queue.asleep(), 0, "slept through the space");
     });
+}
+
+#[test]
+fn s4_7_a_writer_that_waits_for_space_is_woken() {
+    writer_waits_for_space(true);
+}
+
+#[test]
+#[should_panic(expected = "slept through the space")]
+fn s4_7_twin_that_does_not_look_again() {
+    writer_waits_for_space(false);
 }
 
 /// The slot's second connection: nothing of the first one is ever taken for the second one's.
