@@ -217,8 +217,11 @@ impl Poller {
                 port.outbox.push_back((*token, *completion));
             }
         }
-        for Out { function, .. } in &out {
-            self.settle(*function);
+        // News for one function mostly come in a row.
+        for to_one in out.chunk_by(|a, b| a.function == b.function) {
+            if let [Out { function, .. }, ..] = to_one {
+                self.settle(*function);
+            }
         }
         out.clear();
         self.out = out;

@@ -160,10 +160,8 @@ impl Model {
                     self.inherit(me, Who::Fork(f, nonce));
                 }
             }
-            Request::ForkFailed { nonce } => {
-                if self.forks.remove(&(f, nonce)).is_some() {
-                    self.release(Who::Fork(f, nonce));
-                }
+            Request::ForkFailed { nonce } if self.forks.remove(&(f, nonce)).is_some() => {
+                self.release(Who::Fork(f, nonce));
             }
             _ => {}
         }

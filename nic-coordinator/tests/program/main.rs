@@ -220,7 +220,7 @@ fn random_entry(process: &Process, index: u64, noise: &mut Noise) {
         process.scribble(offset + word * 8, noise.next());
     }
     let mut head = noise.next() & !0xffff_ffff | (index + 1);
-    if noise.next() % 2 == 0 {
+    if noise.next().is_multiple_of(2) {
         head = head & !0xffff_0000_0000 | u64::from(ring::VERSION) << 40 | (noise.next() % 10) << 32;
     }
     process.scribble(offset, head);
