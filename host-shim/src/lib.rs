@@ -1,1 +1,46 @@
-//! Placeholder.
+//! `libipc_direct.so`: the shim that an application preloads.
+//!
+//! POSIX calls in, ring operations out; whatever is not ours goes to the kernel unchanged. The shim is a guest in
+//! somebody else's process: it does not panic, print, start threads or take over signals, and it allocates
+//! nothing: all tables are static and sparse, or mapped once.
+//!
+//! From the top down:
+//!
+//! | layer | modules | what it does |
+//! |---|---|---|
+//! | symbols | [`exports`] | the C functions that we define in libc's place |
+//! | sockets | [`socket`], [`stream`], [`io`], [`listener`], [`connect`], [`options`] | what a descriptor of ours does |
+//! | readiness | [`epoll`], [`epoll_wait`], [`poll`], [`wait`] | waiting: spin, yield, sleep |
+//! | descriptors | [`table`], [`handle`], [`fds`] | which descriptor is what; our own descriptors |
+//! | shared state | [`sock`], [`lock`], [`segments`] | what forked processes share; mapped segments |
+//! | process | [`process`], [`agent`], [`coordinator`], [`fork`], [`stats`] | attach, requests and completions, fork |
+//! | ground | [`real`], [`sys`], [`config`], [`scratch`] | libc's originals, system calls, settings |
+
+#![deny(unsafe_code)]
+
+pub mod agent;
+pub mod config;
+pub mod connect;
+pub mod coordinator;
+pub mod epoll;
+pub mod epoll_wait;
+pub mod exports;
+pub mod fds;
+pub mod fork;
+pub mod handle;
+pub mod io;
+pub mod listener;
+pub mod lock;
+pub mod options;
+pub mod poll;
+pub mod process;
+pub mod real;
+pub mod scratch;
+pub mod segments;
+pub mod sock;
+pub mod socket;
+pub mod stats;
+pub mod stream;
+pub mod sys;
+pub mod table;
+pub mod wait;

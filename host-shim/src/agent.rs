@@ -1,0 +1,193 @@
+//! Talking to the host agent: one socket a process, one call at a time.
+
+use core::mem::MaybeUninit;
+use core::sync::atomic::{AtomicI32, Ordering};
+use core::time::Duration;
+
+use ring::attach::{self, Call, Reply};
+use rustix::fd::{IntoRawFd, OwnedFd};
+use rustix::io::IoSliceMut;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketAddrUnix,
+    SocketFlags, SocketType, sockopt,
+};
+
+use crate::lock::Guarded;
+use crate::{config, fds, sys};
+
+/// Descriptors that a reply may carry.
+pub const FDS_MAX: usize = attach::WELCOME_FDS;
+/// Longest wait for an answer.
+const ANSWER_MAX: Duration = Duration::from_secs(3);
+
+static SOCKET: AtomicI32 = AtomicI32::new(-1);
+static CALL: Guarded<()> = Guarded::new(());
+
+/// Why there was no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AgentError {
+    /// Nobody listens, or the socket broke.
+    Absent,
+    /// It is not ours or root's.
+    Untrusted,
+    /// It said no.
+    Refused,
+}
+
+/// A reply with its descriptors, which the caller owns from now on; missing ones are -1.
+pub struct Answer {
+    /// What it says.
+    pub reply: Reply,
+    /// In the order of [`attach`].
+    pub fds: [i32; FDS_MAX],
+}
+
+/// `@name` is an abstract name, anything else a path; without a setting, the user's own abstract name.
+fn address() -> Option<SocketAddrUnix> {
+    match config::variable(c"IPC_DIRECT_SOCKET") {
+        Some([b'@', name @ ..]) => SocketAddrUnix::new_abstract_name(name).ok(),
+        Some(path) if !path.is_empty() => SocketAddrUnix::new(path).ok(),
+        _ => {
+            let mut name = [0u8; 32];
+            let n = default_name(&mut name, rustix::process::geteuid().as_raw());
+            SocketAddrUnix::new_abstract_name(name.get(..n)?).ok()
+        }
+    }
+}
+
+/// `ipc-direct/<uid>`, without an allocation.
+fn default_name(out: &mut [u8; 32], uid: u32) -> usize {
+    let mut digits = [0u8; 10];
+    let mut rest = uid;
+    let mut first = digits.len();
+    while first > 0 {
+        first -= 1;
+        if let Some(d) = digits.get_mut(first) {
+            *d = b'0' + u8::try_from(rest % 10).unwrap_or(0);
+        }
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    let mut n = 0;
+    for b in b"ipc-direct/".iter().chain(digits.iter().skip(first)) {
+        if let Some(o) = out.get_mut(n) {
+            *o = *b;
+            n += 1;
+        }
+    }
+    n
+}
+
+/// Opens the socket, if an agent that we may trust is there.
+///
+/// # Errors
+/// [`AgentError`]; nothing is left open then.
+pub fn open() -> Result<(), AgentError> {
+    let addr = address().ok_or(AgentError::Absent)?;
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .map_err(|_| AgentError::Absent)?;
+    let fd = fds::adopt(socket.into_raw_fd());
+    let fail = |e| {
+        fds::discard(fd);
+        Err(e)
+    };
+    let sock = sys::borrow(fd);
+    if rustix::net::connect(sock, &addr).is_err() {
+        return fail(AgentError::Absent);
+    }
+    let trusted = sockopt::socket_peercred(sock)
+        .is_ok_and(|c| c.uid.as_raw() == 0 || c.uid.as_raw() == rustix::process::geteuid().as_raw());
+    if !trusted {
+        return fail(AgentError::Untrusted);
+    }
+    let bounded = sockopt::set_socket_timeout(sock, sockopt::Timeout::Recv, Some(ANSWER_MAX)).is_ok()
+        && sockopt::set_socket_timeout(sock, sockopt::Timeout::Send, Some(ANSWER_MAX)).is_ok();
+    if !bounded {
+        return fail(AgentError::Absent);
+    }
+    SOCKET.store(fd, Ordering::Release);
+    Ok(())
+}
+
+/// The socket, for watching it: -1 without an agent.
+pub fn fd() -> i32 {
+    SOCKET.load(Ordering::Acquire)
+}
+
+/// Closes the socket: in a forked child it is the parent's, and after a refusal it is of no use.
+pub fn close() {
+    fds::discard(SOCKET.swap(-1, Ordering::AcqRel));
+}
+
+/// For the fork handlers.
+pub fn lock() -> &'static crate::lock::Lock {
+    CALL.lock()
+}
+
+/// Asks, and waits for the answer.
+///
+/// # Errors
+/// [`AgentError`]; descriptors of an unexpected answer are closed.
+pub fn call(call: Call) -> Result<Answer, AgentError> {
+    let _one_at_a_time = CALL.take().ok_or(AgentError::Absent)?;
+    let fd = fd();
+    if fd < 0 {
+        return Err(AgentError::Absent);
+    }
+    let sock = sys::borrow(fd);
+    rustix::net::send(sock, &call.to_wire(), SendFlags::NOSIGNAL).map_err(|_| AgentError::Absent)?;
+    let answer = receive(sock)?;
+    match answer.reply {
+        Reply::Refused(why) => {
+            config::log(config::Log::Error, why.as_str());
+            answer.fds.iter().for_each(|fd| sys::close(*fd));
+            Err(AgentError::Refused)
+        }
+        _ => Ok(answer),
+    }
+}
+
+fn receive(sock: rustix::fd::BorrowedFd<'_>) -> Result<Answer, AgentError> {
+    let mut bytes = [0u8; attach::BYTES];
+    let mut space = [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let got = loop {
+        match rustix::net::recvmsg(
+            sock,
+            &mut [IoSliceMut::new(&mut bytes)],
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        ) {
+            Ok(m) => break m.bytes,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return Err(AgentError::Absent),
+        }
+    };
+    let mut fds = [-1; FDS_MAX];
+    let mut places = fds.iter_mut();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            for fd in received {
+                keep(fd, places.next());
+            }
+        }
+    }
+    match bytes.get(..got).map(Reply::from_wire) {
+        Some(Ok(reply)) => Ok(Answer { reply, fds }),
+        _ => {
+            fds.iter().for_each(|fd| sys::close(*fd));
+            Err(AgentError::Absent)
+        }
+    }
+}
+
+fn keep(fd: OwnedFd, place: Option<&mut i32>) {
+    let fd = fd.into_raw_fd();
+    match place {
+        Some(p) => *p = fd,
+        None => sys::close(fd),
+    }
+}

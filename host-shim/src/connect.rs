@@ -1,0 +1,173 @@
+//! connect(2): user space if a shimmed process of this host listens there, else the kernel.
+//!
+//! `unsafe` is allowed here: calls to libc's originals and the caller's address.
+#![allow(unsafe_code)]
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use ring::msg::{Addr, Completion, Request, Status};
+use ring::stats::Reason;
+
+use crate::handle::{Handle, Kind};
+use crate::sys::{Errno, NoSignals, Result};
+use crate::{coordinator, options, process, real, socket, stats, sys, table};
+
+/// What connect(2) should do next.
+pub enum Path {
+    /// Connected in user space; the result for the application.
+    User(Result<()>),
+    /// Ask the kernel.
+    Kernel,
+}
+
+/// Tries to connect `fd` in user space.
+pub fn connect(fd: i32, addr: *const libc::sockaddr, len: libc::socklen_t) -> Path {
+    let Some(h) = table::get(fd) else { return Path::Kernel };
+    match h.kind() {
+        Kind::Stream => return Path::User(again(h, addr, len)),
+        Kind::Kernel if h.is_tcp() && process::is_attached() && !process::is_borrowed() => {}
+        _ => return Path::Kernel,
+    }
+    let Some(dst) = options::read_addr(addr, len) else { return Path::Kernel };
+    let dst = real_destination(dst);
+    if dst.port == 0 || !is_local(dst) {
+        stats::set_reason(h.index(), Reason::Remote);
+        return Path::Kernel;
+    }
+    if options::kernel_connected(fd) {
+        return Path::Kernel;
+    }
+    let _no_signals = NoSignals::new();
+    match through_coordinator(fd, h, dst) {
+        Ok(nonblocking) => Path::User(if nonblocking { Err(Errno(libc::EINPROGRESS)) } else { Ok(()) }),
+        Err(reason) => {
+            stats::set_reason(h.index(), reason);
+            Path::Kernel
+        }
+    }
+}
+
+/// connect(2) of a connected socket: a non-blocking connect is asked about, or it is an error.
+fn again(h: &Handle, addr: *const libc::sockaddr, len: libc::socklen_t) -> Result<()> {
+    let Some(sock) = h.sock() else { return Err(Errno(libc::EINVAL)) };
+    if options::read_family(addr, len) == Some(libc::AF_UNSPEC) {
+        return Err(Errno(libc::EOPNOTSUPP));
+    }
+    if sock.fresh_connect.swap(0, Ordering::AcqRel) != 0 { Ok(()) } else { Err(Errno(libc::EISCONN)) }
+}
+
+/// The wildcard addresses mean this host.
+fn real_destination(dst: Addr) -> Addr {
+    let ip = match dst.ip {
+        Addr::V4_ANY => Addr::v4([127, 0, 0, 1], 0).ip,
+        Addr::V6_ANY => LOOPBACK_V6,
+        ip => ip,
+    };
+    Addr { ip, ..dst }
+}
+
+const LOOPBACK_V6: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+
+/// Is `dst` an address of this host? The kernel answers by letting a socket bind to it. The last answer is kept for a while.
+fn is_local(dst: Addr) -> bool {
+    static KNOWN: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
+    if dst.is_loopback() {
+        return true;
+    }
+    let v = u128::from_le_bytes(dst.ip);
+    let halves = [u64::try_from(v & u128::from(u64::MAX)).unwrap_or(0), u64::try_from(v >> 64).unwrap_or(0)];
+    let now = sys::now().as_secs() + 1;
+    let [a, b, when] = &KNOWN;
+    if a.load(Ordering::Relaxed) == halves[0]
+        && b.load(Ordering::Relaxed) == halves[1]
+        && when.load(Ordering::Acquire) == now
+    {
+        return true;
+    }
+    let domain = if dst.is_v4() { libc::AF_INET } else { libc::AF_INET6 };
+    // SAFETY: no pointers.
+    let probe = unsafe { real::socket(domain, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if probe < 0 {
+        return false;
+    }
+    let local = options::kernel_bind(probe, domain, Addr { port: 0, ..dst }).is_ok();
+    sys::close(probe);
+    if local {
+        a.store(halves[0], Ordering::Relaxed);
+        b.store(halves[1], Ordering::Relaxed);
+        when.store(now, Ordering::Release);
+    }
+    local
+}
+
+/// The address that the kernel would connect from.
+fn source_for(dst: Addr) -> Addr {
+    let ip = if !dst.is_loopback() {
+        dst.ip
+    } else if dst.is_v4() {
+        Addr::v4([127, 0, 0, 1], 0).ip
+    } else {
+        LOOPBACK_V6
+    };
+    Addr { ip, port: 0 }
+}
+
+/// The connection, made. True if the socket is non-blocking.
+fn through_coordinator(fd: i32, h: &'static Handle, dst: Addr) -> core::result::Result<bool, Reason> {
+    let (domain, _) = h.family();
+    if (domain == libc::AF_INET) != dst.is_v4() && domain == libc::AF_INET {
+        return Err(Reason::Remote);
+    }
+    let mut src = options::kernel_name(fd, true);
+    if src.port == 0 {
+        // The kernel reserves the port, as for any connection of its own.
+        options::kernel_bind(fd, domain, source_for(dst)).map_err(|_| Reason::Source)?;
+        src = options::kernel_name(fd, true);
+    }
+    if src.is_wildcard() {
+        src.ip = source_for(dst).ip;
+    }
+    let sock = socket::new_sock().ok_or(Reason::TooMany)?;
+    let conn = match coordinator::call(Request::Connect { dst, src }) {
+        Ok(Completion::Connected { status: Status::Ok, conn }) => conn,
+        other => {
+            sock.free();
+            return Err(match other {
+                Ok(Completion::Connected { status, .. }) => match status {
+                    Status::NoListener => Reason::NoListener,
+                    Status::BacklogFull => Reason::BacklogFull,
+                    Status::Quota => Reason::Quota,
+                    Status::NoSegment => Reason::NoSegment,
+                    _ => Reason::Denied,
+                },
+                _ => Reason::CoordinatorGone,
+            });
+        }
+    };
+    sock.set_addrs(src, dst);
+    options::inherit_kernel_flags(fd, sock);
+    if socket::join(h, sock, conn, 0).is_none() {
+        let _ = coordinator::post(Request::Close { conn, side: 0 });
+        sock.free();
+        return Err(Reason::NoSegment);
+    }
+    let nonblocking = sock.is_nonblocking();
+    sock.fresh_connect.store(u32::from(nonblocking), Ordering::Relaxed);
+    Ok(nonblocking)
+}
+
+/// After the kernel's connect(2): what came of it, for `ps`.
+pub fn kernel_connected(fd: i32, result: i32) {
+    let Some(h) = table::get(fd) else { return };
+    let in_progress = result < 0 && sys::errno().0 == libc::EINPROGRESS;
+    if h.kind() == Kind::Kernel && (result == 0 || in_progress) && !process::is_borrowed() {
+        let reason = match (h.is_tcp(), process::is_attached()) {
+            (false, _) => Reason::Family,
+            (true, false) => Reason::NoAgent,
+            (true, true) => stats::reason(h.index()),
+        };
+        let saved = sys::errno();
+        socket::went_to_kernel(fd, h, reason);
+        sys::set_errno(saved);
+    }
+}

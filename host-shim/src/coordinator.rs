@@ -1,0 +1,324 @@
+//! Requests to the coordinator and its completions.
+//!
+//! Any thread takes completions for all: answers go to the place that the asking thread left, announcements to the
+//! handle they concern. A thread that took something while others sleep kicks them through the
+//! process's own interrupt descriptor.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::time::Duration;
+
+use ring::msg::{Completion, Request};
+use ring::window::{Consumer, HostMemory, Producer, Raw, Window};
+
+use crate::handle::{self, Handle, Kind};
+use crate::lock::Guarded;
+use crate::wait::{self, Spin};
+use crate::{process, segments, sys};
+
+/// Longest wait for an answer that the coordinator gives at once.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
+/// Answers that threads of this process wait for at the same time.
+const PENDING_MAX: usize = 256;
+/// Completions taken at once under the lock.
+const BATCH: usize = 16;
+
+struct Rings {
+    window: Window<'static>,
+    host: HostMemory<'static>,
+    requests: Producer<'static>,
+    completions: Consumer<'static>,
+}
+
+static RINGS: Guarded<Option<Rings>> = Guarded::new(None);
+static NEXT_TOKEN: AtomicU32 = AtomicU32::new(1);
+
+/// Where an answer is left: `state` says what the rest is.
+struct Pending {
+    token: AtomicU32,
+    state: AtomicU32,
+    words: [AtomicU64; 7],
+}
+
+const FREE: u32 = 0;
+const WAITING: u32 = 1;
+const ANSWERED: u32 = 2;
+
+static PENDING: [Pending; PENDING_MAX] = [const {
+    Pending { token: AtomicU32::new(0), state: AtomicU32::new(FREE), words: [const { AtomicU64::new(0) }; 7] }
+}; PENDING_MAX];
+
+/// A request was not answered: the coordinator is gone, silent, or too busy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoAnswer;
+
+/// A request on its way. Must be ended with [`Ticket::finish`] or [`Ticket::abandon`].
+#[derive(Clone, Copy)]
+pub struct Ticket {
+    place: usize,
+    /// Repeated in the answer.
+    pub token: u32,
+}
+
+/// Uses newly mapped rings.
+pub fn install(window: Window<'static>, host: HostMemory<'static>) {
+    if let Some(mut rings) = RINGS.take() {
+        *rings = Some(Rings {
+            requests: Producer::new(window.requests, 0),
+            completions: Consumer::new(host.completions, 0),
+            window,
+            host,
+        });
+    }
+}
+
+/// After fork, in the child: these rings are the parent's. (Its mappings stay; they are small.)
+pub fn uninstall() {
+    if let Some(mut rings) = RINGS.take() {
+        *rings = None;
+    }
+    for p in &PENDING {
+        p.state.store(FREE, Ordering::Relaxed);
+    }
+}
+
+/// For the fork handlers.
+pub fn lock() -> &'static crate::lock::Lock {
+    RINGS.lock()
+}
+
+/// Posts a request that is not answered, or whose answer is awaited with a ticket.
+fn push(request: Request, token: u32) -> Result<(), NoAnswer> {
+    let raw = request.to_raw(token);
+    let start = sys::now();
+    loop {
+        {
+            let mut guard = RINGS.take().ok_or(NoAnswer)?;
+            let rings = guard.as_mut().ok_or(NoAnswer)?;
+            let credit = rings.completions.credit();
+            if rings.requests.push(&raw, credit).is_ok() {
+                // Pairs with the coordinator's heavy barrier before it sleeps (SPEC 2.6).
+                ring::atomic::light_barrier();
+                if rings.host.header.doorbell_wanted.load(Ordering::Relaxed) != 0 {
+                    ring_doorbell();
+                }
+                return Ok(());
+            }
+        }
+        pump();
+        if sys::now() - start > ANSWER_MAX {
+            process::become_inert();
+            return Err(NoAnswer);
+        }
+        rustix::thread::sched_yield();
+    }
+}
+
+fn ring_doorbell() {
+    let _ = rustix::io::write(sys::borrow(process::doorbell()), &1u64.to_ne_bytes());
+}
+
+/// Posts a request that is not answered.
+///
+/// # Errors
+/// [`NoAnswer`]: not attached, or the coordinator is gone.
+pub fn post(request: Request) -> Result<(), NoAnswer> {
+    if !process::is_attached() {
+        return Err(NoAnswer);
+    }
+    push(request, 0)
+}
+
+/// Posts a request and returns at once.
+///
+/// # Errors
+/// [`NoAnswer`]: not attached, the coordinator is gone, or too many requests are under way.
+pub fn start(request: Request) -> Result<Ticket, NoAnswer> {
+    if !process::is_attached() {
+        return Err(NoAnswer);
+    }
+    let claimed = PENDING.iter().position(|p| {
+        p.state.load(Ordering::Relaxed) == FREE
+            && p.state.compare_exchange(FREE, WAITING, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    });
+    let place = claimed.ok_or(NoAnswer)?;
+    let mut token = NEXT_TOKEN.fetch_add(1, Ordering::Relaxed);
+    if token == 0 {
+        token = NEXT_TOKEN.fetch_add(1, Ordering::Relaxed);
+    }
+    let ticket = Ticket { place, token };
+    ticket.pending().ok_or(NoAnswer)?.token.store(token, Ordering::Release);
+    push(request, token).inspect_err(|_| ticket.abandon())?;
+    Ok(ticket)
+}
+
+/// Posts a request and waits for its answer, a bounded time.
+///
+/// # Errors
+/// [`NoAnswer`]; the process is inert then.
+pub fn call(request: Request) -> Result<Completion, NoAnswer> {
+    let ticket = start(request)?;
+    let start = sys::now();
+    let mut spin = Spin::new();
+    loop {
+        pump();
+        if let Some(answer) = ticket.finish() {
+            return Ok(answer);
+        }
+        if spin.turn() {
+            continue;
+        }
+        let left = ANSWER_MAX.saturating_sub(sys::now() - start);
+        if left.is_zero() || !wait::agent_alive() {
+            ticket.abandon();
+            process::become_inert();
+            return Err(NoAnswer);
+        }
+        wait::sleep_for_completions(&|| ticket.is_answered(), left);
+    }
+}
+
+impl Ticket {
+    fn pending(self) -> Option<&'static Pending> {
+        PENDING.get(self.place)
+    }
+
+    /// The answer is there.
+    pub fn is_answered(self) -> bool {
+        // Acquire: pairs with the Release in `deliver`.
+        self.pending().is_some_and(|p| p.state.load(Ordering::Acquire) == ANSWERED)
+    }
+
+    /// Takes the answer, if it is there; the ticket is used up then.
+    pub fn finish(self) -> Option<Completion> {
+        if !self.is_answered() {
+            return None;
+        }
+        let p = self.pending()?;
+        let [head, body @ ..] = &p.words;
+        let mut raw = Raw { token: self.token, ..Raw::default() };
+        let word = head.load(Ordering::Relaxed);
+        raw.kind = u8::try_from(word & 0xff).unwrap_or(0);
+        raw.status = u16::try_from(word >> 8 & 0xffff).unwrap_or(0);
+        for (to, from) in raw.body.iter_mut().zip(body) {
+            *to = from.load(Ordering::Relaxed);
+        }
+        self.abandon();
+        Completion::from_raw(&raw).ok()
+    }
+
+    /// Gives up: a later answer is dropped.
+    pub fn abandon(self) {
+        if let Some(p) = self.pending() {
+            p.token.store(0, Ordering::Relaxed);
+            p.state.store(FREE, Ordering::Release);
+        }
+    }
+}
+
+/// Leaves an answer for its thread. True if somebody waits for it.
+fn deliver(raw: &Raw) -> bool {
+    let found = PENDING
+        .iter()
+        .find(|p| p.state.load(Ordering::Acquire) == WAITING && p.token.load(Ordering::Relaxed) == raw.token);
+    let Some(p) = found else { return false };
+    let [head, body @ ..] = &p.words;
+    head.store(u64::from(raw.kind) | u64::from(raw.status) << 8, Ordering::Relaxed);
+    for (to, from) in body.iter().zip(raw.body) {
+        to.store(from, Ordering::Relaxed);
+    }
+    // Release: pairs with the Acquire in `is_answered`.
+    p.state.store(ANSWERED, Ordering::Release);
+    true
+}
+
+/// Takes what the coordinator has sent. Cheap when there is nothing. True if there was something.
+pub fn pump() -> bool {
+    let mut any = false;
+    loop {
+        let mut batch = [Raw::default(); BATCH];
+        let mut n = 0;
+        {
+            let Some(mut guard) = RINGS.take() else { return any };
+            let Some(rings) = guard.as_mut() else { return any };
+            for place in &mut batch {
+                match rings.completions.pop() {
+                    Ok(Some((raw, credit))) => {
+                        // The coordinator is trusted; a wrong credit would only stall us.
+                        let _ = rings.requests.take_credit(credit);
+                        *place = raw;
+                        n += 1;
+                    }
+                    Ok(None) => break,
+                    Err(_) => {
+                        process::become_inert();
+                        break;
+                    }
+                }
+            }
+        }
+        if n == 0 {
+            return any;
+        }
+        any = true;
+        for raw in batch.iter().take(n) {
+            dispatch(raw);
+        }
+        wait::kick_others();
+    }
+}
+
+fn dispatch(raw: &Raw) {
+    match Completion::from_raw(raw) {
+        Ok(Completion::Ready { listener }) => {
+            for h in listeners(listener) {
+                h.ready.store(1, Ordering::Release);
+                crate::epoll::handle_changed(h);
+            }
+        }
+        Ok(Completion::PeerGone { conn }) => {
+            for side in 0..2 {
+                let Some(h) = segments::find_connection(conn, side) else { continue };
+                if let Some(sock) = h.sock() {
+                    sock.dead.store(1, Ordering::Release);
+                }
+                crate::epoll::handle_changed(h);
+            }
+        }
+        Ok(Completion::Credit | Completion::MakeSegment { .. } | Completion::DropSegment { .. }) | Err(_) => {
+        }
+        // An accepted connection that nobody waits for any more: give it back.
+        Ok(Completion::Accepted { status: ring::msg::Status::Ok, conn, .. }) => {
+            if !deliver(raw) {
+                let _ = post(Request::Requeue { conn });
+            }
+        }
+        Ok(_) => {
+            deliver(raw);
+        }
+    }
+}
+
+fn listeners(number: u32) -> impl Iterator<Item = &'static Handle> {
+    handle::all().filter(move |h| {
+        h.kind() == Kind::Listener && h.sock().is_some_and(|s| s.listener.load(Ordering::Relaxed) == number)
+    })
+}
+
+/// Asks for an interrupt when the coordinator sends the next completion. True: something is already there.
+pub fn arm() -> bool {
+    let Some(mut guard) = RINGS.take() else { return true };
+    let Some(rings) = guard.as_mut() else { return false };
+    let consumed = rings.completions.consumed();
+    // A posted write; the coordinator compares it with what it has pushed, so no fence is needed (SPEC 2.5).
+    rings.window.header.armed.store(consumed + 1, Ordering::Release);
+    ring::atomic::light_barrier();
+    if rings.host.header.doorbell_wanted.load(Ordering::Relaxed) != 0 && rings.completions.ready() {
+        return true;
+    }
+    rings.completions.ready()
+}
+
+/// The word that the agent bumps when a thread that sleeps on a futex should look around, if attached.
+pub fn notice() -> Option<&'static core::sync::atomic::AtomicU32> {
+    RINGS.take()?.as_ref().map(|r| &r.host.header.notice)
+}

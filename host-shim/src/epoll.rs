@@ -1,0 +1,671 @@
+//! epoll over connections in user space and kernel descriptors, in one set.
+//!
+//! The application's epoll descriptor is real, and kernel descriptors are registered in it. Connections of ours
+//! are registered here. A set costs in proportion to what is ready: peers leave news in our side of the segment, and only
+//! connections with news, or still ready from last time, are looked at.
+//!
+//! All of it is under one lock: registrations, ready lists and the scan for news. Nobody sleeps with it.
+
+use core::sync::atomic::Ordering;
+
+use ring::wake;
+
+use crate::handle::{self, Handle, Kind};
+use crate::lock::Guarded;
+use crate::segments::{self, Mapped};
+use crate::sys::{Errno, Membarrier, Result};
+use crate::{listener, poll, wait};
+
+const INSTANCES_MAX: usize = 256;
+const REGS_MAX: usize = 65_536;
+/// Registrations that are polled directly until the next barrier, before one is made for them.
+const FRESH_MAX: u32 = 32;
+/// The lane that all instances share, for connections that are in several sets.
+const SHARED_LANE: usize = 0;
+
+const ET: u32 = libc::EPOLLET.cast_unsigned();
+const ONESHOT: u32 = libc::EPOLLONESHOT.cast_unsigned();
+/// Bits that are not events.
+const OPTIONS: u32 = ET | ONESHOT | libc::EPOLLWAKEUP.cast_unsigned() | libc::EPOLLEXCLUSIVE.cast_unsigned();
+
+/// What the application gave to epoll_ctl(2).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Interest {
+    /// `EPOLL*` bits.
+    pub events: u32,
+    /// Returned with each event.
+    pub data: u64,
+}
+
+/// One registration. Links are indexes plus one; 0 ends a list.
+#[derive(Clone, Copy)]
+struct Reg {
+    used: bool,
+    /// Taken out while in a ready list: freed when met there.
+    dead: bool,
+    queued: bool,
+    /// The watch was set after the last barrier: look at the connection itself.
+    fresh: bool,
+    /// One-shot, and shot.
+    off: bool,
+    /// The kernel serves it (so far): the connection is not in user space.
+    in_kernel: bool,
+    handle: u32,
+    incarnation: u32,
+    instance: u32,
+    fd: i32,
+    ep: i32,
+    interest: Interest,
+    next_of_handle: u32,
+    next_ready: u32,
+}
+
+const NO_REG: Reg = Reg {
+    used: false,
+    dead: false,
+    queued: false,
+    fresh: false,
+    off: false,
+    in_kernel: false,
+    handle: 0,
+    incarnation: 0,
+    instance: 0,
+    fd: 0,
+    ep: 0,
+    interest: Interest { events: 0, data: 0 },
+    next_of_handle: 0,
+    next_ready: 0,
+};
+
+#[derive(Clone, Copy)]
+struct Instance {
+    /// Handle index plus one; 0: free.
+    handle: u32,
+    regs: u32,
+    fresh: u32,
+    ready_head: u32,
+    ready_tail: u32,
+    ready_len: u32,
+    asleep: u32,
+    /// Registrations that the kernel must be asked about; sticky, since closed descriptors leave unseen.
+    kernel: bool,
+    listeners: bool,
+    /// Kept sleeper plus one; its set is inside the application's.
+    sleeper: u32,
+}
+
+const NO_INSTANCE: Instance = Instance {
+    handle: 0,
+    regs: 0,
+    fresh: 0,
+    ready_head: 0,
+    ready_tail: 0,
+    ready_len: 0,
+    asleep: 0,
+    kernel: false,
+    listeners: false,
+    sleeper: 0,
+};
+
+pub(crate) struct State {
+    instances: [Instance; INSTANCES_MAX],
+    regs: [Reg; REGS_MAX],
+    cursor: usize,
+    shared_lane: bool,
+    /// A registration of a sleeping instance got ready: others must be kicked.
+    kick: bool,
+}
+
+static STATE: Guarded<State> = Guarded::new(State {
+    instances: [NO_INSTANCE; INSTANCES_MAX],
+    regs: [NO_REG; REGS_MAX],
+    cursor: 0,
+    shared_lane: false,
+    kick: false,
+});
+
+/// For the fork handlers.
+pub fn lock() -> &'static crate::lock::Lock {
+    STATE.lock()
+}
+
+/// Keeps scans and registrations out while held.
+pub fn exclude() -> Option<impl Drop> {
+    STATE.take().map(Excluded)
+}
+
+struct Excluded<'a>(#[allow(dead_code)] crate::lock::Guard<'a, State>);
+
+impl Drop for Excluded<'_> {
+    fn drop(&mut self) {}
+}
+
+/// A new epoll instance behind `h`. False: too many, the kernel alone serves it.
+pub fn created(h: &Handle) -> bool {
+    let Some(mut st) = STATE.take() else { return false };
+    let Some((index, place)) = (0u32..).zip(st.instances.iter_mut()).find(|(_, i)| i.handle == 0) else {
+        return false;
+    };
+    *place = Instance { handle: h.index() + 1, ..NO_INSTANCE };
+    h.place.store(index, Ordering::Relaxed);
+    true
+}
+
+/// The last descriptor of an epoll instance is gone.
+pub fn closed(h: &Handle) {
+    let index = h.place.load(Ordering::Relaxed);
+    let Some(mut st) = STATE.take() else { return };
+    for i in 0..st.regs.len() {
+        if st.regs.get(i).is_some_and(|r| r.used && r.instance == index) {
+            st.unlink(i);
+            st.regs[i] = NO_REG;
+        }
+    }
+    if let Some(inst) = st.instances.get_mut(index as usize) {
+        let sleeper = inst.sleeper;
+        *inst = NO_INSTANCE;
+        if sleeper != 0 {
+            drop(core::mem::ManuallyDrop::into_inner(wait::Sleeper::kept(sleeper - 1)));
+        }
+    }
+}
+
+impl State {
+    fn handle_of(&self, reg: usize) -> Option<&'static Handle> {
+        let r = self.regs.get(reg)?;
+        handle::by_index(r.handle).filter(|h| h.incarnation.load(Ordering::Relaxed) == r.incarnation)
+    }
+
+    /// Registrations of a handle, by index.
+    fn of_handle(&self, h: &Handle) -> impl Iterator<Item = usize> + use<'_> {
+        let mut next = h.regs.load(Ordering::Relaxed);
+        core::iter::from_fn(move || {
+            let index = (next as usize).checked_sub(1)?;
+            next = self.regs.get(index)?.next_of_handle;
+            Some(index)
+        })
+    }
+
+    fn find(&self, h: &Handle, instance: u32, fd: i32) -> Option<usize> {
+        self.of_handle(h).find(|i| self.regs.get(*i).is_some_and(|r| r.instance == instance && r.fd == fd))
+    }
+
+    fn add(&mut self, h: &Handle, new: Reg) -> Option<usize> {
+        let n = self.regs.len();
+        let index =
+            (0..n).map(|k| (self.cursor + k) % n).find(|i| self.regs.get(*i).is_some_and(|r| !r.used))?;
+        self.cursor = index + 1;
+        let first = h.regs.load(Ordering::Relaxed);
+        *self.regs.get_mut(index)? = Reg { used: true, next_of_handle: first, ..new };
+        h.regs.store(link(index), Ordering::Relaxed);
+        if let Some(inst) = self.instances.get_mut(new.instance as usize) {
+            inst.regs += 1;
+        }
+        Some(index)
+    }
+
+    /// Takes a registration out of its handle's list.
+    fn unlink(&mut self, index: usize) {
+        let Some(h) = self.regs.get(index).and_then(|r| handle::by_index(r.handle)) else { return };
+        let next = self.regs.get(index).map_or(0, |r| r.next_of_handle);
+        if h.regs.load(Ordering::Relaxed) == link(index) {
+            h.regs.store(next, Ordering::Relaxed);
+            return;
+        }
+        let before =
+            self.of_handle(h).find(|i| self.regs.get(*i).is_some_and(|r| r.next_of_handle == link(index)));
+        if let Some(r) = before.and_then(|b| self.regs.get_mut(b)) {
+            r.next_of_handle = next;
+        }
+    }
+
+    fn remove(&mut self, index: usize) {
+        self.unlink(index);
+        let Some(r) = self.regs.get_mut(index) else { return };
+        let (instance, queued, fresh) = (r.instance, r.queued, r.fresh);
+        if queued {
+            r.dead = true;
+        } else {
+            *r = NO_REG;
+        }
+        if let Some(inst) = self.instances.get_mut(instance as usize) {
+            inst.regs = inst.regs.saturating_sub(1);
+            inst.fresh = inst.fresh.saturating_sub(u32::from(fresh));
+        }
+    }
+
+    /// Puts a registration into its instance's ready list: it will be looked at.
+    fn queue(&mut self, index: usize) {
+        let Some(r) = self.regs.get_mut(index) else { return };
+        if r.queued || r.off || r.in_kernel {
+            return;
+        }
+        r.queued = true;
+        r.next_ready = 0;
+        let instance = r.instance as usize;
+        let Some(inst) = self.instances.get_mut(instance) else { return };
+        let tail = inst.ready_tail;
+        inst.ready_tail = link(index);
+        inst.ready_len += 1;
+        self.kick |= inst.asleep > 0;
+        match (tail as usize).checked_sub(1) {
+            None => inst.ready_head = link(index),
+            Some(t) => {
+                if let Some(last) = self.regs.get_mut(t) {
+                    last.next_ready = link(index);
+                }
+            }
+        }
+    }
+
+    fn pop_ready(&mut self, instance: usize) -> Option<usize> {
+        let inst = self.instances.get_mut(instance)?;
+        let index = (inst.ready_head as usize).checked_sub(1)?;
+        let r = self.regs.get_mut(index)?;
+        inst.ready_head = r.next_ready;
+        inst.ready_len = inst.ready_len.saturating_sub(1);
+        if inst.ready_head == 0 {
+            inst.ready_tail = 0;
+        }
+        r.queued = false;
+        r.next_ready = 0;
+        Some(index)
+    }
+
+    fn set_fresh(&mut self, index: usize, fresh: bool) {
+        let Some(r) = self.regs.get_mut(index) else { return };
+        if r.fresh == fresh {
+            return;
+        }
+        r.fresh = fresh;
+        if let Some(inst) = self.instances.get_mut(r.instance as usize) {
+            inst.fresh = if fresh { inst.fresh + 1 } else { inst.fresh.saturating_sub(1) };
+        }
+    }
+
+    /// Which lane a connection's news goes to: its set's, or the shared one if it is in several.
+    fn lane_for(&mut self, h: &Handle, instance: u32) -> usize {
+        let elsewhere = self.of_handle(h).any(|i| self.regs.get(i).is_some_and(|r| r.instance != instance));
+        self.shared_lane |= elsewhere;
+        if elsewhere { SHARED_LANE } else { segments::lane_of(instance) }
+    }
+
+    /// A registration of a connection or listener in user space starts (again) to be watched.
+    fn watch(&mut self, index: usize) {
+        let Some(h) = self.handle_of(index) else { return };
+        let Some((instance, events)) = self.regs.get(index).map(|r| (r.instance, r.interest.events)) else {
+            return;
+        };
+        if let Some(s) = h.stream() {
+            let lane = self.lane_for(h, instance);
+            let value = u32::try_from(lane + 1).unwrap_or(1);
+            if s.in_dir.rx_watch.swap(value, Ordering::AcqRel) != value {
+                // The peer may not see the watch yet. Level-triggered: look directly until a barrier has passed.
+                // Edge-triggered: have the barrier now, since looking twice would make an edge of it.
+                if events & ET != 0 { barrier() } else { self.set_fresh(index, true) }
+            }
+        }
+        self.queue(index);
+    }
+
+    /// Takes the news of one lane from all segments.
+    fn scan(&mut self, lane: usize) {
+        for (_, m) in segments::all() {
+            let Some(news) = m.ours().and_then(|side| side.news.get(lane)) else { continue };
+            let used = m.slots_used();
+            for (slot, flag) in news.iter().enumerate().take(used) {
+                // Relaxed: a hint. The swap is a full fence: a publication that our look after it can't see yet
+                // will set the flag again. News of slots that are not ours belong to a forked relative.
+                if flag.load(Ordering::Relaxed) == 0 {
+                    continue;
+                }
+                let Some(h) = m.owner(slot) else { continue };
+                flag.swap(0, Ordering::AcqRel);
+                self.queue_all(h);
+            }
+        }
+    }
+
+    fn queue_all(&mut self, h: &Handle) {
+        let mut next = h.regs.load(Ordering::Relaxed);
+        while let Some(index) = (next as usize).checked_sub(1) {
+            self.queue(index);
+            next = self.regs.get(index).map_or(0, |r| r.next_of_handle);
+        }
+    }
+
+    /// Current events of a registration, `EPOLLERR` and `EPOLLHUP` included unasked.
+    fn events(&mut self, index: usize) -> u32 {
+        let Some(h) = self.handle_of(index) else { return 0 };
+        let Some((interest, instance)) = self.regs.get(index).map(|r| (r.interest.events, r.instance)) else {
+            return 0;
+        };
+        let mask = (interest & !OPTIONS) | poll::ALWAYS;
+        match h.kind() {
+            Kind::Listener if listener::ready_in_user(h) => poll::IN & mask,
+            Kind::Stream => {
+                let Some(s) = h.stream() else { return 0 };
+                let now = poll::events(h, &s) & mask;
+                if interest & poll::OUT != 0 && now & poll::OUT == 0 {
+                    let lane = self.lane_for(h, instance);
+                    let value = u32::try_from(lane + 1).unwrap_or(1);
+                    if s.out_dir.tx_watch.swap(value, Ordering::AcqRel) != value {
+                        if interest & ET != 0 {
+                            barrier();
+                            return poll::events(h, &s) & mask;
+                        }
+                        self.set_fresh(index, true);
+                    }
+                }
+                now
+            }
+            _ => 0,
+        }
+    }
+
+    /// Moves ready events to `out`. `settled`: a heavy barrier has passed since the last watch was set.
+    fn harvest(&mut self, instance: usize, out: &mut [libc::epoll_event], settled: bool) -> usize {
+        self.scan(segments::lane_of(u32::try_from(instance).unwrap_or(0)));
+        if self.shared_lane {
+            self.scan(SHARED_LANE);
+        }
+        let mut n = 0;
+        let turns = self.instances.get(instance).map_or(0, |i| i.ready_len);
+        for _ in 0..turns {
+            let Some(place) = out.get_mut(n) else { break };
+            let Some(index) = self.pop_ready(instance) else { break };
+            if self.regs.get(index).is_none_or(|r| r.dead) {
+                self.regs[index] = NO_REG;
+                continue;
+            }
+            if settled {
+                self.set_fresh(index, false);
+            }
+            let events = self.events(index);
+            let Some(r) = self.regs.get_mut(index) else { continue };
+            if events != 0 {
+                *place = libc::epoll_event { events, u64: r.interest.data };
+                n += 1;
+                if r.interest.events & ONESHOT != 0 {
+                    r.off = true;
+                    continue;
+                }
+            }
+            let level = r.interest.events & ET == 0;
+            if level && (events != 0 || r.fresh) {
+                self.queue(index);
+            }
+        }
+        n
+    }
+}
+
+fn link(index: usize) -> u32 {
+    u32::try_from(index + 1).unwrap_or(0)
+}
+
+fn barrier() {
+    use ring::atomic::Heavy;
+    Membarrier.heavy_barrier();
+}
+
+/// What epoll_ctl(2) should do in the kernel.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kernel {
+    /// Nothing: done here.
+    No,
+    /// The same call.
+    Yes,
+}
+
+/// epoll_ctl(2), the part in user space. `ep`: the instance's handle; `h`: what `fd` is, if it is one of ours.
+///
+/// # Errors
+/// As epoll_ctl(2), for connections in user space.
+pub fn control(
+    ep: i32,
+    e: &Handle,
+    op: i32,
+    fd: i32,
+    h: Option<&Handle>,
+    interest: Interest,
+) -> Result<Kernel> {
+    let instance = e.place.load(Ordering::Relaxed);
+    let Some(mut st) = STATE.take() else { return Err(Errno(libc::EINTR)) };
+    let Some(h) = h.filter(|h| matches!(h.kind(), Kind::Stream | Kind::Listener) || h.is_tcp()) else {
+        if let Some(inst) = st.instances.get_mut(instance as usize) {
+            inst.kernel = true;
+        }
+        return Ok(Kernel::Yes);
+    };
+    let found = st.find(h, instance, fd);
+    let in_user = h.kind() == Kind::Stream;
+    match (op, found) {
+        (libc::EPOLL_CTL_ADD, Some(_)) => return Err(Errno(libc::EEXIST)),
+        (libc::EPOLL_CTL_ADD, None) => {
+            let new = Reg {
+                handle: h.index(),
+                incarnation: h.incarnation.load(Ordering::Relaxed),
+                in_kernel: h.kind() == Kind::Kernel,
+                instance,
+                fd,
+                ep,
+                interest,
+                ..NO_REG
+            };
+            let index = st.add(h, new).ok_or(Errno(libc::ENOSPC))?;
+            if let Some(inst) = st.instances.get_mut(instance as usize) {
+                inst.kernel |= !in_user;
+                inst.listeners |= h.kind() == Kind::Listener;
+            }
+            st.watch(index);
+        }
+        (libc::EPOLL_CTL_MOD, Some(index)) => {
+            if let Some(r) = st.regs.get_mut(index) {
+                r.interest = interest;
+                r.off = false;
+            }
+            st.watch(index);
+        }
+        (libc::EPOLL_CTL_DEL, Some(index)) => {
+            st.remove(index);
+            if let Some(s) = h.stream()
+                && h.regs.load(Ordering::Relaxed) == 0
+            {
+                s.in_dir.rx_watch.store(0, Ordering::Relaxed);
+                s.out_dir.tx_watch.store(0, Ordering::Relaxed);
+            }
+        }
+        (_, None) if in_user => return Err(Errno(libc::ENOENT)),
+        (_, Some(_)) => return Err(Errno(libc::EINVAL)),
+        _ => {}
+    }
+    let kick = core::mem::take(&mut st.kick);
+    drop(st);
+    sync_sleeper(instance);
+    if kick {
+        wait::kick_others();
+    }
+    Ok(if in_user { Kernel::No } else { Kernel::Yes })
+}
+
+/// The kernel refused an addition that we had noted.
+pub fn undo_add(e: &Handle, fd: i32, h: &Handle) {
+    let instance = e.place.load(Ordering::Relaxed);
+    let Some(mut st) = STATE.take() else { return };
+    if let Some(index) = st.find(h, instance, fd) {
+        st.remove(index);
+    }
+}
+
+/// A kernel socket became a connection of ours: its registrations move here.
+pub fn became_stream(h: &Handle) {
+    let Some(mut st) = STATE.take() else { return };
+    let mut next = h.regs.load(Ordering::Relaxed);
+    while let Some(index) = (next as usize).checked_sub(1) {
+        let Some(r) = st.regs.get_mut(index) else { break };
+        next = r.next_of_handle;
+        r.in_kernel = false;
+        crate::epoll_wait::kernel_delete(r.ep, r.fd);
+        st.watch(index);
+    }
+}
+
+/// A kernel socket became a listener in both worlds: its kernel registrations stay, and ours begin.
+pub fn became_listener(h: &Handle) {
+    let Some(mut st) = STATE.take() else { return };
+    let mut next = h.regs.load(Ordering::Relaxed);
+    while let Some(index) = (next as usize).checked_sub(1) {
+        let Some(r) = st.regs.get_mut(index) else { break };
+        next = r.next_of_handle;
+        r.in_kernel = false;
+        let instance = r.instance as usize;
+        if let Some(inst) = st.instances.get_mut(instance) {
+            inst.listeners = true;
+        }
+        st.queue(index);
+    }
+}
+
+/// A handle is torn down: its registrations go.
+pub fn forget_handle(h: &Handle) {
+    if h.regs.load(Ordering::Relaxed) == 0 {
+        return;
+    }
+    let Some(mut st) = STATE.take() else { return };
+    while let Some(index) = (h.regs.load(Ordering::Relaxed) as usize).checked_sub(1) {
+        st.remove(index);
+    }
+}
+
+/// Something about a connection or listener changed, other than by news: look at it.
+pub fn handle_changed(h: &Handle) {
+    if h.regs.load(Ordering::Relaxed) == 0 {
+        return;
+    }
+    if let Some(mut st) = STATE.take() {
+        st.queue_all(h);
+        st.kick = false;
+    }
+}
+
+/// The other group of a segment is gone: look at all its connections.
+pub fn segment_changed(m: &Mapped) {
+    for slot in 0..m.slots_used() {
+        if let Some(h) = m.owner(slot) {
+            handle_changed(h);
+        }
+    }
+}
+
+/// Does the instance need us at all? If not, the kernel's epoll_wait(2) is all there is.
+pub fn has_regs(e: &Handle) -> bool {
+    let instance = e.place.load(Ordering::Relaxed) as usize;
+    STATE.take().is_some_and(|st| st.instances.get(instance).is_some_and(|i| i.regs > 0))
+}
+
+/// What a look at an instance found.
+pub struct Look {
+    /// Events written.
+    pub n: usize,
+    /// Kernel descriptors are in the set, too.
+    pub kernel: bool,
+    /// Listeners are: the same event may come from both worlds.
+    pub listeners: bool,
+}
+
+/// Events of an instance that are ready in user space.
+pub fn look(e: &Handle, out: &mut [libc::epoll_event], settled: bool) -> Look {
+    crate::coordinator::pump();
+    let instance = e.place.load(Ordering::Relaxed) as usize;
+    let Some(mut st) = STATE.take() else { return Look { n: 0, kernel: true, listeners: true } };
+    let n = st.harvest(instance, out, settled);
+    let kick = core::mem::take(&mut st.kick);
+    let inst = st.instances.get(instance).copied().unwrap_or(NO_INSTANCE);
+    drop(st);
+    if kick {
+        wait::kick_others();
+    }
+    if inst.fresh > FRESH_MAX {
+        settle(instance);
+    }
+    Look { n, kernel: inst.kernel, listeners: inst.listeners }
+}
+
+/// Many new watches: one barrier for all of them, then each is looked at once more.
+fn settle(instance: usize) {
+    barrier();
+    let Some(mut st) = STATE.take() else { return };
+    for index in 0..st.regs.len() {
+        if st.regs.get(index).is_some_and(|r| r.used && r.fresh && r.instance as usize == instance) {
+            st.set_fresh(index, false);
+            st.queue(index);
+        }
+    }
+    st.kick = false;
+}
+
+/// Before a sleep: from the next heavy barrier on, news for this instance rings the wires. Returns the sleeper whose
+/// set is inside the application's, if there is one.
+pub fn announce_sleep(e: &Handle, ep: i32) -> Option<u32> {
+    let index = e.place.load(Ordering::Relaxed);
+    let mut st = STATE.take()?;
+    let shared = st.shared_lane;
+    let inst = st.instances.get_mut(index as usize)?;
+    inst.asleep += 1;
+    if inst.sleeper == 0
+        && let Some(s) = wait::Sleeper::acquire()
+        && crate::epoll_wait::kernel_add_sleeper(ep, s.fd())
+    {
+        inst.sleeper = s.keep() + 1;
+    }
+    let sleeper = inst.sleeper.checked_sub(1);
+    announce(segments::lane_of(index));
+    if shared {
+        announce(SHARED_LANE);
+    }
+    if let Some(s) = sleeper {
+        wait::Sleeper::kept(s).sync();
+    }
+    sleeper
+}
+
+fn announce(lane: usize) {
+    for (_, m) in segments::all() {
+        if let Some(l) = m.ours().and_then(|side| side.lanes.get(lane)) {
+            wake::announce(&l.sleeping, wake::WIRE);
+        }
+    }
+}
+
+/// Awake again.
+pub fn end_sleep(e: &Handle) {
+    let index = e.place.load(Ordering::Relaxed) as usize;
+    if let Some(mut st) = STATE.take()
+        && let Some(inst) = st.instances.get_mut(index)
+    {
+        inst.asleep = inst.asleep.saturating_sub(1);
+    }
+}
+
+/// A segment may have been mapped since the instance's sleeper was made.
+fn sync_sleeper(instance: u32) {
+    let Some(st) = STATE.take() else { return };
+    let Some(inst) = st.instances.get(instance as usize) else { return };
+    if inst.asleep > 0 {
+        announce(segments::lane_of(instance));
+    }
+    if let Some(s) = inst.sleeper.checked_sub(1) {
+        wait::Sleeper::kept(s).sync();
+    }
+}
+
+/// After fork, in the child: the parent's sleepers are not ours.
+pub fn forget_sleepers() {
+    if let Some(mut st) = STATE.take() {
+        for inst in &mut st.instances {
+            inst.sleeper = 0;
+            inst.asleep = 0;
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! Data: every form of reading and writing.
+#![allow(unsafe_code, clippy::missing_safety_doc, missing_docs)]
+
+use core::slice;
+
+use libc::{
+    c_int, c_uint, c_void, iovec, mmsghdr, msghdr, off_t, size_t, sockaddr, socklen_t, ssize_t, timespec,
+};
+
+use super::{fail, length};
+use crate::handle::{Handle, Stream};
+use crate::stream::Buffers;
+use crate::sys::{Errno, Result};
+use crate::{io, real, stats, sys, table};
+
+#[inline(always)]
+fn ours(fd: c_int) -> Option<(&'static Handle, Stream)> {
+    let h = table::get(fd)?;
+    Some((h, h.stream()?))
+}
+
+/// Counts a successful read of a kernel socket that we know.
+fn read_by_kernel(fd: c_int, r: ssize_t) -> ssize_t {
+    if let (Ok(n), Some(h)) = (usize::try_from(r), table::get(fd)) {
+        stats::received(h.index(), n);
+    }
+    r
+}
+
+/// Counts a successful write to a kernel socket that we know.
+fn written_by_kernel(fd: c_int, r: ssize_t) -> ssize_t {
+    if let (Ok(n), Some(h)) = (usize::try_from(r), table::get(fd)) {
+        stats::sent(h.index(), n);
+    }
+    r
+}
+
+fn vector<'a>(iov: *const iovec, n: c_int) -> Result<&'a [iovec]> {
+    match usize::try_from(n) {
+        Ok(0) => Ok(&[]),
+        // SAFETY: the application's array of `n` elements.
+        Ok(n) if n <= 1024 && !iov.is_null() => Ok(unsafe { slice::from_raw_parts(iov, n) }),
+        Ok(n) if n <= 1024 => Err(Errno(libc::EFAULT)),
+        _ => Err(Errno(libc::EINVAL)),
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn read(fd: c_int, buf: *mut c_void, n: size_t) -> ssize_t {
+    match ours(fd) {
+        Some((h, s)) => length(io::receive(h, &s, &Buffers::one(buf.cast(), n), 0)),
+        // SAFETY: the application's arguments, unchanged; so in every pass-through below.
+        None => read_by_kernel(fd, unsafe { real::read(fd, buf, n) }),
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn write(fd: c_int, buf: *const c_void, n: size_t) -> ssize_t {
+    match ours(fd) {
+        Some((h, s)) => length(io::send(h, &s, &Buffers::one(buf.cast_mut().cast(), n), 0)),
+        // SAFETY: as above.
+        None => written_by_kernel(fd, unsafe { real::write(fd, buf, n) }),
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn recv(fd: c_int, buf: *mut c_void, n: size_t, flags: c_int) -> ssize_t {
+    match ours(fd) {
+        Some((h, s)) => length(io::receive(h, &s, &Buffers::one(buf.cast(), n), flags)),
+        // SAFETY: as above.
+        None => read_by_kernel(fd, unsafe { real::recv(fd, buf, n, flags) }),
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn send(fd: c_int, buf: *const c_void, n: size_t, flags: c_int) -> ssize_t {
+    match ours(fd) {
+        Some((h, s)) => length(io::send(h, &s, &Buffers::one(buf.cast_mut().cast(), n), flags)),
+        // SAFETY: as above.
+        None => written_by_kernel(fd, unsafe { real::send(fd, buf, n, flags) }),
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn recvfrom(
+    fd: c_int,
+    buf: *mut c_void,
+    n: size_t,
+    flags: c_int,
+    addr: *mut sockaddr,
+    len: *mut socklen_t,
+) -> ssize_t {
+    match ours(fd) {
+        Some((h, s)) => {
+            let r = io::receive(h, &s, &Buffers::one(buf.cast(), n), flags);
+            if r.is_ok() && !addr.is_null() && !len.is_null() {
+                // SAFETY: the application's pointer. A connected TCP socket names no sender.
+                unsafe { *len = 0 };
+            }
+            length(r)
+        }
+        // SAFETY: as above.
+        None => read_by_kernel(fd, unsafe { real::recvfrom(fd, buf, n, flags, addr, len) }),
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sendto(
+    fd: c_int,
+    buf: *const c_void,
+    n: size_t,
+    flags: c_int,
+    addr: *const sockaddr,
+    len: socklen_t,
+) -> ssize_t {
+    match ours(fd) {
+        Some((h, s)) => length(io::send(h, &s, &Buffers::one(buf.cast_mut().cast(), n), flags)),
+        // SAFETY: as above.
+        None => written_by_kernel(fd, unsafe { real::sendto(fd, buf, n, flags, addr, len) }),
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn readv(fd: c_int, iov: *const iovec, n: c_int) -> ssize_t {
+    match ours(fd) {
+        Some((h, s)) => length(vector(iov, n).and_then(|v| io::receive(h, &s, &Buffers::many(v), 0))),
+        // SAFETY: as above.
+        None => read_by_kernel(fd, unsafe { real::readv(fd, iov, n) }),
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn writev(fd: c_int, iov: *const iovec, n: c_int) -> ssize_t {
+    match ours(fd) {
+        Some((h, s)) => length(vector(iov, n).and_then(|v| io::send(h, &s, &Buffers::many(v), 0))),
+        // SAFETY: as above.
+        None => written_by_kernel(fd, unsafe { real::writev(fd, iov, n) }),
+    }
+}
+
+fn message_vector<'a>(iov: *const iovec, n: size_t) -> Result<&'a [iovec]> {
+    vector(iov, c_int::try_from(n).map_err(|_| Errno(libc::EMSGSIZE))?)
+        .map_err(|e| if e.0 == libc::EINVAL { Errno(libc::EMSGSIZE) } else { e })
+}
+
+/// recvmsg(2) of a connection.
+///
+/// # Safety
+/// `msg` is the application's message header.
+unsafe fn receive_message(h: &Handle, s: &Stream, msg: *mut msghdr, flags: c_int) -> Result<usize> {
+    // SAFETY: contract.
+    let m = unsafe { msg.as_mut() }.ok_or(Errno(libc::EFAULT))?;
+    let v = message_vector(m.msg_iov, m.msg_iovlen)?;
+    let n = io::receive(h, s, &Buffers::many(v), flags)?;
+    m.msg_namelen = 0;
+    m.msg_controllen = 0;
+    m.msg_flags = flags & libc::MSG_CMSG_CLOEXEC;
+    Ok(n)
+}
+
+/// sendmsg(2) of a connection. TCP takes no ancillary data.
+///
+/// # Safety
+/// `msg` is the application's message header.
+unsafe fn send_message(h: &Handle, s: &Stream, msg: *const msghdr, flags: c_int) -> Result<usize> {
+    // SAFETY: contract.
+    let m = unsafe { msg.as_ref() }.ok_or(Errno(libc::EFAULT))?;
+    io::send(h, s, &Buffers::many(message_vector(m.msg_iov, m.msg_iovlen)?), flags)
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn recvmsg(fd: c_int, msg: *mut msghdr, flags: c_int) -> ssize_t {
+    match ours(fd) {
+        // SAFETY: as above.
+        Some((h, s)) => length(unsafe { receive_message(h, &s, msg, flags) }),
+        // SAFETY: as above.
+        None => read_by_kernel(fd, unsafe { real::recvmsg(fd, msg, flags) }),
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sendmsg(fd: c_int, msg: *const msghdr, flags: c_int) -> ssize_t {
+    match ours(fd) {
+        // SAFETY: as above.
+        Some((h, s)) => length(unsafe { send_message(h, &s, msg, flags) }),
+        // SAFETY: as above.
+        None => written_by_kernel(fd, unsafe { real::sendmsg(fd, msg, flags) }),
+    }
+}
+
+/// One call after another while they succeed: the number of messages, or the first one's error.
+fn each(n: c_uint, mut one: impl FnMut(usize) -> Result<usize>) -> c_int {
+    let mut done = 0;
+    for i in 0..n.min(1024) as usize {
+        match one(i) {
+            Ok(0) if i > 0 => break,
+            Ok(_) => done += 1,
+            Err(e) if done == 0 => return fail(e),
+            Err(_) => break,
+        }
+    }
+    done
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn recvmmsg(
+    fd: c_int,
+    msgs: *mut mmsghdr,
+    n: c_uint,
+    flags: c_int,
+    timeout: *mut timespec,
+) -> c_int {
+    let Some((h, s)) = ours(fd) else {
+        // SAFETY: as above.
+        return unsafe { real::recvmmsg(fd, msgs, n, flags, timeout) };
+    };
+    // SAFETY: as above.
+    let end = unsafe { timeout.as_ref() }.map(|t| sys::now() + crate::exports::ready::duration(t));
+    each(n, |i| {
+        if i > 0 && end.is_some_and(|e| sys::now() >= e) {
+            return Ok(0);
+        }
+        let wait_for_one = i > 0 && flags & libc::MSG_WAITFORONE != 0;
+        let flags = if wait_for_one { flags | libc::MSG_DONTWAIT } else { flags } & !libc::MSG_WAITFORONE;
+        // SAFETY: the application's array of `n` elements.
+        unsafe {
+            let m = msgs.add(i);
+            let got = receive_message(h, &s, &raw mut (*m).msg_hdr, flags)?;
+            (*m).msg_len = c_uint::try_from(got).unwrap_or(c_uint::MAX);
+            Ok(got)
+        }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sendmmsg(fd: c_int, msgs: *mut mmsghdr, n: c_uint, flags: c_int) -> c_int {
+    let Some((h, s)) = ours(fd) else {
+        // SAFETY: as above.
+        return unsafe { real::sendmmsg(fd, msgs, n, flags) };
+    };
+    each(n, |i| {
+        // SAFETY: the application's array of `n` elements.
+        unsafe {
+            let m = msgs.add(i);
+            let sent = send_message(h, &s, &raw const (*m).msg_hdr, flags)?;
+            (*m).msg_len = c_uint::try_from(sent).unwrap_or(c_uint::MAX);
+            Ok(sent.max(1))
+        }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sendfile(out: c_int, input: c_int, offset: *mut off_t, n: size_t) -> ssize_t {
+    match ours(out) {
+        // SAFETY: the application's pointer, null or to an off_t.
+        Some((h, s)) => length(io::send_file(h, &s, input, unsafe { offset.as_mut() }, n)),
+        // SAFETY: as above.
+        None => written_by_kernel(out, unsafe { real::sendfile(out, input, offset, n) }),
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sendfile64(out: c_int, input: c_int, offset: *mut off_t, n: size_t) -> ssize_t {
+    // SAFETY: off_t has 64 bits on every target of ours.
+    unsafe { sendfile(out, input, offset, n) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn __read_chk(fd: c_int, buf: *mut c_void, n: size_t, size: size_t) -> ssize_t {
+    match ours(fd) {
+        // A length beyond the buffer is the original's to punish.
+        // SAFETY: as above.
+        Some(_) if n <= size => unsafe { read(fd, buf, n) },
+        // SAFETY: as above.
+        _ => unsafe { real::__read_chk(fd, buf, n, size) },
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn __recv_chk(
+    fd: c_int,
+    buf: *mut c_void,
+    n: size_t,
+    size: size_t,
+    flags: c_int,
+) -> ssize_t {
+    match ours(fd) {
+        // SAFETY: as above.
+        Some(_) if n <= size => unsafe { recv(fd, buf, n, flags) },
+        // SAFETY: as above.
+        _ => unsafe { real::__recv_chk(fd, buf, n, size, flags) },
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn __recvfrom_chk(
+    fd: c_int,
+    buf: *mut c_void,
+    n: size_t,
+    size: size_t,
+    flags: c_int,
+    addr: *mut sockaddr,
+    len: *mut socklen_t,
+) -> ssize_t {
+    match ours(fd) {
+        // SAFETY: as above.
+        Some(_) if n <= size => unsafe { recvfrom(fd, buf, n, flags, addr, len) },
+        // SAFETY: as above.
+        _ => unsafe { real::__recvfrom_chk(fd, buf, n, size, flags, addr, len) },
+    }
+}

@@ -1,0 +1,150 @@
+//! Sockets: made, named, connected, accepted.
+#![allow(unsafe_code, clippy::missing_safety_doc, missing_docs)]
+
+use libc::{c_int, c_void, sockaddr, socklen_t};
+
+use super::{fail, number, status};
+use crate::connect::{self, Path};
+use crate::handle::Kind;
+use crate::listener::{self, PeerOut};
+use crate::sys::Errno;
+use crate::{options, real, socket, table};
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn socket(domain: c_int, ty: c_int, protocol: c_int) -> c_int {
+    // SAFETY: the application's arguments, unchanged; so in every pass-through below.
+    let fd = unsafe { real::socket(domain, ty, protocol) };
+    if fd >= 0 {
+        socket::made(fd, domain, ty);
+    }
+    fd
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bind(fd: c_int, addr: *const sockaddr, len: socklen_t) -> c_int {
+    if table::get(fd).is_some_and(|h| h.kind() == Kind::Stream) {
+        return fail(Errno(libc::EINVAL));
+    }
+    // SAFETY: as above.
+    unsafe { real::bind(fd, addr, len) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn listen(fd: c_int, backlog: c_int) -> c_int {
+    if table::get(fd).is_some_and(|h| h.kind() == Kind::Stream) {
+        return fail(Errno(libc::EINVAL));
+    }
+    // SAFETY: as above.
+    let r = unsafe { real::listen(fd, backlog) };
+    if r == 0 {
+        listener::listening(fd, backlog);
+    }
+    r
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn accept(fd: c_int, addr: *mut sockaddr, len: *mut socklen_t) -> c_int {
+    // SAFETY: as above.
+    unsafe { accept4(fd, addr, len, 0) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn accept4(fd: c_int, addr: *mut sockaddr, len: *mut socklen_t, flags: c_int) -> c_int {
+    let h = table::get(fd);
+    match h.map(|h| (h, h.kind())) {
+        Some((h, Kind::Listener)) => number(listener::accept(fd, h, PeerOut { addr, len }, flags)),
+        Some((_, Kind::Stream)) => fail(Errno(libc::EINVAL)),
+        other => {
+            // SAFETY: as above.
+            let new = unsafe { real::accept4(fd, addr, len, flags) };
+            if let (true, Some((h, _))) = (new >= 0, other) {
+                let (domain, ty) = h.family();
+                socket::made(new, domain, ty);
+                if let Some(n) = table::get(new) {
+                    let reason = if n.is_tcp() {
+                        crate::stats::reason(h.index())
+                    } else {
+                        ring::stats::Reason::Family
+                    };
+                    socket::went_to_kernel(new, n, reason);
+                }
+            }
+            new
+        }
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn connect(fd: c_int, addr: *const sockaddr, len: socklen_t) -> c_int {
+    match connect::connect(fd, addr, len) {
+        Path::User(result) => status(result),
+        Path::Kernel => {
+            // SAFETY: as above.
+            let r = unsafe { real::connect(fd, addr, len) };
+            connect::kernel_connected(fd, r);
+            r
+        }
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn shutdown(fd: c_int, how: c_int) -> c_int {
+    match table::get(fd).and_then(|h| Some((h, h.stream()?))) {
+        Some((h, s)) => status(socket::shutdown(h, &s, how)),
+        None => {
+            // SAFETY: as above.
+            let r = unsafe { real::shutdown(fd, how) };
+            if r == 0 {
+                listener::shut_down(fd);
+            }
+            r
+        }
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn getsockname(fd: c_int, addr: *mut sockaddr, len: *mut socklen_t) -> c_int {
+    match table::get(fd).and_then(|h| Some((h, h.stream()?))) {
+        Some((h, s)) => status(options::name(h, &s, true, addr, len)),
+        // SAFETY: as above.
+        None => unsafe { real::getsockname(fd, addr, len) },
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn getpeername(fd: c_int, addr: *mut sockaddr, len: *mut socklen_t) -> c_int {
+    match table::get(fd).and_then(|h| Some((h, h.stream()?))) {
+        Some((h, s)) => status(options::name(h, &s, false, addr, len)),
+        // SAFETY: as above.
+        None => unsafe { real::getpeername(fd, addr, len) },
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn getsockopt(
+    fd: c_int,
+    level: c_int,
+    name: c_int,
+    value: *mut c_void,
+    len: *mut socklen_t,
+) -> c_int {
+    let ours = table::get(fd).and_then(|h| options::get(fd, h, &h.stream()?, level, name, value, len));
+    // SAFETY: as above.
+    ours.unwrap_or_else(|| unsafe { real::getsockopt(fd, level, name, value, len) })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn setsockopt(
+    fd: c_int,
+    level: c_int,
+    name: c_int,
+    value: *const c_void,
+    len: socklen_t,
+) -> c_int {
+    // SAFETY: as above.
+    let r = unsafe { real::setsockopt(fd, level, name, value, len) };
+    if let (0, Some(h)) = (r, table::get(fd)) {
+        options::option_set(fd, h);
+    }
+    r
+}

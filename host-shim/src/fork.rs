@@ -1,0 +1,74 @@
+//! fork(2): the child shares its parent's connections and listeners, and attaches as a process of its own.
+//!
+//! The parent announces the fork to the coordinator before it happens, so that whatever it closes afterwards
+//! does not end what the child holds. These are pthread_atfork(3) handlers, so libc's own forks (daemon(3)) come here, too.
+//!
+//! `unsafe` is allowed here: registering the handlers.
+#![allow(unsafe_code)]
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use ring::msg::Request;
+
+use crate::lock::Lock;
+use crate::{agent, coordinator, epoll, process, segments, sock, socket, sys, wait};
+
+static NONCE: AtomicU64 = AtomicU64::new(0);
+static PARENT: AtomicU32 = AtomicU32::new(0);
+
+/// Registers the handlers. Called when the library is loaded.
+pub fn install() {
+    // SAFETY: plain functions of ours, for the life of the process (the library is never unloaded).
+    unsafe { libc::pthread_atfork(Some(before), Some(after_in_parent), Some(after_in_child)) };
+}
+
+/// Private locks, in the order in which they are ever nested.
+fn locks() -> [&'static Lock; 5] {
+    [process::lock(), segments::lock(), agent::lock(), epoll::lock(), coordinator::lock()]
+}
+
+extern "C" fn before() {
+    NONCE.store(0, Ordering::Relaxed);
+    if process::is_borrowed() {
+        return;
+    }
+    if process::is_attached() && socket::has_shared() {
+        let mut bytes = [0u8; 8];
+        let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::NONBLOCK);
+        let nonce = u64::from_ne_bytes(bytes) | 1;
+        if coordinator::post(Request::Fork { nonce }).is_ok() {
+            NONCE.store(nonce, Ordering::Relaxed);
+        }
+        PARENT.store(process::function(), Ordering::Relaxed);
+        socket::count_child();
+    }
+    // No other thread is inside a private section while memory is copied. Given back by `unlock` or, in the child, reset.
+    for lock in locks() {
+        core::mem::forget(lock.take());
+    }
+}
+
+extern "C" fn after_in_parent() {
+    if process::is_borrowed() {
+        return;
+    }
+    for lock in locks().iter().rev() {
+        lock.give_back();
+    }
+}
+
+extern "C" fn after_in_child() {
+    sys::forget_tid();
+    for lock in locks() {
+        lock.reset();
+    }
+    process::detach_child();
+    wait::forget_sleepers();
+    epoll::forget_sleepers();
+    sock::leave_arena();
+    // What it holds must have a holder before the parent can let go of it for good.
+    let nonce = NONCE.load(Ordering::Relaxed);
+    if nonce != 0 {
+        process::attach(PARENT.load(Ordering::Relaxed), nonce);
+    }
+}

@@ -1,0 +1,288 @@
+//! What stands behind a descriptor, as this process sees it. Fork copies these, as it copies descriptors.
+//!
+//! `unsafe` is allowed here: pointers to mapped memory become references under the rule stated at [`Handle::stream`].
+#![allow(unsafe_code)]
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+use ring::msg::ConnId;
+use ring::segment::{Direction, RING_BYTES};
+use ring::shared::Region;
+use ring::stats::{Reason, SOCKETS_MAX, SocketState};
+use ring::stream::RingBytes;
+
+use crate::sock::Sock;
+use crate::stats;
+
+/// Handles of one process.
+pub const HANDLES_MAX: usize = SOCKETS_MAX;
+
+/// What a descriptor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Kind {
+    /// Not in use.
+    Free = 0,
+    /// A socket that only the kernel serves (so far).
+    Kernel = 1,
+    /// A TCP listener, in both worlds.
+    Listener = 2,
+    /// A connection in user space.
+    Stream = 3,
+    /// An epoll instance.
+    Epoll = 4,
+}
+
+/// See the module.
+#[repr(C, align(64))]
+pub struct Handle {
+    kind: AtomicU32,
+    /// Descriptors of this process, plus calls that sleep on it.
+    refs: AtomicU32,
+    /// Changes each time the place is used anew.
+    pub incarnation: AtomicU32,
+    /// `socket(2)` domain in the low half, type in the high half.
+    pub family_type: AtomicU32,
+    sock: AtomicPtr<Sock>,
+    out_dir: AtomicPtr<Direction>,
+    in_dir: AtomicPtr<Direction>,
+    out_ring: AtomicPtr<u8>,
+    in_ring: AtomicPtr<u8>,
+    /// Stream: its connection id.
+    pub conn: AtomicU64,
+    /// Stream: index of the mapped segment in [`crate::segments`]. Epoll: index of the instance.
+    pub place: AtomicU32,
+    /// Stream: our side, 0 or 1.
+    pub side: AtomicU32,
+    /// First epoll registration plus one. Under the lock of [`crate::epoll`].
+    pub regs: AtomicU32,
+    /// Listener: non-zero if connections may wait at the coordinator.
+    pub ready: AtomicU32,
+    /// Listener: accepts so far, so that the kernel's queue gets its turn.
+    pub turns: AtomicU32,
+    pad: [AtomicU32; 1],
+}
+
+static HANDLES: [Handle; HANDLES_MAX] = [const { Handle::new() }; HANDLES_MAX];
+static CURSOR: AtomicU32 = AtomicU32::new(0);
+static USED: AtomicU32 = AtomicU32::new(0);
+
+const _: () = assert!(size_of::<Handle>() == 128);
+
+/// A connection in user space, ready for use.
+#[derive(Clone, Copy)]
+pub struct Stream {
+    /// Positions, locks, flags.
+    pub sock: &'static Sock,
+    /// We write.
+    pub out_dir: &'static Direction,
+    /// We read.
+    pub in_dir: &'static Direction,
+    /// We write.
+    pub out_ring: RingBytes,
+    /// We read.
+    pub in_ring: RingBytes,
+    /// Which connection.
+    pub conn: ConnId,
+}
+
+/// Everything that [`Handle::become_stream`] publishes.
+pub struct NewStream {
+    /// Shared state.
+    pub sock: &'static Sock,
+    /// Which connection.
+    pub conn: ConnId,
+    /// Index of the mapped segment.
+    pub segment: u32,
+    /// Ours.
+    pub side: u32,
+    /// Written by us, written by the peer.
+    pub dirs: [&'static Direction; 2],
+    /// Written by us, written by the peer.
+    pub rings: [Region; 2],
+}
+
+impl Handle {
+    const fn new() -> Self {
+        Handle {
+            kind: AtomicU32::new(0),
+            refs: AtomicU32::new(0),
+            incarnation: AtomicU32::new(0),
+            family_type: AtomicU32::new(0),
+            sock: AtomicPtr::new(core::ptr::null_mut()),
+            out_dir: AtomicPtr::new(core::ptr::null_mut()),
+            in_dir: AtomicPtr::new(core::ptr::null_mut()),
+            out_ring: AtomicPtr::new(core::ptr::null_mut()),
+            in_ring: AtomicPtr::new(core::ptr::null_mut()),
+            conn: AtomicU64::new(0),
+            place: AtomicU32::new(0),
+            side: AtomicU32::new(0),
+            regs: AtomicU32::new(0),
+            ready: AtomicU32::new(0),
+            turns: AtomicU32::new(0),
+            pad: [const { AtomicU32::new(0) }; 1],
+        }
+    }
+
+    /// Its number: also the number of its entry in the stats memory.
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation)] // below HANDLES_MAX
+    pub fn index(&self) -> u32 {
+        let offset = core::ptr::from_ref(self) as usize - HANDLES.as_ptr() as usize;
+        (offset / size_of::<Handle>()) as u32
+    }
+
+    /// What it is now.
+    #[inline(always)]
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        // Acquire: pairs with the Release in `set_kind`: the fields of that kind are there.
+        match self.kind.load(Ordering::Acquire) {
+            1 => Kind::Kernel,
+            2 => Kind::Listener,
+            3 => Kind::Stream,
+            4 => Kind::Epoll,
+            _ => Kind::Free,
+        }
+    }
+
+    /// Changes what it is; the fields of the new kind are already in place.
+    pub fn set_kind(&self, kind: Kind) {
+        self.kind.store(kind as u32, Ordering::Release);
+    }
+
+    /// The shared state of a stream or listener.
+    #[inline(always)]
+    #[must_use]
+    pub fn sock(&self) -> Option<&'static Sock> {
+        // SAFETY: null, or a place in an arena, which is never unmapped.
+        unsafe { self.sock.load(Ordering::Relaxed).as_ref() }
+    }
+
+    /// Attaches the shared state of a listener.
+    pub fn set_sock(&self, sock: &'static Sock) {
+        self.sock.store(core::ptr::from_ref(sock).cast_mut(), Ordering::Relaxed);
+    }
+
+    /// The connection, if it is one.
+    ///
+    /// Rule: the directions and rings may be touched only while the connection cannot be torn down: under `sock.tx` or
+    /// `sock.rx` with [`Stream::current`] checked after taking it, or while holding a reference ([`Handle::retain`]).
+    #[inline(always)]
+    #[must_use]
+    pub fn stream(&self) -> Option<Stream> {
+        if self.kind() != Kind::Stream {
+            return None;
+        }
+        // SAFETY: set together before the kind became Stream; arenas are never unmapped, and segments stay mapped while
+        // the rule above is kept.
+        unsafe {
+            let ring = |p: &AtomicPtr<u8>| {
+                RingBytes::new(Region::new(NonNull::new(p.load(Ordering::Relaxed))?, RING_BYTES))
+            };
+            Some(Stream {
+                sock: self.sock.load(Ordering::Relaxed).as_ref()?,
+                out_dir: self.out_dir.load(Ordering::Relaxed).as_ref()?,
+                in_dir: self.in_dir.load(Ordering::Relaxed).as_ref()?,
+                out_ring: ring(&self.out_ring)?,
+                in_ring: ring(&self.in_ring)?,
+                conn: ConnId(self.conn.load(Ordering::Relaxed)),
+            })
+        }
+    }
+
+    /// Makes it a connection.
+    pub fn become_stream(&self, new: &NewStream) {
+        let [out_dir, in_dir] = new.dirs;
+        let [out_ring, in_ring] = new.rings;
+        self.set_sock(new.sock);
+        self.out_dir.store(core::ptr::from_ref(out_dir).cast_mut(), Ordering::Relaxed);
+        self.in_dir.store(core::ptr::from_ref(in_dir).cast_mut(), Ordering::Relaxed);
+        self.out_ring.store(out_ring.base().as_ptr(), Ordering::Relaxed);
+        self.in_ring.store(in_ring.base().as_ptr(), Ordering::Relaxed);
+        self.conn.store(new.conn.0, Ordering::Relaxed);
+        self.place.store(new.segment, Ordering::Relaxed);
+        self.side.store(new.side, Ordering::Relaxed);
+        self.set_kind(Kind::Stream);
+    }
+
+    /// One more descriptor, or one more sleeping call.
+    pub fn retain(&self) {
+        self.refs.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One less; true if that was the last and the caller must tear it down.
+    #[must_use]
+    pub fn release(&self) -> bool {
+        // AcqRel: whoever tears down sees what the others did with it.
+        self.refs.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// Back to the pool, after tear-down.
+    pub fn free(&self) {
+        stats::retire(self.index());
+        self.sock.store(core::ptr::null_mut(), Ordering::Relaxed);
+        self.set_kind(Kind::Free);
+    }
+
+    /// Domain and type of the socket.
+    #[must_use]
+    pub fn family(&self) -> (i32, i32) {
+        let v = self.family_type.load(Ordering::Relaxed);
+        ((v & 0xffff).cast_signed(), (v >> 16).cast_signed())
+    }
+
+    /// True for an IPv4 or IPv6 TCP socket.
+    #[must_use]
+    pub fn is_tcp(&self) -> bool {
+        let (domain, ty) = self.family();
+        (domain == libc::AF_INET || domain == libc::AF_INET6) && ty == libc::SOCK_STREAM
+    }
+}
+
+impl Stream {
+    /// After taking one of the locks: is this still the connection that was looked up?
+    #[inline(always)]
+    #[must_use]
+    pub fn current(&self) -> bool {
+        self.sock.conn.load(Ordering::Relaxed) == self.conn.0
+    }
+}
+
+/// The handle of that number.
+#[inline(always)]
+#[must_use]
+pub fn by_index(index: u32) -> Option<&'static Handle> {
+    HANDLES.get(index as usize)
+}
+
+/// Every handle that may be in use.
+pub fn all() -> impl Iterator<Item = &'static Handle> {
+    HANDLES.iter().take(USED.load(Ordering::Relaxed) as usize).filter(|h| h.kind() != Kind::Free)
+}
+
+/// A fresh handle of `kind` with one reference; `None` if all are in use.
+pub fn allocate(kind: Kind, fd: i32, domain: i32, ty: i32) -> Option<&'static Handle> {
+    for _ in 0..HANDLES_MAX {
+        let at = CURSOR.fetch_add(1, Ordering::Relaxed) as usize % HANDLES_MAX;
+        let h = HANDLES.get(at)?;
+        if h.kind.load(Ordering::Relaxed) == 0
+            && h.kind.compare_exchange(0, kind as u32, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        {
+            h.incarnation.fetch_add(1, Ordering::Relaxed);
+            h.refs.store(1, Ordering::Relaxed);
+            h.regs.store(0, Ordering::Relaxed);
+            h.ready.store(0, Ordering::Relaxed);
+            h.turns.store(0, Ordering::Relaxed);
+            let packed = (domain.cast_unsigned() & 0xffff) | ty.cast_unsigned() << 16;
+            h.family_type.store(packed, Ordering::Relaxed);
+            USED.fetch_max(h.index() + 1, Ordering::Relaxed);
+            if kind != Kind::Epoll {
+                stats::show(h.index(), fd, packed, SocketState::Idle, Reason::None);
+            }
+            return Some(h);
+        }
+    }
+    None
+}

@@ -1,0 +1,223 @@
+//! Reading and writing a connection the way recv(2) and send(2) do: blocking or not, with timeouts, signals, and
+//! every way a connection can end.
+
+use core::sync::atomic::Ordering;
+use core::time::Duration;
+
+use crate::handle::{Handle, Stream};
+use crate::sock::shut;
+use crate::stream::{Buffers, Cursor, End, ReadHow};
+use crate::sys::{Errno, Result};
+use crate::wait::{self, Spin};
+use crate::{coordinator, socket, sys};
+
+/// recv(2) and all its forms. Returns the number of bytes.
+///
+/// # Errors
+/// As recv(2).
+#[inline(always)]
+pub fn receive(h: &Handle, s: &Stream, to: &Buffers<'_>, flags: i32) -> Result<usize> {
+    let how = ReadHow { peek: flags & libc::MSG_PEEK != 0, discard: flags & libc::MSG_TRUNC != 0 };
+    let mut at = Cursor::default();
+    if s.sock.shut.load(Ordering::Relaxed) & shut::READ == 0
+        && flags & (libc::MSG_WAITALL | libc::MSG_OOB) == 0
+        && h.try_read(s, to, &mut at, how)?
+    {
+        return Ok(at.done);
+    }
+    receive_slow(h, s, to, flags, how)
+}
+
+#[cold]
+fn receive_slow(h: &Handle, s: &Stream, to: &Buffers<'_>, flags: i32, how: ReadHow) -> Result<usize> {
+    if flags & libc::MSG_OOB != 0 {
+        return Err(Errno(libc::EINVAL));
+    }
+    let want = to.total();
+    if want == 0 {
+        return Ok(0);
+    }
+    let all = flags & libc::MSG_WAITALL != 0;
+    let nonblocking = flags & libc::MSG_DONTWAIT != 0 || s.sock.is_nonblocking();
+    let timeout = timeout_of(s.sock.rx_timeout_us.load(Ordering::Relaxed));
+    let start = timeout.map(|_| sys::now());
+    let mut at = Cursor::default();
+    loop {
+        if how.peek {
+            at = Cursor::default();
+        }
+        h.try_read(s, to, &mut at, how)?;
+        if at.done == want || (at.done > 0 && !all) {
+            return Ok(at.done);
+        }
+        match s.end(h) {
+            End::Open => {}
+            _ if at.done > 0 => return Ok(at.done),
+            End::Eof => return Ok(0),
+            End::Reset => {
+                s.sock.shut.fetch_or(shut::RESET_SEEN | shut::BROKEN, Ordering::Relaxed);
+                return Err(Errno(libc::ECONNRESET));
+            }
+        }
+        if nonblocking {
+            return if at.done > 0 { Ok(at.done) } else { Err(Errno(libc::EAGAIN)) };
+        }
+        let peeked = if how.peek { at.done } else { 0 };
+        let more = || s.input_ended() || if peeked > 0 { s.available() > peeked } else { s.has_data() };
+        match wait_for(h, &s.in_dir.rx_wait, &more, timeout.zip(start)) {
+            Ok(()) => {}
+            Err(_) if at.done > 0 => return Ok(at.done),
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// send(2) and all its forms. Returns the number of bytes; raises SIGPIPE as Linux does.
+///
+/// # Errors
+/// As send(2).
+#[inline(always)]
+pub fn send(h: &Handle, s: &Stream, from: &Buffers<'_>, flags: i32) -> Result<usize> {
+    let mut at = Cursor::default();
+    match h.try_write(s, from, &mut at) {
+        Ok(true) => Ok(at.done),
+        other => send_slow(h, s, from, flags, at, other.map(|_| ())),
+    }
+}
+
+#[cold]
+fn send_slow(
+    h: &Handle,
+    s: &Stream,
+    from: &Buffers<'_>,
+    flags: i32,
+    mut at: Cursor,
+    mut last: Result<()>,
+) -> Result<usize> {
+    let nonblocking = flags & libc::MSG_DONTWAIT != 0 || s.sock.is_nonblocking();
+    let timeout = timeout_of(s.sock.tx_timeout_us.load(Ordering::Relaxed));
+    let start = timeout.map(|_| sys::now());
+    loop {
+        match last {
+            Ok(()) => {}
+            Err(_) if at.done > 0 => return Ok(at.done),
+            Err(Errno(libc::EPIPE)) => {
+                if flags & libc::MSG_NOSIGNAL == 0 {
+                    sys::raise_sigpipe();
+                }
+                return Err(Errno(libc::EPIPE));
+            }
+            Err(e) => return Err(e),
+        }
+        if nonblocking {
+            return if at.done > 0 { Ok(at.done) } else { Err(Errno(libc::EAGAIN)) };
+        }
+        match wait_for(h, &s.out_dir.tx_wait, &|| s.writable(), timeout.zip(start)) {
+            Ok(()) => {}
+            Err(_) if at.done > 0 => return Ok(at.done),
+            Err(e) => return Err(e),
+        }
+        last = match h.try_write(s, from, &mut at) {
+            Ok(true) => return Ok(at.done),
+            Ok(false) => Ok(()),
+            Err(e) => Err(e),
+        };
+    }
+}
+
+/// sendfile(2) into a connection: from the page cache straight into the ring.
+///
+/// # Errors
+/// As sendfile(2).
+pub fn send_file(
+    h: &Handle,
+    s: &Stream,
+    input: i32,
+    mut offset: Option<&mut libc::off_t>,
+    n: usize,
+) -> Result<usize> {
+    let timeout = timeout_of(s.sock.tx_timeout_us.load(Ordering::Relaxed));
+    let start = timeout.map(|_| sys::now());
+    let mut done = 0;
+    while done < n {
+        let at = match &offset {
+            Some(o) => Some(u64::try_from(**o).map_err(|_| Errno(libc::EINVAL))?),
+            None => None,
+        };
+        match h.try_write_file(s, input, at, n - done) {
+            Ok(Some(0)) => break,
+            Ok(Some(got)) => {
+                done += got;
+                if let Some(o) = offset.as_deref_mut() {
+                    *o += libc::off_t::try_from(got).unwrap_or(0);
+                }
+            }
+            Ok(None) if s.sock.is_nonblocking() => {
+                return if done > 0 { Ok(done) } else { Err(Errno(libc::EAGAIN)) };
+            }
+            Ok(None) => match wait_for(h, &s.out_dir.tx_wait, &|| s.writable(), timeout.zip(start)) {
+                Ok(()) => {}
+                Err(_) if done > 0 => break,
+                Err(e) => return Err(e),
+            },
+            Err(_) if done > 0 => break,
+            Err(e) => {
+                if e.0 == libc::EPIPE {
+                    sys::raise_sigpipe();
+                }
+                return Err(e);
+            }
+        }
+    }
+    Ok(done)
+}
+
+fn timeout_of(us: u64) -> Option<Duration> {
+    (us != 0).then(|| Duration::from_micros(us))
+}
+
+/// Blocks until `ready`; keeps the connection alive meanwhile, as the kernel keeps a file that a call sleeps on.
+fn wait_for(
+    h: &Handle,
+    word: &core::sync::atomic::AtomicU32,
+    ready: &dyn Fn() -> bool,
+    limit: Option<(Duration, Duration)>,
+) -> Result<()> {
+    h.retain();
+    let result = wait_retained(word, ready, limit);
+    socket::release(h);
+    result
+}
+
+fn wait_retained(
+    word: &core::sync::atomic::AtomicU32,
+    ready: &dyn Fn() -> bool,
+    limit: Option<(Duration, Duration)>,
+) -> Result<()> {
+    let mut spin = Spin::new();
+    loop {
+        if ready() {
+            return Ok(());
+        }
+        if !spin.turn() {
+            break;
+        }
+    }
+    loop {
+        coordinator::pump();
+        if ready() {
+            return Ok(());
+        }
+        let left = match limit {
+            None => None,
+            Some((timeout, start)) => {
+                let left = timeout.saturating_sub(sys::now() - start);
+                if left.is_zero() {
+                    return Err(Errno(libc::EAGAIN));
+                }
+                Some(left)
+            }
+        };
+        wait::sleep_on_word(word, ready, left)?;
+    }
+}

@@ -1,0 +1,324 @@
+//! Listening in both worlds: one accept queue for clients that come through the coordinator and clients that come
+//! through the kernel.
+//!
+//! The kernel's listening descriptor is made non-blocking, so that taking from its queue never blocks us; what the
+//! application asked for is kept in the shared state.
+//!
+//! `unsafe` is allowed here: calls to libc's originals.
+#![allow(unsafe_code)]
+
+use core::ptr;
+use core::sync::atomic::Ordering;
+use core::time::Duration;
+
+use ring::msg::{ACCEPT_WAIT, Addr, Completion, LISTEN_V6ONLY, Request, Status};
+use ring::stats::{Reason, SocketState};
+
+use crate::coordinator::Ticket;
+use crate::handle::{self, Handle, Kind};
+use crate::sock::Sock;
+use crate::sys::{Errno, NoSignals, Result};
+use crate::wait::{self, Spin};
+use crate::{coordinator, options, process, real, socket, stats, sys, table};
+
+/// Every so many accepts the kernel's queue goes first, so that neither starves.
+const KERNEL_TURN: u32 = 8;
+/// Longest sleep of a blocked accept before it looks at the kernel's queue by itself.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// After a successful listen(2): announce it to the coordinator.
+pub fn listening(fd: i32, backlog: i32) {
+    let Some(h) = table::get(fd) else { return };
+    if h.kind() != Kind::Kernel || !h.is_tcp() || !process::is_attached() || process::is_borrowed() {
+        return;
+    }
+    let _no_signals = NoSignals::new();
+    let local = options::kernel_name(fd, true);
+    let limit = somaxconn();
+    let backlog = u32::try_from(backlog).unwrap_or(limit).min(limit);
+    let flags =
+        if options::kernel_flag(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY) { LISTEN_V6ONLY } else { 0 };
+    let Some(sock) = socket::new_sock() else {
+        stats::set_reason(h.index(), Reason::TooMany);
+        return;
+    };
+    match coordinator::call(Request::Listen { addr: local, backlog, flags }) {
+        Ok(Completion::Done { status: Status::Ok, value }) => {
+            sock.listener.store(value, Ordering::Relaxed);
+            sock.set_addrs(local, Addr::default());
+            options::inherit_kernel_flags(fd, sock);
+            options::set_kernel_nonblocking(fd);
+            h.set_sock(sock);
+            h.set_kind(Kind::Listener);
+            stats::set_state(h.index(), SocketState::Listening, Reason::None, Some((local, Addr::default())));
+            crate::epoll::became_listener(h);
+        }
+        Ok(_) => {
+            stats::set_state(
+                h.index(),
+                SocketState::Listening,
+                Reason::Quota,
+                Some((local, Addr::default())),
+            );
+            sock.free();
+        }
+        Err(_) => {
+            stats::set_state(
+                h.index(),
+                SocketState::Listening,
+                Reason::CoordinatorGone,
+                Some((local, Addr::default())),
+            );
+            sock.free();
+        }
+    }
+}
+
+fn somaxconn() -> u32 {
+    let mut text = [0u8; 16];
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+    let Ok(file) = rustix::fs::open(c"/proc/sys/net/core/somaxconn", flags, rustix::fs::Mode::empty()) else {
+        return 4096;
+    };
+    let fd = rustix::fd::IntoRawFd::into_raw_fd(file);
+    let n = rustix::io::read(sys::borrow(fd), &mut text).unwrap_or(0);
+    sys::close(fd);
+    let digits = text.get(..n).and_then(|t| core::str::from_utf8(t).ok()).map(str::trim);
+    digits.and_then(|d| d.parse().ok()).unwrap_or(4096)
+}
+
+/// Where accept(2) leaves the client's address.
+#[derive(Clone, Copy)]
+pub struct PeerOut {
+    /// May be null.
+    pub addr: *mut libc::sockaddr,
+    /// May be null.
+    pub len: *mut libc::socklen_t,
+}
+
+/// accept4(2) of a listener. The new descriptor.
+///
+/// # Errors
+/// As accept4(2).
+pub fn accept(fd: i32, h: &'static Handle, out: PeerOut, flags: i32) -> Result<i32> {
+    let Some(sock) = h.sock() else { return Err(Errno(libc::EINVAL)) };
+    if flags & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) != 0 {
+        return Err(Errno(libc::EINVAL));
+    }
+    let start = sys::now();
+    let mut spin = Spin::new();
+    loop {
+        if let Some(new) = try_accept(fd, h, sock, out, flags)? {
+            return Ok(new);
+        }
+        if sock.is_nonblocking() {
+            return Err(Errno(libc::EAGAIN));
+        }
+        if process::is_attached() && spin.turn() {
+            coordinator::pump();
+            continue;
+        }
+        let timeout = match sock.rx_timeout_us.load(Ordering::Relaxed) {
+            0 => None,
+            us => Some(Duration::from_micros(us).saturating_sub(sys::now() - start)),
+        };
+        if timeout.is_some_and(|t| t.is_zero()) {
+            return Err(Errno(libc::EAGAIN));
+        }
+        h.retain();
+        let result = block(fd, h, sock, out, flags, timeout);
+        socket::release(h);
+        if let Some(new) = result? {
+            return Ok(new);
+        }
+        spin = Spin::new();
+    }
+}
+
+/// Whatever waits in either queue, without waiting for it.
+fn try_accept(
+    fd: i32,
+    h: &'static Handle,
+    sock: &'static Sock,
+    out: PeerOut,
+    flags: i32,
+) -> Result<Option<i32>> {
+    let turn = h.turns.fetch_add(1, Ordering::Relaxed);
+    let kernel_first = turn % KERNEL_TURN == KERNEL_TURN - 1;
+    if kernel_first && let Some(new) = from_kernel(fd, out, flags)? {
+        return Ok(Some(new));
+    }
+    coordinator::pump();
+    if h.ready.load(Ordering::Acquire) != 0
+        && let Some(new) = from_coordinator(h, sock, out, flags)?
+    {
+        return Ok(Some(new));
+    }
+    if kernel_first { Ok(None) } else { from_kernel(fd, out, flags) }
+}
+
+fn from_kernel(fd: i32, out: PeerOut, flags: i32) -> Result<Option<i32>> {
+    // SAFETY: the application's own arguments.
+    let new = unsafe { real::accept4(fd, out.addr, out.len, flags) };
+    if new < 0 {
+        let e = sys::errno();
+        return if e.0 == libc::EAGAIN { Ok(None) } else { Err(e) };
+    }
+    let (domain, ty) = table::get(fd).map_or((0, 0), Handle::family);
+    socket::made(new, domain, ty);
+    if let Some(n) = table::get(new) {
+        socket::went_to_kernel(new, n, Reason::ClientUnshimmed);
+    }
+    Ok(Some(new))
+}
+
+fn from_coordinator(
+    h: &'static Handle,
+    sock: &'static Sock,
+    out: PeerOut,
+    flags: i32,
+) -> Result<Option<i32>> {
+    let listener = sock.listener.load(Ordering::Relaxed);
+    // Cleared before asking: an announcement that comes after the answer counts.
+    h.ready.store(0, Ordering::Release);
+    match coordinator::call(Request::Accept { listener, flags: 0 }) {
+        Ok(Completion::Accepted { status: Status::Ok, conn, peer, local }) => {
+            // There may be more; the next accept finds out.
+            h.ready.store(1, Ordering::Release);
+            install(h, sock, Accepted { conn, peer, local }, out, flags).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
+struct Accepted {
+    conn: ring::msg::ConnId,
+    peer: Addr,
+    local: Addr,
+}
+
+/// Makes a descriptor for a connection that the coordinator gave us.
+fn install(h: &Handle, parent: &Sock, new: Accepted, out: PeerOut, flags: i32) -> Result<i32> {
+    let _no_signals = NoSignals::new();
+    let (domain, ty) = h.family();
+    // SAFETY: no pointers.
+    let fd = unsafe { real::socket(domain, ty | flags, libc::IPPROTO_TCP) };
+    if fd < 0 {
+        let e = sys::errno();
+        let _ = coordinator::post(Request::Requeue { conn: new.conn });
+        return Err(e);
+    }
+    let made = handle::allocate(Kind::Kernel, fd, domain, ty).zip(socket::new_sock());
+    let Some((n, sock)) = made else {
+        sys::close(fd);
+        let _ = coordinator::post(Request::Close { conn: new.conn, side: 1 });
+        return Err(Errno(libc::ENOMEM));
+    };
+    sock.set_addrs(new.local, new.peer);
+    sock.nonblock.store(u32::from(flags & libc::SOCK_NONBLOCK != 0), Ordering::Relaxed);
+    options::inherit(parent, sock, fd);
+    // The table knows it only when it is complete: another thread can't have the number yet.
+    if socket::join(n, sock, new.conn, 1).is_none() || !table::set(fd, n) {
+        socket::release(n);
+        sys::close(fd);
+        let _ = coordinator::post(Request::Close { conn: new.conn, side: 1 });
+        return Err(Errno(libc::ECONNABORTED));
+    }
+    options::write_addr(new.peer, domain, out.addr, out.len);
+    Ok(fd)
+}
+
+/// Parks at the coordinator, which hands the next connection to the first parked, and sleeps until that or a
+/// kernel connection comes.
+fn block(
+    fd: i32,
+    h: &'static Handle,
+    sock: &'static Sock,
+    out: PeerOut,
+    flags: i32,
+    timeout: Option<Duration>,
+) -> Result<Option<i32>> {
+    let listener = sock.listener.load(Ordering::Relaxed);
+    let Ok(ticket) = coordinator::start(Request::Accept { listener, flags: ACCEPT_WAIT }) else {
+        return block_in_kernel(fd, timeout);
+    };
+    let limit = timeout.map_or(LOOK_AGAIN, |t| t.min(LOOK_AGAIN));
+    let slept = wait::sleep_with(Some(fd), &|| ticket.is_answered(), Some(limit));
+    coordinator::pump();
+    let answer = ticket.finish().or_else(|| unpark(listener, ticket));
+    if let Some(Completion::Accepted { status: Status::Ok, conn, peer, local }) = answer {
+        return install(h, sock, Accepted { conn, peer, local }, out, flags).map(Some);
+    }
+    if !wait::agent_alive() {
+        process::become_inert();
+    }
+    match slept {
+        Err(Errno(libc::EINTR)) if timeout.is_none() && sys::handlers_restart() => Ok(None),
+        Err(e) => Err(e),
+        Ok(()) => Ok(None),
+    }
+}
+
+/// Takes the parked accept back; a connection that was already on its way is taken.
+fn unpark(listener: u32, ticket: Ticket) -> Option<Completion> {
+    let token = ticket.token;
+    if coordinator::post(Request::CancelAccept { listener, token }).is_err() {
+        ticket.abandon();
+        return None;
+    }
+    let start = sys::now();
+    let mut spin = Spin::new();
+    while !ticket.is_answered() {
+        coordinator::pump();
+        if spin.turn() {
+            continue;
+        }
+        if sys::now() - start > Duration::from_secs(2) || !wait::agent_alive() {
+            ticket.abandon();
+            return None;
+        }
+        wait::sleep_for_completions(&|| ticket.is_answered(), Duration::from_millis(100));
+    }
+    ticket.finish()
+}
+
+/// Without a coordinator only the kernel's queue is left.
+fn block_in_kernel(fd: i32, timeout: Option<Duration>) -> Result<Option<i32>> {
+    let ms = timeout.map_or(-1, |t| i32::try_from(t.as_millis().max(1)).unwrap_or(i32::MAX));
+    let mut set = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    // SAFETY: one pollfd of ours.
+    if unsafe { real::poll(ptr::from_mut(&mut set), 1, ms) } < 0 {
+        let e = sys::errno();
+        if timeout.is_none() && sys::handlers_restart() {
+            return Ok(None);
+        }
+        return Err(e);
+    }
+    Ok(None)
+}
+
+/// shutdown(2) of a listening socket ends the listening, in Linux: so here.
+pub fn shut_down(fd: i32) {
+    let Some(h) = table::get(fd) else { return };
+    if h.kind() != Kind::Listener || process::is_borrowed() {
+        return;
+    }
+    let _no_signals = NoSignals::new();
+    let Some(sock) = h.sock() else { return };
+    let listener = sock.listener.load(Ordering::Relaxed);
+    h.set_kind(Kind::Kernel);
+    stats::set_state(h.index(), SocketState::Idle, Reason::None, None);
+    let _ = coordinator::post(Request::Unlisten { listener });
+    if !sock.is_nonblocking() {
+        options::set_kernel_blocking(fd);
+    }
+    if sock.processes.fetch_sub(1, Ordering::AcqRel) == 1 {
+        sock.free();
+    }
+    wait::kick_others();
+}
+
+/// Something waits in either queue, as far as one can see without a system call to the kernel's.
+pub fn ready_in_user(h: &Handle) -> bool {
+    h.ready.load(Ordering::Acquire) != 0
+}

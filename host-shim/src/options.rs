@@ -1,0 +1,378 @@
+//! Addresses, socket options and descriptor flags: most live in the kernel's placeholder socket; those that decide what our
+//! own code does are kept in the shared state, too.
+//!
+//! `unsafe` is allowed here: the C structures of the socket interface.
+#![allow(unsafe_code)]
+
+use core::ffi::c_void;
+use core::ptr;
+use core::sync::atomic::Ordering;
+use core::time::Duration;
+
+use ring::msg::Addr;
+
+use crate::handle::{Handle, Kind, Stream};
+use crate::sock::{Sock, shut};
+use crate::sys::{Errno, Result};
+use crate::{poll, real, sys};
+
+/// Room for an IPv4 or IPv6 address as the kernel writes it.
+fn empty_storage() -> (libc::sockaddr_storage, libc::socklen_t) {
+    // SAFETY: all zero is a valid storage.
+    let storage: libc::sockaddr_storage = unsafe { core::mem::zeroed() };
+    (storage, socklen::<libc::sockaddr_storage>())
+}
+
+fn socklen<T>() -> libc::socklen_t {
+    libc::socklen_t::try_from(size_of::<T>()).unwrap_or(0)
+}
+
+/// The family in an address of the application, if it is long enough to have one.
+pub fn read_family(addr: *const libc::sockaddr, len: libc::socklen_t) -> Option<i32> {
+    if addr.is_null() || (len as usize) < size_of::<libc::sa_family_t>() {
+        return None;
+    }
+    // SAFETY: not null, and long enough for the family (checked).
+    Some(i32::from(unsafe { ptr::read_unaligned(addr.cast::<libc::sa_family_t>()) }))
+}
+
+/// An IPv4 or IPv6 address of the application.
+pub fn read_addr(addr: *const libc::sockaddr, len: libc::socklen_t) -> Option<Addr> {
+    let len = len as usize;
+    match read_family(addr, libc::socklen_t::try_from(len).ok()?)? {
+        libc::AF_INET if len >= size_of::<libc::sockaddr_in>() => {
+            // SAFETY: long enough for the structure (checked).
+            let a = unsafe { ptr::read_unaligned(addr.cast::<libc::sockaddr_in>()) };
+            Some(Addr::v4(a.sin_addr.s_addr.to_ne_bytes(), u16::from_be(a.sin_port)))
+        }
+        libc::AF_INET6 if len >= size_of::<libc::sockaddr_in6>() => {
+            // SAFETY: long enough for the structure (checked).
+            let a = unsafe { ptr::read_unaligned(addr.cast::<libc::sockaddr_in6>()) };
+            // Link-local addresses need their interface: the kernel's business.
+            (a.sin6_scope_id == 0).then(|| Addr { ip: a.sin6_addr.s6_addr, port: u16::from_be(a.sin6_port) })
+        }
+        _ => None,
+    }
+}
+
+/// `addr` as a socket of `domain` shows it: bytes and length.
+fn encode(addr: Addr, domain: i32) -> (libc::sockaddr_storage, libc::socklen_t) {
+    let (mut storage, _) = empty_storage();
+    if domain == libc::AF_INET {
+        let [.., a, b, c, d] = addr.ip;
+        let v4 = libc::sockaddr_in {
+            sin_family: libc::sa_family_t::try_from(libc::AF_INET).unwrap_or(0),
+            sin_port: addr.port.to_be(),
+            sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes([a, b, c, d]) },
+            sin_zero: [0; 8],
+        };
+        // SAFETY: a storage is at least as large and as aligned as any address.
+        unsafe { ptr::write(ptr::from_mut(&mut storage).cast(), v4) };
+        (storage, socklen::<libc::sockaddr_in>())
+    } else {
+        let v6 = libc::sockaddr_in6 {
+            sin6_family: libc::sa_family_t::try_from(libc::AF_INET6).unwrap_or(0),
+            sin6_port: addr.port.to_be(),
+            sin6_flowinfo: 0,
+            sin6_addr: libc::in6_addr { s6_addr: addr.ip },
+            sin6_scope_id: 0,
+        };
+        // SAFETY: as above.
+        unsafe { ptr::write(ptr::from_mut(&mut storage).cast(), v6) };
+        (storage, socklen::<libc::sockaddr_in6>())
+    }
+}
+
+/// Writes an address where the application wants it: cut to its buffer, with the full length told.
+pub fn write_addr(addr: Addr, domain: i32, out: *mut libc::sockaddr, len: *mut libc::socklen_t) {
+    if out.is_null() || len.is_null() {
+        return;
+    }
+    let (storage, full) = encode(addr, domain);
+    // SAFETY: the application's pointers; at most its own length is written.
+    unsafe {
+        let room = (*len).min(full) as usize;
+        ptr::copy_nonoverlapping(ptr::from_ref(&storage).cast::<u8>(), out.cast::<u8>(), room);
+        *len = full;
+    }
+}
+
+/// bind(2) of a descriptor in the kernel.
+///
+/// # Errors
+/// As bind(2).
+pub fn kernel_bind(fd: i32, domain: i32, addr: Addr) -> Result<()> {
+    let (storage, len) = encode(addr, domain);
+    // SAFETY: a valid address of that length.
+    match unsafe { real::bind(fd, ptr::from_ref(&storage).cast(), len) } {
+        0 => Ok(()),
+        _ => Err(sys::errno()),
+    }
+}
+
+/// The kernel's own (`local`) or peer address of a descriptor; all zero if it has none.
+pub fn kernel_name(fd: i32, local: bool) -> Addr {
+    let (mut storage, mut len) = empty_storage();
+    let out = ptr::from_mut(&mut storage).cast::<libc::sockaddr>();
+    let call = if local { real::getsockname } else { real::getpeername };
+    // SAFETY: a storage of that length.
+    let result = unsafe { call(fd, out, ptr::from_mut(&mut len)) };
+    if result != 0 { Addr::default() } else { read_addr(out, len).unwrap_or_default() }
+}
+
+/// The kernel's socket is connected.
+pub fn kernel_connected(fd: i32) -> bool {
+    kernel_name(fd, false).port != 0
+}
+
+fn kernel_option<T: Default>(fd: i32, level: i32, name: i32) -> Option<T> {
+    let mut value = T::default();
+    let mut len = socklen::<T>();
+    // SAFETY: `value` has that length; T is plain data.
+    let r = unsafe {
+        real::getsockopt(fd, level, name, ptr::from_mut(&mut value).cast(), ptr::from_mut(&mut len))
+    };
+    (r == 0).then_some(value)
+}
+
+/// A boolean option of the kernel's socket.
+pub fn kernel_flag(fd: i32, level: i32, name: i32) -> bool {
+    kernel_option::<i32>(fd, level, name).unwrap_or(0) != 0
+}
+
+/// Makes the kernel's descriptor non-blocking.
+pub fn set_kernel_nonblocking(fd: i32) {
+    let flags = kernel_flags(fd);
+    // SAFETY: no pointers.
+    unsafe { real::fcntl(fd, libc::F_SETFL, flag_word(flags | libc::O_NONBLOCK)) };
+}
+
+/// Makes the kernel's descriptor blocking again.
+pub fn set_kernel_blocking(fd: i32) {
+    // SAFETY: no pointers.
+    unsafe { real::fcntl(fd, libc::F_SETFL, flag_word(kernel_flags(fd) & !libc::O_NONBLOCK)) };
+}
+
+fn kernel_flags(fd: i32) -> i32 {
+    // SAFETY: no pointers.
+    unsafe { real::fcntl(fd, libc::F_GETFL, 0) }.max(0)
+}
+
+fn flag_word(flags: i32) -> core::ffi::c_ulong {
+    core::ffi::c_ulong::from(flags.cast_unsigned())
+}
+
+/// Options that an accepted socket inherits from its listener, and that we must repeat on the placeholder.
+const INHERITED: [(i32, i32); 3] = [
+    (libc::IPPROTO_TCP, libc::TCP_NODELAY),
+    (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
+    (libc::SOL_SOCKET, libc::SO_OOBINLINE),
+];
+
+/// Takes over what the application set on the kernel's socket before it became ours.
+pub fn inherit_kernel_flags(fd: i32, sock: &Sock) {
+    sock.nonblock.store(u32::from(kernel_flags(fd) & libc::O_NONBLOCK != 0), Ordering::Relaxed);
+    let bits = INHERITED.iter().enumerate().filter(|(_, (level, name))| kernel_flag(fd, *level, *name));
+    sock.options.store(bits.fold(0, |sum, (bit, _)| sum | 1 << bit), Ordering::Relaxed);
+    reload(fd, sock);
+}
+
+/// Timeouts and linger, as the kernel has them.
+fn reload(fd: i32, sock: &Sock) {
+    sock.rx_timeout_us.store(timeout_us(fd, libc::SO_RCVTIMEO), Ordering::Relaxed);
+    sock.tx_timeout_us.store(timeout_us(fd, libc::SO_SNDTIMEO), Ordering::Relaxed);
+    let [on, seconds] = kernel_option::<[i32; 2]>(fd, libc::SOL_SOCKET, libc::SO_LINGER).unwrap_or([0, 1]);
+    sock.linger_reset.store(u32::from(on != 0 && seconds == 0), Ordering::Relaxed);
+}
+
+fn timeout_us(fd: i32, name: i32) -> u64 {
+    let [seconds, us] = kernel_option::<[i64; 2]>(fd, libc::SOL_SOCKET, name).unwrap_or([0, 0]);
+    seconds.unsigned_abs().saturating_mul(1_000_000).saturating_add(us.unsigned_abs())
+}
+
+/// An accepted socket gets what its listener has.
+pub fn inherit(parent: &Sock, sock: &Sock, fd: i32) {
+    for (to, from) in
+        [(&sock.rx_timeout_us, &parent.rx_timeout_us), (&sock.tx_timeout_us, &parent.tx_timeout_us)]
+    {
+        to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+    sock.linger_reset.store(parent.linger_reset.load(Ordering::Relaxed), Ordering::Relaxed);
+    let bits = parent.options.load(Ordering::Relaxed);
+    for (bit, (level, name)) in INHERITED.iter().enumerate() {
+        if bits & 1 << bit != 0 {
+            let on: i32 = 1;
+            // SAFETY: an int of that length.
+            unsafe { real::setsockopt(fd, *level, *name, ptr::from_ref(&on).cast(), socklen::<i32>()) };
+        }
+    }
+    for (name, us) in [
+        (libc::SO_RCVTIMEO, parent.rx_timeout_us.load(Ordering::Relaxed)),
+        (libc::SO_SNDTIMEO, parent.tx_timeout_us.load(Ordering::Relaxed)),
+    ] {
+        if us != 0 {
+            let d = Duration::from_micros(us);
+            let value = [d.as_secs(), u64::from(d.subsec_micros())];
+            // SAFETY: a timeval of that length.
+            unsafe {
+                real::setsockopt(
+                    fd,
+                    libc::SOL_SOCKET,
+                    name,
+                    ptr::from_ref(&value).cast(),
+                    socklen::<[u64; 2]>(),
+                );
+            }
+        }
+    }
+}
+
+/// After a successful setsockopt(2) on one of ours.
+pub fn option_set(fd: i32, h: &Handle) {
+    let Some(sock) = h.sock() else { return };
+    match h.kind() {
+        Kind::Listener => {
+            let nonblocking = sock.nonblock.load(Ordering::Relaxed);
+            inherit_kernel_flags(fd, sock);
+            sock.nonblock.store(nonblocking, Ordering::Relaxed);
+        }
+        Kind::Stream => reload(fd, sock),
+        _ => {}
+    }
+}
+
+/// `SO_ERROR` of a connection: the pending error, once.
+pub fn take_error(h: &Handle, s: &Stream) -> i32 {
+    s.sock.fresh_connect.store(0, Ordering::Relaxed);
+    let bits = s.sock.shut.load(Ordering::Relaxed);
+    if bits & shut::RESET_SEEN == 0 && poll::was_reset(h, s) {
+        s.sock.shut.fetch_or(shut::RESET_SEEN | shut::BROKEN, Ordering::Relaxed);
+        return libc::ECONNRESET;
+    }
+    s.sock.error.swap(0, Ordering::AcqRel).cast_signed()
+}
+
+/// getsockopt(2) of a connection: what the placeholder can't know. `None`: ask the kernel.
+pub fn get(
+    fd: i32,
+    h: &Handle,
+    s: &Stream,
+    level: i32,
+    name: i32,
+    value: *mut c_void,
+    len: *mut libc::socklen_t,
+) -> Option<i32> {
+    match (level, name) {
+        (libc::SOL_SOCKET, libc::SO_ERROR) => {
+            // SAFETY: the application's pointers; at most its own length is written.
+            unsafe {
+                if value.is_null() || len.is_null() {
+                    sys::set_errno(Errno(libc::EFAULT));
+                    return Some(-1);
+                }
+                let e = take_error(h, s);
+                let room = (*len).min(socklen::<i32>());
+                ptr::copy_nonoverlapping(ptr::from_ref(&e).cast::<u8>(), value.cast::<u8>(), room as usize);
+                *len = room;
+            }
+            Some(0)
+        }
+        (libc::IPPROTO_TCP, libc::TCP_INFO) => {
+            // SAFETY: the application's own arguments.
+            let r = unsafe { real::getsockopt(fd, level, name, value, len) };
+            // SAFETY: the kernel has written `*len` bytes; the first is tcpi_state.
+            if r == 0 && unsafe { *len } > 0 {
+                let established: u8 = 1;
+                let closed: u8 = 7;
+                let state = if poll::is_dead(s) { closed } else { established };
+                // SAFETY: as above.
+                unsafe { *value.cast::<u8>() = state };
+            }
+            Some(r)
+        }
+        _ => None,
+    }
+}
+
+/// getsockname(2) and getpeername(2) of a connection.
+///
+/// # Errors
+/// `ENOTCONN` for the peer of a connection that is over, as in Linux.
+pub fn name(
+    h: &Handle,
+    s: &Stream,
+    local: bool,
+    out: *mut libc::sockaddr,
+    len: *mut libc::socklen_t,
+) -> Result<()> {
+    if !local && poll::is_dead(s) {
+        return Err(Errno(libc::ENOTCONN));
+    }
+    let (own, peer) = s.sock.addrs();
+    write_addr(if local { own } else { peer }, h.family().0, out, len);
+    Ok(())
+}
+
+/// fcntl(2) that concerns our own state. `None`: the kernel's answer stands.
+pub fn fcntl(fd: i32, h: &Handle, cmd: i32, arg: core::ffi::c_ulong) -> Option<i32> {
+    let sock = h.sock()?;
+    let nonblocking = arg & flag_word(libc::O_NONBLOCK) != 0;
+    match (h.kind(), cmd) {
+        (Kind::Stream | Kind::Listener, libc::F_SETFL) => {
+            let forced = if h.kind() == Kind::Listener { flag_word(libc::O_NONBLOCK) } else { 0 };
+            // SAFETY: no pointers.
+            let r = unsafe { real::fcntl(fd, cmd, arg | forced) };
+            if r == 0 {
+                sock.nonblock.store(u32::from(nonblocking), Ordering::Relaxed);
+            }
+            Some(r)
+        }
+        (Kind::Listener, libc::F_GETFL) => {
+            // SAFETY: no pointers.
+            let r = unsafe { real::fcntl(fd, cmd, arg) };
+            Some(if r < 0 || sock.is_nonblocking() { r } else { r & !libc::O_NONBLOCK })
+        }
+        _ => None,
+    }
+}
+
+/// ioctl(2) that concerns our own state. `None`: the kernel's answer stands.
+///
+/// # Errors
+/// `EFAULT` for a null pointer.
+pub fn ioctl(
+    fd: i32,
+    h: &Handle,
+    request: core::ffi::c_ulong,
+    arg: core::ffi::c_ulong,
+) -> Option<Result<i32>> {
+    let kind = h.kind();
+    if kind != Kind::Stream && kind != Kind::Listener {
+        return None;
+    }
+    let out = arg as *mut i32;
+    if request == libc::FIONBIO {
+        if out.is_null() {
+            return Some(Err(Errno(libc::EFAULT)));
+        }
+        // SAFETY: the application's int.
+        let on = unsafe { *out } != 0;
+        let flags = kernel_flags(fd);
+        let wanted = if on { flags | libc::O_NONBLOCK } else { flags & !libc::O_NONBLOCK };
+        return Some(fcntl(fd, h, libc::F_SETFL, flag_word(wanted)).map_or(Err(Errno(libc::EBADF)), Ok));
+    }
+    let s = h.stream()?;
+    let value = match request {
+        libc::FIONREAD => i32::try_from(s.available()).unwrap_or(i32::MAX),
+        libc::TIOCOUTQ | SIOCATMARK => 0,
+        _ => return None,
+    };
+    if out.is_null() {
+        return Some(Err(Errno(libc::EFAULT)));
+    }
+    // SAFETY: the application's int.
+    unsafe { *out = value };
+    Some(Ok(0))
+}
+
+const SIOCATMARK: core::ffi::c_ulong = 0x8905;

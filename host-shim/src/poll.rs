@@ -1,0 +1,335 @@
+//! poll(2) and select(2) over connections in user space and kernel descriptors, and what a connection is ready for.
+//!
+//! `unsafe` is allowed here: the application's arrays.
+#![allow(unsafe_code)]
+
+use core::sync::atomic::Ordering;
+use core::time::Duration;
+
+use ring::atomic::Heavy;
+use ring::segment::state;
+use ring::wake;
+
+use crate::handle::{Handle, Kind, Stream};
+use crate::sock::shut;
+use crate::sys::{Errno, Membarrier, Result};
+use crate::wait::{Asleep, Sleeper, Spin};
+use crate::{coordinator, listener, real, stats, sys, table};
+
+/// `POLLIN | POLLRDNORM`; the same bits as epoll's.
+pub const IN: u32 = 0x41;
+/// `POLLOUT | POLLWRNORM`.
+pub const OUT: u32 = 0x104;
+const ERR: u32 = 0x8;
+const HUP: u32 = 0x10;
+const RDHUP: u32 = 0x2000;
+/// Told without being asked for.
+pub const ALWAYS: u32 = ERR | HUP;
+
+/// Kernel descriptors are looked at once in so many turns of a busy wait.
+const KERNEL_TURN: u32 = 128;
+
+/// A reset has arrived (or the peer died with bytes of ours unread).
+pub fn was_reset(h: &Handle, s: &Stream) -> bool {
+    s.input_ended() && !s.has_data() && s.end_is_reset(h)
+}
+
+/// Linux would be in state CLOSE: reset, or both ends have shut down.
+pub fn is_dead(s: &Stream) -> bool {
+    let theirs = s.input_state();
+    let ours = s.out_dir.state.load(Ordering::Relaxed);
+    theirs == state::RST
+        || s.sock.shut.load(Ordering::Relaxed) & shut::BROKEN != 0
+        || (theirs != state::OPEN && ours != state::OPEN)
+}
+
+/// What a connection is ready for.
+pub fn events(h: &Handle, s: &Stream) -> u32 {
+    let data = s.has_data();
+    let bits = s.sock.shut.load(Ordering::Relaxed);
+    let input_ended = s.input_ended();
+    let reset = input_ended && s.end_is_reset(h);
+    let output_ended = bits & shut::WRITE != 0;
+    let mut now = 0;
+    if data || input_ended {
+        now |= IN;
+    }
+    if input_ended {
+        now |= RDHUP;
+    }
+    if s.writable() {
+        now |= OUT;
+    }
+    if reset && bits & shut::RESET_SEEN == 0 {
+        now |= ERR;
+    }
+    if (input_ended && output_ended) || reset || bits & shut::BROKEN != 0 {
+        now |= HUP;
+    }
+    now
+}
+
+/// What a descriptor of ours is ready for, in `wanted` and [`ALWAYS`]. `None`: it is the kernel's.
+fn ours(fd: i32, wanted: u32) -> Option<u32> {
+    let h = table::get(fd)?;
+    match h.kind() {
+        Kind::Stream => {
+            let s = h.stream()?;
+            Some(events(h, &s) & (wanted | ALWAYS))
+        }
+        // Both worlds: what the kernel says is added.
+        Kind::Listener => Some(if listener::ready_in_user(h) { IN & wanted } else { 0 }),
+        _ => None,
+    }
+}
+
+/// A set of descriptors of one call.
+pub struct Set<'a> {
+    /// The application's, or made from its fd_sets.
+    pub fds: &'a mut [libc::pollfd],
+    /// The same for the kernel, with our connections taken out; one place more, for our own.
+    pub kernel: &'a mut [libc::pollfd],
+}
+
+/// True if a poll of these needs us.
+pub fn concerns_us(fds: &[libc::pollfd]) -> bool {
+    fds.iter().any(|p| table::get(p.fd).is_some_and(|h| matches!(h.kind(), Kind::Stream | Kind::Listener)))
+}
+
+fn wanted(p: &libc::pollfd) -> u32 {
+    u32::from(p.events.cast_unsigned())
+}
+
+impl Set<'_> {
+    /// Fills in the kernel's array. True if the kernel has anything in it.
+    fn split(&mut self) -> bool {
+        let mut any = false;
+        for (p, k) in self.fds.iter().zip(self.kernel.iter_mut()) {
+            *k = *p;
+            k.revents = 0;
+            match table::get(p.fd).map(Handle::kind) {
+                Some(Kind::Stream) => k.fd = -1,
+                _ => any |= p.fd >= 0,
+            }
+        }
+        any
+    }
+
+    /// Looks at ours. The number that is ready.
+    fn look(&mut self) -> usize {
+        let mut n = 0;
+        for p in self.fds.iter_mut() {
+            let now = ours(p.fd, wanted(p)).unwrap_or(0);
+            p.revents = u16::try_from(now & 0xffff).unwrap_or(0).cast_signed();
+            n += usize::from(now != 0);
+        }
+        n
+    }
+
+    /// Adds what the kernel said. The number that is ready in all.
+    fn merge(&mut self) -> usize {
+        let mut n = 0;
+        for (p, k) in self.fds.iter_mut().zip(self.kernel.iter()) {
+            if k.fd >= 0 {
+                p.revents |= k.revents;
+            }
+            n += usize::from(p.revents != 0);
+        }
+        n
+    }
+
+    fn ask_kernel(
+        &mut self,
+        timeout: Option<Duration>,
+        mask: *const libc::sigset_t,
+        extra: Option<i32>,
+    ) -> Result<()> {
+        let n = self.fds.len();
+        let len = match (extra, self.kernel.get_mut(n)) {
+            (Some(fd), Some(last)) => {
+                *last = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+                n + 1
+            }
+            _ => n,
+        };
+        let end = timeout.map(c_timespec);
+        let end = end.as_ref().map_or(core::ptr::null(), core::ptr::from_ref);
+        // SAFETY: `len` elements of ours; the mask is the application's.
+        let r = unsafe { real::ppoll(self.kernel.as_mut_ptr(), len as libc::nfds_t, end, mask) };
+        if r < 0 { Err(sys::errno()) } else { Ok(()) }
+    }
+
+    /// Announces to every peer that we sleep in the kernel.
+    fn announce(&self) {
+        for p in self.fds.iter() {
+            let Some(s) = table::get(p.fd).and_then(Handle::stream) else { continue };
+            wake::announce(&s.in_dir.rx_wait, wake::WIRE);
+            if wanted(p) & OUT != 0 {
+                wake::announce(&s.out_dir.tx_wait, wake::WIRE);
+            }
+        }
+    }
+}
+
+fn c_timespec(d: Duration) -> libc::timespec {
+    libc::timespec {
+        tv_sec: libc::time_t::try_from(d.as_secs()).unwrap_or(libc::time_t::MAX >> 1),
+        tv_nsec: d.subsec_nanos().into(),
+    }
+}
+
+/// ppoll(2). The number of descriptors that are ready.
+///
+/// # Errors
+/// As ppoll(2).
+pub fn wait(set: &mut Set<'_>, timeout: Option<Duration>, mask: *const libc::sigset_t) -> Result<usize> {
+    let in_kernel = set.split();
+    let start = sys::now();
+    let mut spin = Spin::new();
+    let mut turn = 0u32;
+    loop {
+        coordinator::pump();
+        let mut n = set.look();
+        if in_kernel && turn.is_multiple_of(KERNEL_TURN) {
+            set.ask_kernel(Some(Duration::ZERO), core::ptr::null(), None)?;
+            n = set.merge();
+        }
+        if n > 0 {
+            return Ok(n);
+        }
+        let left = match timeout {
+            Some(Duration::ZERO) => return Ok(0),
+            Some(t) if turn.is_multiple_of(KERNEL_TURN) => Some(t.saturating_sub(sys::now() - start)),
+            other => other,
+        };
+        if left.is_some_and(|t| t.is_zero()) {
+            return Ok(0);
+        }
+        turn = turn.wrapping_add(1);
+        if spin.turn() {
+            continue;
+        }
+        turn = 0;
+        let left = timeout.map(|t| t.saturating_sub(sys::now() - start));
+        let n = sleep(set, left, mask)?;
+        if n > 0 {
+            return Ok(n);
+        }
+        if left.is_some_and(|t| t.is_zero()) {
+            return Ok(0);
+        }
+    }
+}
+
+/// Sleeps in the kernel. The number that is ready; 0: look again.
+fn sleep(set: &mut Set<'_>, timeout: Option<Duration>, mask: *const libc::sigset_t) -> Result<usize> {
+    let Some(sleeper) = Sleeper::acquire() else {
+        let slice = Duration::from_millis(1);
+        set.ask_kernel(Some(timeout.map_or(slice, |t| t.min(slice))), mask, None)?;
+        set.look();
+        return Ok(set.merge());
+    };
+    let _asleep = Asleep::announce();
+    sleeper.drain();
+    set.announce();
+    Membarrier.heavy_barrier();
+    if coordinator::arm() || set.look() > 0 {
+        return Ok(0);
+    }
+    stats::slept();
+    let before = sys::now();
+    let result = set.ask_kernel(timeout, mask, Some(sleeper.fd()));
+    Spin::learn(sys::now() - before);
+    sleeper.drain();
+    result?;
+    set.look();
+    Ok(set.merge())
+}
+
+/// select(2)'s sets as a poll array.
+pub struct Select {
+    /// Descriptors below this.
+    pub n: usize,
+    /// Wanted: readable, writable, exceptional; any may be null.
+    pub sets: [*mut libc::fd_set; 3],
+}
+
+/// Events that select(2) counts for each of its sets (Linux fs/select.c documents them in select(2)).
+const SELECT_IN: u32 = IN | HUP | ERR;
+const SELECT_OUT: u32 = OUT | ERR;
+const SELECT_EXCEPT: u32 = libc::POLLPRI.cast_unsigned() as u32;
+
+impl Select {
+    fn has(&self, set: usize, fd: usize) -> bool {
+        let Some(p) = self.sets.get(set).copied().filter(|p| !p.is_null()) else { return false };
+        // SAFETY: the application's set; `fd` is below its own bound `n`. Read as words, since a set may be larger than fd_set.
+        let word = unsafe { *p.cast::<u64>().add(fd / 64) };
+        word >> (fd % 64) & 1 != 0
+    }
+
+    fn put(&self, set: usize, fd: usize, on: bool) {
+        let Some(p) = self.sets.get(set).copied().filter(|p| !p.is_null()) else { return };
+        // SAFETY: as in `has`.
+        unsafe {
+            let word = p.cast::<u64>().add(fd / 64);
+            *word = if on { *word | 1 << (fd % 64) } else { *word & !(1 << (fd % 64)) };
+        }
+    }
+
+    /// Some descriptor in the sets is ours.
+    pub fn concerns_us(&self) -> bool {
+        (0..self.n).any(|fd| {
+            (0..3).any(|set| self.has(set, fd))
+                && i32::try_from(fd)
+                    .ok()
+                    .and_then(table::get)
+                    .is_some_and(|h| matches!(h.kind(), Kind::Stream | Kind::Listener))
+        })
+    }
+
+    /// Descriptors in any set, as poll wants them; the number of them.
+    pub fn to_poll(&self, out: &mut [libc::pollfd]) -> usize {
+        let mut n = 0;
+        for fd in 0..self.n {
+            let mut events = 0i16;
+            for (set, bits) in [(0, libc::POLLIN), (1, libc::POLLOUT), (2, libc::POLLPRI)] {
+                if self.has(set, fd) {
+                    events |= bits;
+                }
+            }
+            if events == 0 {
+                continue;
+            }
+            let (Some(place), Ok(fd)) = (out.get_mut(n), i32::try_from(fd)) else { break };
+            *place = libc::pollfd { fd, events, revents: 0 };
+            n += 1;
+        }
+        n
+    }
+
+    /// Puts the result into the sets; the number of bits.
+    ///
+    /// # Errors
+    /// `EBADF` if a descriptor is not open.
+    pub fn from_poll(&self, fds: &[libc::pollfd]) -> Result<usize> {
+        if fds.iter().any(|p| p.revents & libc::POLLNVAL != 0) {
+            return Err(Errno(libc::EBADF));
+        }
+        let mut bits = 0;
+        for p in fds {
+            let (Ok(fd), now) = (usize::try_from(p.fd), u32::from(p.revents.cast_unsigned())) else {
+                continue;
+            };
+            for (set, asked, mask) in [
+                (0, libc::POLLIN, SELECT_IN),
+                (1, libc::POLLOUT, SELECT_OUT),
+                (2, libc::POLLPRI, SELECT_EXCEPT),
+            ] {
+                let on = p.events & asked != 0 && now & mask != 0;
+                bits += usize::from(on);
+                self.put(set, fd, on);
+            }
+        }
+        Ok(bits)
+    }
+}

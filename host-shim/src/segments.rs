@@ -1,0 +1,287 @@
+//! The segments that this process has mapped, each with its end of the wire.
+//!
+//! A segment goes when the other group is gone (the wire hangs up) and no connection of ours uses it.
+//!
+//! `unsafe` is allowed here: mapping, unmapping, and views of what is mapped.
+#![allow(unsafe_code)]
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+use ring::attach::{Call, Reply};
+use ring::msg::ConnId;
+use ring::segment::{LANES, SEGMENT_BYTES, SLOTS, Segment, Side};
+use ring::shared::Region;
+use rustix::mm::{MapFlags, ProtFlags};
+
+use crate::handle::{self, Handle};
+use crate::lock::Guarded;
+use crate::{agent, fds, stats, sys};
+
+/// Segments that one process maps at a time.
+pub const SEGMENTS_MAX: usize = 1024;
+
+/// One mapped segment.
+pub struct Mapped {
+    /// Segment number times two plus side, plus one; 0: free.
+    key: AtomicU64,
+    base: AtomicPtr<u8>,
+    wire: AtomicI32,
+    /// Connections of ours in it.
+    live: AtomicU32,
+    /// Non-zero: the other group is gone.
+    hung_up: AtomicU32,
+    /// One past the highest slot that we ever used: news scans end there.
+    slots_used: AtomicU32,
+    /// Which sleepers (bit by index) have the wire in their epoll set.
+    pub watched_by: AtomicU64,
+    owners: [AtomicU32; SLOTS as usize],
+}
+
+static SEGMENTS: [Mapped; SEGMENTS_MAX] = [const { Mapped::new() }; SEGMENTS_MAX];
+static USED: AtomicU32 = AtomicU32::new(0);
+static MAPPING: Guarded<()> = Guarded::new(());
+
+impl Mapped {
+    const fn new() -> Self {
+        Mapped {
+            key: AtomicU64::new(0),
+            base: AtomicPtr::new(core::ptr::null_mut()),
+            wire: AtomicI32::new(-1),
+            live: AtomicU32::new(0),
+            hung_up: AtomicU32::new(0),
+            slots_used: AtomicU32::new(0),
+            watched_by: AtomicU64::new(0),
+            owners: [const { AtomicU32::new(0) }; SLOTS as usize],
+        }
+    }
+
+    /// The memory, while mapped.
+    pub fn segment(&self) -> Option<Segment<'static>> {
+        let base = NonNull::new(self.base.load(Ordering::Acquire))?;
+        // SAFETY: mapped for SEGMENT_BYTES; unmapped only when no connection uses it, by `unmap_if_unused`, whose
+        // callers hold the locks that exclude scans.
+        Segment::over(unsafe { Region::new(base, SEGMENT_BYTES) })
+    }
+
+    /// Our side's number.
+    pub fn side(&self) -> u32 {
+        u32::from(self.key.load(Ordering::Relaxed).wrapping_sub(1) & 1 != 0)
+    }
+
+    /// What we watch: the peer writes news there.
+    pub fn ours(&self) -> Option<&'static Side> {
+        self.segment()?.side(self.side())
+    }
+
+    /// What the peer watches: we write news there.
+    pub fn theirs(&self) -> Option<&'static Side> {
+        self.segment()?.side(1 - self.side())
+    }
+
+    /// Our end of the wire.
+    pub fn wire(&self) -> i32 {
+        self.wire.load(Ordering::Relaxed)
+    }
+
+    /// The handle that uses `slot`, if it is this process's.
+    pub fn owner(&self, slot: usize) -> Option<&'static Handle> {
+        let owner = self.owners.get(slot)?.load(Ordering::Acquire);
+        if owner == 0 { None } else { handle::by_index(owner - 1) }
+    }
+
+    /// Slots that a scan must look at.
+    pub fn slots_used(&self) -> usize {
+        self.slots_used.load(Ordering::Relaxed) as usize
+    }
+
+    /// Rings the wire: whoever sleeps on the other side in poll or epoll looks around.
+    pub fn ring(&self) {
+        let flags = rustix::net::SendFlags::NOSIGNAL | rustix::net::SendFlags::DONTWAIT;
+        // A full wire has unread bytes in it: the other side is awake or about to be. A broken one has nobody to wake.
+        let _ = rustix::net::send(sys::borrow(self.wire()), &[1], flags);
+        stats::woke();
+    }
+
+    /// Takes rings out of the wire; notices the hang-up.
+    pub fn drain(&self) {
+        let mut bytes = [0u8; 256];
+        loop {
+            match rustix::net::recv(sys::borrow(self.wire()), &mut bytes, rustix::net::RecvFlags::DONTWAIT) {
+                Ok((_, 0)) => return self.hang_up(),
+                Ok((_, n)) if n == bytes.len() => {}
+                Err(rustix::io::Errno::AGAIN) | Ok(_) => return,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => return self.hang_up(),
+            }
+        }
+    }
+
+    /// The other group is gone: so is the other side of every connection here.
+    fn hang_up(&self) {
+        if self.hung_up.swap(1, Ordering::AcqRel) != 0 {
+            return;
+        }
+        for slot in 0..self.slots_used() {
+            if let Some(sock) = self.owner(slot).and_then(Handle::sock) {
+                sock.dead.store(1, Ordering::Release);
+            }
+        }
+        crate::epoll::segment_changed(self);
+    }
+
+    /// One more connection of ours, in `slot`.
+    pub fn enter(&self, slot: u16, handle: &Handle) {
+        self.live.fetch_add(1, Ordering::AcqRel);
+        self.slots_used.fetch_max(u32::from(slot) + 1, Ordering::Relaxed);
+        if let Some(owner) = self.owners.get(usize::from(slot)) {
+            owner.store(handle.index() + 1, Ordering::Release);
+        }
+        if self.hung_up.load(Ordering::Acquire) != 0
+            && let Some(sock) = handle.sock()
+        {
+            sock.dead.store(1, Ordering::Release);
+        }
+    }
+
+    /// The connection in `slot` is gone; so may be the segment.
+    pub fn leave(&self, slot: u16) {
+        if let Some(owner) = self.owners.get(usize::from(slot)) {
+            owner.store(0, Ordering::Release);
+        }
+        if self.live.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.drain();
+            self.unmap_if_unused();
+        }
+    }
+
+    /// Gives the memory back once the other group is gone and nobody here uses it.
+    pub fn unmap_if_unused(&self) {
+        let Some(_mapping) = MAPPING.take() else { return };
+        if self.hung_up.load(Ordering::Acquire) == 0 || self.live.load(Ordering::Acquire) != 0 {
+            return;
+        }
+        let Some(_no_scans) = crate::epoll::exclude() else { return };
+        if self.key.swap(0, Ordering::AcqRel) == 0 {
+            return;
+        }
+        let base = self.base.swap(core::ptr::null_mut(), Ordering::AcqRel);
+        fds::discard(self.wire.swap(-1, Ordering::AcqRel));
+        if !base.is_null() {
+            // SAFETY: mapped by `map`, and nobody uses it: no connection (`live` is 0 under MAPPING) and no scan.
+            let _ = unsafe { rustix::mm::munmap(base.cast(), SEGMENT_BYTES) };
+        }
+    }
+}
+
+/// All mapped segments with their indexes.
+pub fn all() -> impl Iterator<Item = (u32, &'static Mapped)> {
+    let used = USED.load(Ordering::Acquire) as usize;
+    (0u32..).zip(SEGMENTS.iter().take(used)).filter(|(_, m)| m.key.load(Ordering::Acquire) != 0)
+}
+
+/// The mapped segment of that index.
+#[inline(always)]
+pub fn by_index(index: u32) -> Option<&'static Mapped> {
+    SEGMENTS.get(index as usize)
+}
+
+fn key_of(number: u32, side: u32) -> u64 {
+    u64::from(number) * 2 + u64::from(side) + 1
+}
+
+/// The handle of a connection, on `side`, if this process has it.
+pub fn find_connection(conn: ConnId, side: u32) -> Option<&'static Handle> {
+    let key = key_of(conn.segment(), side);
+    let (_, m) = all().find(|(_, m)| m.key.load(Ordering::Relaxed) == key)?;
+    m.owner(usize::from(conn.slot())).filter(|h| h.conn.load(Ordering::Relaxed) == conn.0)
+}
+
+/// Index of the segment `number`, mapped as `side`; asks the agent for it at first contact. The caller
+/// must [`Mapped::enter`] before anything else could drop it.
+pub fn map(number: u32, side: u32) -> Option<(u32, &'static Mapped)> {
+    let key = key_of(number, side);
+    if let Some(found) = all().find(|(_, m)| m.key.load(Ordering::Acquire) == key) {
+        return Some(found);
+    }
+    let _mapping = MAPPING.take()?;
+    if let Some(found) = all().find(|(_, m)| m.key.load(Ordering::Acquire) == key) {
+        return Some(found);
+    }
+    let (index, place) = (0u32..).zip(SEGMENTS.iter()).find(|(_, m)| m.key.load(Ordering::Relaxed) == 0)?;
+    let answer = agent::call(Call::Segment { segment: number, side }).ok()?;
+    let [memory, wire, rest @ ..] = answer.fds;
+    rest.iter().for_each(|fd| sys::close(*fd));
+    if answer.reply != (Reply::Segment { side }) || memory < 0 || wire < 0 {
+        sys::close(memory);
+        sys::close(wire);
+        return None;
+    }
+    let base = map_memory(memory);
+    sys::close(memory);
+    let Some(base) = base else {
+        sys::close(wire);
+        return None;
+    };
+    place.reset();
+    place.base.store(base.as_ptr(), Ordering::Release);
+    place.wire.store(fds::adopt(wire), Ordering::Release);
+    // Release: pairs with the Acquire of whoever finds the key.
+    place.key.store(key, Ordering::Release);
+    USED.fetch_max(index + 1, Ordering::AcqRel);
+    Some((index, place))
+}
+
+impl Mapped {
+    fn reset(&self) {
+        self.live.store(0, Ordering::Relaxed);
+        self.hung_up.store(0, Ordering::Relaxed);
+        self.slots_used.store(0, Ordering::Relaxed);
+        self.watched_by.store(0, Ordering::Relaxed);
+    }
+}
+
+fn map_memory(fd: i32) -> Option<NonNull<u8>> {
+    let stat = rustix::fs::fstat(sys::borrow(fd)).ok()?;
+    // A shorter file would be a SIGBUS later.
+    if usize::try_from(stat.st_size).ok()? < SEGMENT_BYTES {
+        return None;
+    }
+    // SAFETY: a fresh mapping at an address of the kernel's choice; the file is sealed against shrinking by the agent.
+    let base = unsafe {
+        rustix::mm::mmap(
+            core::ptr::null_mut(),
+            SEGMENT_BYTES,
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::SHARED | MapFlags::NORESERVE,
+            sys::borrow(fd),
+            0,
+        )
+    }
+    .ok()?;
+    NonNull::new(base.cast())
+}
+
+/// Checks every wire for a hang-up: for a thread that sleeps on a futex and was told to look around.
+pub fn check_wires() {
+    for (_, m) in all() {
+        m.drain();
+    }
+}
+
+/// After fork, in the child: no sleeper of this process watches the wires yet.
+pub fn forget_sleepers() {
+    for (_, m) in all() {
+        m.watched_by.store(0, Ordering::Relaxed);
+    }
+}
+
+/// For the fork handlers.
+pub fn lock() -> &'static crate::lock::Lock {
+    MAPPING.lock()
+}
+
+/// The lane of an epoll instance among the lanes of a side.
+pub fn lane_of(instance: u32) -> usize {
+    1 + instance as usize % (LANES - 1)
+}

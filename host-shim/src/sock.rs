@@ -1,0 +1,236 @@
+//! What the processes of a fork family share about one connection or listener: positions, locks, flags.
+//!
+//! It lives in memory that the peer cannot touch: an anonymous shared mapping that only children inherit. Each process
+//! makes new ones in an arena of its own; inherited ones stay valid where the parent made them.
+//!
+//! `unsafe` is allowed here: the arena's mapping.
+#![allow(unsafe_code)]
+
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+use ring::msg::Addr;
+use ring::stream::{Reader, Writer};
+
+use crate::lock::Lock;
+
+/// Connections and listeners that one process makes itself.
+const ARENA_SOCKS: usize = 65_536;
+
+/// Bits of [`Sock::shut`].
+pub mod shut {
+    /// `shutdown(SHUT_RD)` was called here.
+    pub const READ: u32 = 1;
+    /// `shutdown(SHUT_WR)` was called here, or the writing side has failed.
+    pub const WRITE: u32 = 2;
+    /// A send after the peer was gone has been swallowed: the next one fails.
+    pub const BROKEN: u32 = 4;
+    /// The reset was reported to a reader.
+    pub const RESET_SEEN: u32 = 8;
+}
+
+/// Shared state of one connection or listener. Zero is the fresh state.
+#[repr(C, align(64))]
+pub struct Sock {
+    /// Held while writing to the outgoing stream.
+    pub tx: Lock,
+    pad0: AtomicU32,
+    tail: AtomicU64,
+    seen: AtomicU64,
+    pad1: [AtomicU64; 5],
+    /// Held while reading from the incoming stream.
+    pub rx: Lock,
+    pad2: AtomicU32,
+    pos: AtomicU64,
+    /// `left` in the low half, `len` in the high half.
+    record: AtomicU64,
+    pad3: [AtomicU64; 5],
+    /// Connection id; for a listener, 0. Changes whenever the place is used anew.
+    pub conn: AtomicU64,
+    used: AtomicU32,
+    /// Processes that hold descriptors of it.
+    pub processes: AtomicU32,
+    /// Non-zero: `O_NONBLOCK`.
+    pub nonblock: AtomicU32,
+    /// [`shut`] bits.
+    pub shut: AtomicU32,
+    /// Non-zero: the coordinator or the wire says that the peer's side is gone.
+    pub dead: AtomicU32,
+    /// Pending `SO_ERROR`.
+    pub error: AtomicU32,
+    /// `SO_RCVTIMEO` in microseconds, 0: none.
+    pub rx_timeout_us: AtomicU64,
+    /// `SO_SNDTIMEO` in microseconds, 0: none.
+    pub tx_timeout_us: AtomicU64,
+    /// Non-zero: `SO_LINGER` with time 0: close resets.
+    pub linger_reset: AtomicU32,
+    /// Listener: number that the coordinator gave it.
+    pub listener: AtomicU32,
+    local_ip: [AtomicU64; 2],
+    peer_ip: [AtomicU64; 2],
+    ports: AtomicU32,
+    /// Non-zero: a `connect` that has succeeded but was not asked about yet.
+    pub fresh_connect: AtomicU32,
+    /// Listener: options that accepted sockets inherit, see [`crate::options`].
+    pub options: AtomicU32,
+    pad4: AtomicU32,
+    pad5: AtomicU64,
+}
+
+const _: () = {
+    assert!(core::mem::size_of::<Sock>() == 256);
+    assert!(core::mem::offset_of!(Sock, rx) == 64);
+    assert!(core::mem::offset_of!(Sock, conn) == 128);
+};
+
+static ARENA: AtomicPtr<Sock> = AtomicPtr::new(core::ptr::null_mut());
+static CURSOR: AtomicU32 = AtomicU32::new(0);
+
+fn arena() -> Option<&'static [Sock]> {
+    let mut base = ARENA.load(Ordering::Acquire);
+    if base.is_null() {
+        base = map_arena()?;
+    }
+    // SAFETY: mapped for ARENA_SOCKS zeroed Socks (a valid value), shared and never unmapped.
+    Some(unsafe { core::slice::from_raw_parts(base, ARENA_SOCKS) })
+}
+
+fn map_arena() -> Option<*mut Sock> {
+    use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+    let bytes = ARENA_SOCKS * size_of::<Sock>();
+    // SAFETY: a fresh mapping at an address of the kernel's choice.
+    let new = unsafe {
+        mmap_anonymous(
+            core::ptr::null_mut(),
+            bytes,
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::SHARED | MapFlags::NORESERVE,
+        )
+    }
+    .ok()?
+    .cast::<Sock>();
+    match ARENA.compare_exchange(core::ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => Some(new),
+        Err(other) => {
+            // SAFETY: our own mapping, which nobody has seen.
+            let _ = unsafe { munmap(new.cast(), bytes) };
+            Some(other)
+        }
+    }
+}
+
+/// After fork, in the child: new ones go to an arena of its own.
+pub fn leave_arena() {
+    ARENA.store(core::ptr::null_mut(), Ordering::Release);
+    CURSOR.store(0, Ordering::Relaxed);
+}
+
+/// A fresh one with one process, or `None` if the arena is full.
+pub fn allocate() -> Option<&'static Sock> {
+    let arena = arena()?;
+    for _ in 0..ARENA_SOCKS {
+        let at = CURSOR.fetch_add(1, Ordering::Relaxed) as usize % ARENA_SOCKS;
+        let sock = arena.get(at)?;
+        // Acquire: pairs with the Release in `free`: the last user's stores are behind us.
+        if sock.used.load(Ordering::Relaxed) == 0
+            && sock.used.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok()
+        {
+            sock.clear();
+            return Some(sock);
+        }
+    }
+    None
+}
+
+impl Sock {
+    fn clear(&self) {
+        self.tx.reset();
+        self.rx.reset();
+        self.set_writer(Writer::default());
+        self.set_reader(Reader::default());
+        for word in [&self.conn, &self.rx_timeout_us, &self.tx_timeout_us] {
+            word.store(0, Ordering::Relaxed);
+        }
+        for word in [
+            &self.nonblock,
+            &self.shut,
+            &self.dead,
+            &self.error,
+            &self.linger_reset,
+            &self.listener,
+            &self.fresh_connect,
+            &self.options,
+        ] {
+            word.store(0, Ordering::Relaxed);
+        }
+        self.processes.store(1, Ordering::Relaxed);
+    }
+
+    /// The last process gives it back.
+    pub fn free(&self) {
+        self.conn.store(0, Ordering::Relaxed);
+        // Release: pairs with the Acquire in `allocate`.
+        self.used.store(0, Ordering::Release);
+    }
+
+    /// Under `tx`: our position in the outgoing stream. Relaxed: the lock orders.
+    #[inline(always)]
+    pub fn writer(&self) -> Writer {
+        Writer { tail: self.tail.load(Ordering::Relaxed), seen: self.seen.load(Ordering::Relaxed) }
+    }
+
+    /// Under `tx`.
+    #[inline(always)]
+    pub fn set_writer(&self, w: Writer) {
+        self.tail.store(w.tail, Ordering::Relaxed);
+        self.seen.store(w.seen, Ordering::Relaxed);
+    }
+
+    /// Under `rx`: our position in the incoming stream; without the lock, a hint.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation)] // halves of a word
+    pub fn reader(&self) -> Reader {
+        let record = self.record.load(Ordering::Relaxed);
+        Reader { pos: self.pos.load(Ordering::Relaxed), left: record as u32, len: (record >> 32) as u32 }
+    }
+
+    /// Under `rx`.
+    #[inline(always)]
+    pub fn set_reader(&self, r: Reader) {
+        self.pos.store(r.pos, Ordering::Relaxed);
+        self.record.store(u64::from(r.left) | u64::from(r.len) << 32, Ordering::Relaxed);
+    }
+
+    /// Both addresses, once, before anybody else sees the socket.
+    pub fn set_addrs(&self, local: Addr, peer: Addr) {
+        for (words, addr) in [(&self.local_ip, local), (&self.peer_ip, peer)] {
+            let v = u128::from_le_bytes(addr.ip);
+            let [lo, hi] = words;
+            #[allow(clippy::cast_possible_truncation)] // halves of a word
+            lo.store(v as u64, Ordering::Relaxed);
+            #[allow(clippy::cast_possible_truncation)] // halves of a word
+            hi.store((v >> 64) as u64, Ordering::Relaxed);
+        }
+        self.ports.store(u32::from(local.port) | u32::from(peer.port) << 16, Ordering::Relaxed);
+    }
+
+    /// Local and peer address.
+    #[allow(clippy::cast_possible_truncation)] // halves of a word
+    pub fn addrs(&self) -> (Addr, Addr) {
+        let ip = |words: &[AtomicU64; 2]| {
+            let [lo, hi] = words;
+            let v = u128::from(lo.load(Ordering::Relaxed)) | u128::from(hi.load(Ordering::Relaxed)) << 64;
+            v.to_le_bytes()
+        };
+        let ports = self.ports.load(Ordering::Relaxed);
+        (
+            Addr { ip: ip(&self.local_ip), port: ports as u16 },
+            Addr { ip: ip(&self.peer_ip), port: (ports >> 16) as u16 },
+        )
+    }
+
+    /// `O_NONBLOCK` is set.
+    #[inline(always)]
+    pub fn is_nonblocking(&self) -> bool {
+        self.nonblock.load(Ordering::Relaxed) != 0
+    }
+}

@@ -1,0 +1,218 @@
+//! The life of a descriptor: made, duplicated, shut down, closed.
+
+use core::sync::atomic::Ordering;
+
+use ring::msg::{ConnId, Request};
+use ring::segment::state;
+use ring::stats::{Reason, SocketState};
+use ring::stream;
+
+use crate::handle::{self, Handle, Kind, NewStream, Stream};
+use crate::sock::{self, Sock, shut};
+use crate::sys::NoSignals;
+use crate::{coordinator, epoll, process, segments, stats, table};
+
+/// A socket that the kernel has just made: from now on we know it. TCP sockets attach the process first.
+pub fn made(fd: i32, domain: i32, ty: i32) {
+    if process::is_borrowed() {
+        return;
+    }
+    let _no_signals = NoSignals::new();
+    let kind = ty & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
+    let tcp = (domain == libc::AF_INET || domain == libc::AF_INET6) && kind == libc::SOCK_STREAM;
+    let attached = if tcp { process::ensure_attached() } else { process::is_attached() };
+    forget(fd);
+    let Some(h) = handle::allocate(Kind::Kernel, fd, domain, kind) else { return };
+    if !table::set(fd, h) {
+        release(h);
+        return;
+    }
+    let reason = match (tcp, attached) {
+        (false, _) => Reason::Family,
+        (true, false) => Reason::NoAgent,
+        (true, true) => Reason::None,
+    };
+    stats::set_reason(h.index(), reason);
+}
+
+/// The kernel gave `fd` out again behind our back (a close that we did not see): whatever we knew is history.
+fn forget(fd: i32) {
+    if let Some(old) = table::remove(fd) {
+        release(old);
+    }
+}
+
+/// The kernel connected this socket, or accepted it.
+pub fn went_to_kernel(fd: i32, h: &Handle, reason: Reason) {
+    let (local, peer) = (crate::options::kernel_name(fd, true), crate::options::kernel_name(fd, false));
+    stats::set_state(h.index(), SocketState::Kernel, reason, Some((local, peer)));
+}
+
+/// Makes `h` a connection in user space. `None`: the segment can't be mapped; `h` and `sock` are unchanged.
+pub fn join(h: &'static Handle, sock: &'static Sock, conn: ConnId, side: u32) -> Option<()> {
+    let (index, mapped) = segments::map(conn.segment(), side)?;
+    let segment = mapped.segment()?;
+    let slot = segment.slots.get(usize::from(conn.slot()))?;
+    let [d0, d1] = &slot.directions;
+    let (out_dir, in_dir) = if side == 0 { (d0, d1) } else { (d1, d0) };
+    let rings = [segment.ring(conn.slot(), side)?, segment.ring(conn.slot(), 1 - side)?];
+    sock.conn.store(conn.0, Ordering::Relaxed);
+    h.become_stream(&NewStream { sock, conn, segment: index, side, dirs: [out_dir, in_dir], rings });
+    // What the last connection in this slot left behind of ours.
+    for word in [&in_dir.rx_wait, &in_dir.rx_watch, &out_dir.tx_wait, &out_dir.tx_watch] {
+        word.store(0, Ordering::Relaxed);
+    }
+    let s = h.stream()?;
+    stream::open(&s.out_ring, s.out_dir, conn.generation());
+    mapped.enter(conn.slot(), h);
+    stats::set_state(h.index(), SocketState::User, Reason::None, Some(sock.addrs()));
+    epoll::became_stream(h);
+    Some(())
+}
+
+/// One reference less: the last one tears down.
+#[inline(always)]
+pub fn release(h: &Handle) {
+    if h.release() {
+        tear_down(h);
+    }
+}
+
+#[cold]
+fn tear_down(h: &Handle) {
+    epoll::forget_handle(h);
+    match h.kind() {
+        Kind::Stream => {
+            if let Some(s) = h.stream() {
+                close_stream(h, &s);
+            }
+        }
+        Kind::Listener => {
+            if let Some(sock) = h.sock() {
+                let listener = sock.listener.load(Ordering::Relaxed);
+                let _ = coordinator::post(Request::Unlisten { listener });
+                if sock.processes.fetch_sub(1, Ordering::AcqRel) == 1 {
+                    sock.free();
+                }
+            }
+        }
+        Kind::Epoll => epoll::closed(h),
+        Kind::Kernel | Kind::Free => {}
+    }
+    h.free();
+}
+
+/// This process's last descriptor of a connection is gone. The last process of the family ends the stream.
+fn close_stream(h: &Handle, s: &Stream) {
+    let last = s.sock.processes.fetch_sub(1, Ordering::AcqRel) == 1;
+    if last {
+        // Calls of other threads that hold a lock finish first; later ones see that the connection is no longer theirs.
+        let tx = s.sock.tx.take();
+        let rx = s.sock.rx.take();
+        end_stream(s);
+        s.sock.conn.store(0, Ordering::Relaxed);
+        drop((tx, rx));
+        h.notify_all(s);
+    }
+    let side = h.side.load(Ordering::Relaxed);
+    let _ = coordinator::post(Request::Close { conn: s.conn, side });
+    if let Some(m) = segments::by_index(h.place.load(Ordering::Relaxed)) {
+        m.leave(s.conn.slot());
+    }
+    if last {
+        s.sock.free();
+    }
+}
+
+/// As close(2) of the last descriptor: unread data, or a linger time of 0, makes it a reset.
+fn end_stream(s: &Stream) {
+    let unread = s.has_data() && s.sock.shut.load(Ordering::Relaxed) & shut::READ == 0;
+    let reset = unread || s.sock.linger_reset.load(Ordering::Relaxed) != 0;
+    // Relaxed: published by the state below; a writer that sees it late writes into the void, as on a network.
+    s.in_dir.reader_closed.store(s.conn.generation(), Ordering::Relaxed);
+    if reset {
+        s.out_dir.state.store(state::RST, Ordering::Release);
+    } else if s.out_dir.state.load(Ordering::Relaxed) == state::OPEN {
+        // Release: pairs with the reader's Acquire: it sees all records before the end.
+        s.out_dir.state.store(state::FIN, Ordering::Release);
+    }
+}
+
+/// shutdown(2) of a connection.
+///
+/// # Errors
+/// `EINVAL` for an unknown `how`, `ENOTCONN` after a reset.
+pub fn shutdown(h: &Handle, s: &Stream, how: i32) -> crate::sys::Result<()> {
+    let bits = match how {
+        libc::SHUT_RD => shut::READ,
+        libc::SHUT_WR => shut::WRITE,
+        libc::SHUT_RDWR => shut::READ | shut::WRITE,
+        _ => return Err(crate::sys::Errno(libc::EINVAL)),
+    };
+    if crate::poll::is_dead(s) {
+        return Err(crate::sys::Errno(libc::ENOTCONN));
+    }
+    let tx = s.sock.tx.take();
+    if !s.current() {
+        return Err(crate::sys::Errno(libc::EBADF));
+    }
+    s.sock.shut.fetch_or(bits, Ordering::Relaxed);
+    if bits & shut::WRITE != 0 && s.out_dir.state.load(Ordering::Relaxed) == state::OPEN {
+        s.out_dir.state.store(state::FIN, Ordering::Release);
+    }
+    drop(tx);
+    h.notify_all(s);
+    // Our own threads that sleep on it look again, too.
+    for word in [&s.in_dir.rx_wait, &s.out_dir.tx_wait] {
+        if word.swap(0, Ordering::AcqRel) & ring::wake::FUTEX != 0 {
+            crate::sys::futex_wake_all(word);
+        }
+    }
+    epoll::handle_changed(h);
+    crate::wait::kick_others();
+    Ok(())
+}
+
+/// Before close(2), dup2(2) onto it, and the like: `fd` stops being ours. The kernel's descriptor is still open.
+pub fn closing(fd: i32) {
+    if table::get(fd).is_none() || process::is_borrowed() {
+        return;
+    }
+    let _no_signals = NoSignals::new();
+    if let Some(h) = table::remove(fd) {
+        release(h);
+    }
+}
+
+/// After dup(2) and the like: `new` is what `old` is.
+pub fn duplicated(old: i32, new: i32) {
+    if process::is_borrowed() {
+        return;
+    }
+    let _no_signals = NoSignals::new();
+    forget(new);
+    let Some(h) = table::get(old) else { return };
+    h.retain();
+    if !table::set(new, h) {
+        release(h);
+    }
+}
+
+/// Before fork: everything that the child inherits gets one more process.
+pub fn count_child() {
+    for h in handle::all() {
+        if let (Kind::Stream | Kind::Listener, Some(sock)) = (h.kind(), h.sock()) {
+            sock.processes.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+}
+
+/// Is there anything that a child would share?
+pub fn has_shared() -> bool {
+    handle::all().any(|h| matches!(h.kind(), Kind::Stream | Kind::Listener))
+}
+
+/// A new shared state for a socket that is about to become a connection or listener.
+pub fn new_sock() -> Option<&'static Sock> {
+    sock::allocate()
+}

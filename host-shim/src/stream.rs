@@ -1,0 +1,424 @@
+//! One connection in user space: moving bytes between a caller's buffers and the rings, telling the peer, and how it ends.
+//! Nothing here waits.
+//!
+//! `unsafe` is allowed here: the caller's buffers, as the application passed them.
+#![allow(unsafe_code)]
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use ring::segment::{Direction, RING_BYTES, state};
+use ring::stream::{self, Reader};
+use ring::wake;
+
+use crate::handle::{Handle, Stream};
+use crate::sock::shut;
+use crate::sys::{Errno, Result};
+use crate::{segments, stats, sys};
+
+/// Free bytes from which a connection counts as writable, as Linux wants a third of the buffer free.
+const WRITABLE_BYTES: u64 = RING_BYTES as u64 / 4;
+
+/// A buffer of the application: where, and how long.
+#[derive(Clone, Copy)]
+pub struct Buffer {
+    /// Start.
+    pub base: *mut u8,
+    /// Bytes.
+    pub len: usize,
+}
+
+/// Buffers of one call, in order.
+pub struct Buffers<'a> {
+    list: &'a [libc::iovec],
+    single: Option<Buffer>,
+}
+
+impl<'a> Buffers<'a> {
+    /// One buffer.
+    #[inline(always)]
+    #[must_use]
+    pub fn one(base: *mut u8, len: usize) -> Self {
+        Buffers { list: &[], single: Some(Buffer { base, len }) }
+    }
+
+    /// `readv` and friends.
+    #[must_use]
+    pub fn many(list: &'a [libc::iovec]) -> Self {
+        Buffers { list, single: None }
+    }
+
+    fn get(&self, i: usize) -> Option<Buffer> {
+        match self.single {
+            Some(b) => (i == 0).then_some(b),
+            None => self.list.get(i).map(|v| Buffer { base: v.iov_base.cast(), len: v.iov_len }),
+        }
+    }
+
+    /// Bytes in all.
+    #[inline(always)]
+    #[must_use]
+    pub fn total(&self) -> usize {
+        match self.single {
+            Some(b) => b.len,
+            None => self.list.iter().fold(0, |sum, v| sum.saturating_add(v.iov_len)),
+        }
+    }
+}
+
+/// Where a call is in its buffers.
+#[derive(Clone, Copy, Default)]
+pub struct Cursor {
+    index: usize,
+    offset: usize,
+    /// Bytes moved so far.
+    pub done: usize,
+}
+
+/// How reading ends when there is nothing to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Not at all: more may come.
+    Open,
+    /// End of file.
+    Eof,
+    /// `ECONNRESET`.
+    Reset,
+}
+
+/// Options of a read.
+#[derive(Clone, Copy, Default)]
+pub struct ReadHow {
+    /// `MSG_PEEK`.
+    pub peek: bool,
+    /// `MSG_TRUNC`: count, don't copy.
+    pub discard: bool,
+}
+
+impl Handle {
+    /// Writes as much as fits. `Ok(true)`: everything is out. `EPIPE` and `ECONNRESET` as in Linux; `EBADF`: closed meanwhile.
+    ///
+    /// # Errors
+    /// As above; `EAGAIN` from a signal handler that interrupted a write to this very connection.
+    #[inline(always)]
+    pub fn try_write(&self, s: &Stream, from: &Buffers<'_>, at: &mut Cursor) -> Result<bool> {
+        let Some(_tx) = s.sock.tx.take() else { return Err(Errno(libc::EAGAIN)) };
+        if !s.current() {
+            return Err(Errno(libc::EBADF));
+        }
+        if s.sock.shut.load(Ordering::Relaxed) & (shut::WRITE | shut::BROKEN) != 0 || s.reader_is_gone() {
+            return self.write_to_nobody(s, from, at);
+        }
+        let mut w = s.sock.writer();
+        let before = at.done;
+        let mut full = false;
+        while let Some(b) = from.get(at.index) {
+            let left = b.len - at.offset;
+            if left == 0 {
+                at.index += 1;
+                at.offset = 0;
+                continue;
+            }
+            let Ok(span) = stream::reserve(&s.out_ring, s.out_dir, &mut w, left) else {
+                return Err(s.violated());
+            };
+            let Some(span) = span else {
+                full = true;
+                break;
+            };
+            // SAFETY: the application's buffer, `left` bytes from `offset`, of which the span takes at most `left`.
+            unsafe { s.out_ring.copy_in(span.at, b.base.add(at.offset), span.len) };
+            if stream::commit(&s.out_ring, &mut w, span.len).is_err() {
+                return Err(s.violated());
+            }
+            at.offset += span.len;
+            at.done += span.len;
+            if wake_is_due(s.out_dir) {
+                self.notify_reader(s);
+            }
+        }
+        s.sock.set_writer(w);
+        if at.done > before {
+            stats::sent(self.index(), at.done - before);
+        }
+        Ok(!full)
+    }
+
+    /// Reads from a file straight into the ring, at `at` or at the file's own position. `None`: full. 0: end of the file.
+    ///
+    /// # Errors
+    /// As sendfile(2).
+    pub fn try_write_file(&self, s: &Stream, input: i32, at: Option<u64>, n: usize) -> Result<Option<usize>> {
+        let Some(_tx) = s.sock.tx.take() else { return Err(Errno(libc::EAGAIN)) };
+        if !s.current() {
+            return Err(Errno(libc::EBADF));
+        }
+        if s.sock.shut.load(Ordering::Relaxed) & (shut::WRITE | shut::BROKEN) != 0 || s.reader_is_gone() {
+            return Err(Errno(libc::EPIPE));
+        }
+        let mut w = s.sock.writer();
+        let Ok(span) = stream::reserve(&s.out_ring, s.out_dir, &mut w, n) else { return Err(s.violated()) };
+        s.sock.set_writer(w);
+        let Some(span) = span else { return Ok(None) };
+        let Some(place) = s.out_ring.at(span.at, span.len) else { return Err(s.violated()) };
+        // SAFETY: the span lies in the mapped ring and is ours to fill until the commit.
+        let room = unsafe { core::slice::from_raw_parts_mut(place, span.len) };
+        let file = sys::borrow(input);
+        let got = match at {
+            Some(offset) => rustix::io::pread(file, room, offset)?,
+            None => rustix::io::read(file, room)?,
+        };
+        if got > 0 {
+            if stream::commit(&s.out_ring, &mut w, got).is_err() {
+                return Err(s.violated());
+            }
+            s.sock.set_writer(w);
+            stats::sent(self.index(), got);
+            if wake_is_due(s.out_dir) {
+                self.notify_reader(s);
+            }
+        }
+        Ok(Some(got))
+    }
+
+    /// The peer will not read. The first write after its close is swallowed (Linux: it goes out, and the reset comes back);
+    /// from then on `EPIPE`.
+    #[cold]
+    fn write_to_nobody(&self, s: &Stream, from: &Buffers<'_>, at: &mut Cursor) -> Result<bool> {
+        let bits = s.sock.shut.load(Ordering::Relaxed);
+        if bits & shut::WRITE != 0 {
+            return Err(Errno(libc::EPIPE));
+        }
+        if bits & shut::BROKEN == 0 {
+            let reset = s.in_dir.state.load(Ordering::Acquire) == state::RST || self.unread_at_death(s);
+            s.sock.shut.fetch_or(shut::BROKEN, Ordering::Relaxed);
+            if reset {
+                s.sock.shut.fetch_or(shut::RESET_SEEN, Ordering::Relaxed);
+                return Err(Errno(libc::ECONNRESET));
+            }
+            at.done = from.total();
+            return Ok(true);
+        }
+        Err(Errno(libc::EPIPE))
+    }
+
+    /// The peer's process died with bytes of ours unread: the kernel would have sent a reset.
+    fn unread_at_death(&self, s: &Stream) -> bool {
+        s.sock.dead.load(Ordering::Acquire) != 0
+            && s.in_dir.state.load(Ordering::Acquire) == state::OPEN
+            && !stream::drained(s.out_dir, &s.sock.writer())
+    }
+
+    /// Reads what is there, at most the buffers' length. `Ok(false)`: nothing was there.
+    ///
+    /// # Errors
+    /// `EBADF`: closed meanwhile; `EAGAIN` from a signal handler that interrupted a read of this very connection;
+    /// `ECONNRESET` when the peer broke the ring.
+    #[inline(always)]
+    pub fn try_read(&self, s: &Stream, to: &Buffers<'_>, at: &mut Cursor, how: ReadHow) -> Result<bool> {
+        let Some(_rx) = s.sock.rx.take() else { return Err(Errno(libc::EAGAIN)) };
+        if !s.current() {
+            return Err(Errno(libc::EBADF));
+        }
+        let mut r = s.sock.reader();
+        if r == Reader::default() && !stream::is_open(s.in_dir, s.conn.generation()) {
+            return Ok(false);
+        }
+        let before = at.done;
+        while let Some(b) = to.get(at.index) {
+            let left = b.len - at.offset;
+            if left == 0 {
+                at.index += 1;
+                at.offset = 0;
+                continue;
+            }
+            let Ok(span) = stream::next(&s.in_ring, &mut r) else { return Err(s.violated()) };
+            let Some(span) = span else { break };
+            let n = span.len.min(left);
+            if !how.discard {
+                // SAFETY: the application's buffer, at least `n` bytes from `offset`.
+                unsafe { s.in_ring.copy_out(span.at, b.base.add(at.offset), n) };
+            }
+            stream::take(&mut r, n);
+            at.offset += n;
+            at.done += n;
+            if !how.peek && r.left == 0 {
+                stream::release(s.in_dir, &r);
+            }
+        }
+        let got = at.done - before;
+        if how.peek || got == 0 {
+            return Ok(got > 0);
+        }
+        s.sock.set_reader(r);
+        let consumed = stream::release(s.in_dir, &r);
+        ring::atomic::light_barrier();
+        // Relaxed: ordered after the release of space by the barrier pair (SPEC 6.2).
+        if s.in_dir.tx_wait.load(Ordering::Relaxed) | s.in_dir.tx_watch.load(Ordering::Relaxed) != 0 {
+            self.notify_writer(s, consumed);
+        }
+        stats::received(self.index(), got);
+        Ok(true)
+    }
+
+    /// Tells whoever sleeps or watches for data on the other side.
+    #[cold]
+    pub fn notify_reader(&self, s: &Stream) {
+        self.notify(&s.out_dir.rx_wait, s.out_dir.rx_watch.load(Ordering::Relaxed), s.conn.slot());
+    }
+
+    /// Tells whoever sleeps or watches for space on the other side, once there is as much as they want.
+    #[cold]
+    fn notify_writer(&self, s: &Stream, consumed: u64) {
+        if consumed >= s.in_dir.tx_wake_at.load(Ordering::Relaxed) {
+            // A watch for space is for one time: the writer sets it again when it finds the ring full again.
+            self.notify(&s.in_dir.tx_wait, s.in_dir.tx_watch.swap(0, Ordering::AcqRel), s.conn.slot());
+        }
+    }
+
+    /// Wakes the sleepers of `wait`, and leaves news for the lane of `watch` (plus one; 0: none).
+    fn notify(&self, wait: &AtomicU32, watch: u32, slot: u16) {
+        let Some(m) = segments::by_index(self.place.load(Ordering::Relaxed)) else { return };
+        let how = wake::sleepers(wait);
+        let mut ring_wire = how & wake::WIRE != 0;
+        if how & wake::FUTEX != 0 {
+            sys::futex_wake_all(wait);
+            stats::woke();
+        }
+        if watch != 0
+            && let Some(theirs) = m.theirs()
+        {
+            let lane = (watch as usize).wrapping_sub(1);
+            if let (Some(news), Some(lane)) = (theirs.news.get(lane), theirs.lanes.get(lane)) {
+                if let Some(flag) = news.get(usize::from(slot)) {
+                    // Release: whoever takes the news sees what it is about.
+                    flag.store(1, Ordering::Release);
+                }
+                ring_wire |= wake::sleepers(&lane.sleeping) != 0;
+            }
+        }
+        if ring_wire {
+            m.ring();
+        }
+    }
+
+    /// Both directions changed (shutdown, close): everybody on the other side looks again.
+    pub fn notify_all(&self, s: &Stream) {
+        self.notify_reader(s);
+        self.notify(&s.in_dir.tx_wait, s.in_dir.tx_watch.swap(0, Ordering::AcqRel), s.conn.slot());
+    }
+}
+
+/// One line to look at after each message: does anybody sleep or watch?
+#[inline(always)]
+fn wake_is_due(dir: &Direction) -> bool {
+    ring::atomic::light_barrier();
+    // Relaxed: ordered after the publication by the barrier pair (SPEC 6.2).
+    dir.rx_wait.load(Ordering::Relaxed) | dir.rx_watch.load(Ordering::Relaxed) != 0
+}
+
+impl Stream {
+    /// Nobody will ever read what we write.
+    #[inline(always)]
+    #[must_use]
+    pub fn reader_is_gone(&self) -> bool {
+        self.out_dir.reader_closed.load(Ordering::Relaxed) == self.conn.generation()
+            || self.sock.dead.load(Ordering::Relaxed) != 0
+    }
+
+    /// The peer broke the rules of the ring: this connection is over, nothing else is.
+    #[cold]
+    fn violated(&self) -> Errno {
+        self.sock.dead.store(1, Ordering::Release);
+        self.sock.shut.fetch_or(shut::BROKEN, Ordering::Relaxed);
+        self.out_dir.state.store(state::RST, Ordering::Release);
+        Errno(libc::ECONNRESET)
+    }
+
+    /// There is something to read, or reading has ended. Looks only; may be called without the lock.
+    #[inline(always)]
+    #[must_use]
+    pub fn readable(&self) -> bool {
+        self.has_data() || self.input_ended()
+    }
+
+    /// Bytes wait.
+    #[inline(always)]
+    #[must_use]
+    pub fn has_data(&self) -> bool {
+        let mut r = self.sock.reader();
+        if r == Reader::default() && !stream::is_open(self.in_dir, self.conn.generation()) {
+            return false;
+        }
+        // A violation counts as readable: the read reports it.
+        !matches!(stream::next(&self.in_ring, &mut r), Ok(None))
+    }
+
+    /// No more bytes will come than are there now.
+    #[inline(always)]
+    #[must_use]
+    pub fn input_ended(&self) -> bool {
+        self.sock.dead.load(Ordering::Acquire) != 0
+            || self.sock.shut.load(Ordering::Relaxed) & shut::READ != 0
+            || self.input_state() != state::OPEN
+    }
+
+    /// How the peer has ended the stream, as far as we can see it.
+    #[must_use]
+    pub fn input_state(&self) -> u32 {
+        if stream::is_open(self.in_dir, self.conn.generation()) {
+            self.in_dir.state.load(Ordering::Acquire)
+        } else {
+            state::OPEN
+        }
+    }
+
+    /// How reading ends, asked when nothing was there. `Open` also if bytes came in between: read again.
+    #[must_use]
+    pub fn end(&self, h: &Handle) -> End {
+        if !self.input_ended() || self.has_data() {
+            return End::Open;
+        }
+        let seen = self.sock.shut.load(Ordering::Relaxed) & shut::RESET_SEEN != 0;
+        if self.end_is_reset(h) && !seen { End::Reset } else { End::Eof }
+    }
+
+    /// The input has ended: by a reset?
+    #[must_use]
+    pub fn end_is_reset(&self, h: &Handle) -> bool {
+        let own = self.sock.shut.load(Ordering::Relaxed) & shut::READ != 0;
+        match self.input_state() {
+            state::RST => true,
+            state::OPEN => !own && h.unread_at_death(self),
+            _ => false,
+        }
+    }
+
+    /// A write would take at least something worth the while, or fail at once. If not, the reader knows from now on
+    /// when to tell (if a sleeper or watch is announced, too).
+    #[must_use]
+    pub fn writable(&self) -> bool {
+        if self.sock.shut.load(Ordering::Relaxed) & (shut::WRITE | shut::BROKEN) != 0 || self.reader_is_gone()
+        {
+            return true;
+        }
+        let mut w = self.sock.writer();
+        let room = stream::has_room(&self.out_ring, self.out_dir, &mut w, WRITABLE_BYTES).unwrap_or(true);
+        if !room {
+            // Relaxed: before the announcement, which the heavy barrier orders.
+            self.out_dir
+                .tx_wake_at
+                .store(stream::room_at(&self.out_ring, &w, WRITABLE_BYTES), Ordering::Relaxed);
+        }
+        room
+    }
+
+    /// Payload bytes that can be read now (`FIONREAD`).
+    #[must_use]
+    pub fn available(&self) -> usize {
+        let r = self.sock.reader();
+        if r == Reader::default() && !stream::is_open(self.in_dir, self.conn.generation()) {
+            return 0;
+        }
+        stream::available(&self.in_ring, &r, RING_BYTES).unwrap_or(0)
+    }
+}

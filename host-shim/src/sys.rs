@@ -1,0 +1,249 @@
+//! The few system calls that we make ourselves, straight to the kernel: libc's symbols may be our own.
+//!
+//! `unsafe` is allowed here: errno's location, wake-ups on foreign words, and descriptors by number.
+#![allow(unsafe_code)]
+
+use core::cell::Cell;
+use core::sync::atomic::{AtomicU32, Ordering};
+use core::time::Duration;
+
+use ring::atomic::Heavy;
+use rustix::fd::BorrowedFd;
+use rustix::io::Errno as RustixErrno;
+use rustix::thread::futex;
+
+/// An errno value, positive. Chosen at the C boundary only from what the layers below report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Errno(pub i32);
+
+impl From<RustixErrno> for Errno {
+    fn from(e: RustixErrno) -> Self {
+        Errno(e.raw_os_error())
+    }
+}
+
+/// What our calls return inside.
+pub type Result<T> = core::result::Result<T, Errno>;
+
+/// Sets the calling thread's errno.
+pub fn set_errno(e: Errno) {
+    // SAFETY: libc gives every thread a valid, writable location.
+    unsafe { *libc::__errno_location() = e.0 }
+}
+
+/// The calling thread's errno.
+#[must_use]
+pub fn errno() -> Errno {
+    // SAFETY: as in `set_errno`.
+    Errno(unsafe { *libc::__errno_location() })
+}
+
+std::thread_local! {
+    static TID: Cell<u32> = const { Cell::new(0) };
+}
+
+/// The calling thread's kernel id, cached. 0 never.
+#[must_use]
+pub fn tid() -> u32 {
+    TID.with(|t| {
+        if t.get() == 0 {
+            t.set(rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned());
+        }
+        t.get()
+    })
+}
+
+/// After fork, in the child: the cached id is the parent's.
+pub fn forget_tid() {
+    TID.with(|t| t.set(0));
+}
+
+/// Process id, asked afresh (a vfork child runs in our memory).
+#[must_use]
+pub fn getpid() -> u32 {
+    rustix::process::getpid().as_raw_nonzero().get().cast_unsigned()
+}
+
+/// A descriptor number as rustix wants it.
+#[must_use]
+pub fn borrow(fd: i32) -> BorrowedFd<'static> {
+    // rustix forbids -1 only; any other number is checked by the kernel.
+    let fd = if fd < 0 { i32::MAX } else { fd };
+    // SAFETY: a wrong number is answered with EBADF; the numbers used here are our own descriptors, which
+    // stay open as long as the tables that hold them say so.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+/// close(2) of a number that is ours alone.
+pub fn close(fd: i32) {
+    if fd >= 0 {
+        // SAFETY: the caller owns the descriptor; nothing of Rust's holds it.
+        unsafe { rustix::io::close(fd) }
+    }
+}
+
+/// True if the number is an open descriptor.
+#[must_use]
+pub fn is_open(fd: i32) -> bool {
+    fd >= 0 && rustix::io::fcntl_getfd(borrow(fd)).is_ok()
+}
+
+/// The heavy half of the asymmetric barrier, by membarrier(2).
+pub struct Membarrier;
+
+impl Heavy for Membarrier {
+    fn heavy_barrier(&self) {
+        use rustix::thread::{MembarrierCommand, membarrier};
+        // Cannot fail once `register_membarrier` succeeded, and no socket is accelerated before it did.
+        let _ = membarrier(MembarrierCommand::GlobalExpedited);
+    }
+}
+
+/// Joins the processes that [`Membarrier`] reaches. False: the kernel can't (Linux before 4.16, or a seccomp filter).
+#[must_use]
+pub fn register_membarrier() -> bool {
+    use rustix::thread::{MembarrierCommand, membarrier};
+    membarrier(MembarrierCommand::RegisterGlobalExpedited).is_ok()
+}
+
+/// Wakes everybody who sleeps on `word`, in any process.
+pub fn futex_wake_all(word: &AtomicU32) {
+    let _ = futex::wake(word, futex::Flags::empty(), i32::MAX.cast_unsigned());
+}
+
+/// Sleeps while every word holds its value, at most `timeout`. A signal handler that ran is `EINTR`, unless it was installed
+/// with `SA_RESTART` and `restart` is set: then the kernel goes on waiting, as it does for recv(2) without a timeout.
+///
+/// # Errors
+/// `EINTR`; a changed word or the end of the time is `Ok`.
+pub fn futex_wait2(a: (&AtomicU32, u32), b: (&AtomicU32, u32), timeout: Duration) -> Result<()> {
+    let deadline = now() + timeout;
+    let end = timespec(deadline);
+    let flags = futex::WaitFlags::SIZE_U32;
+    let one = |(word, value): (&AtomicU32, u32)| {
+        let mut w = futex::Wait::new();
+        w.val = u64::from(value);
+        w.uaddr = futex::WaitPtr::new(core::ptr::from_ref(word).cast_mut().cast());
+        w.flags = flags;
+        w
+    };
+    let waiters = [one(a), one(b)];
+    match futex::waitv(&waiters, futex::WaitvFlags::empty(), Some(&end), futex::ClockId::Monotonic) {
+        Err(RustixErrno::INTR) => Err(Errno(libc::EINTR)),
+        Err(RustixErrno::NOSYS) => wait_one(a.0, a.1, timeout),
+        _ => Ok(()),
+    }
+}
+
+/// Linux before 5.16 has no futex_waitv: short sleeps on the data word alone.
+fn wait_one(word: &AtomicU32, value: u32, timeout: Duration) -> Result<()> {
+    let slice = timespec(timeout.min(Duration::from_millis(20)));
+    match futex::wait(word, futex::Flags::empty(), value, Some(&slice)) {
+        Err(RustixErrno::INTR) => Err(Errno(libc::EINTR)),
+        _ => Ok(()),
+    }
+}
+
+/// As the kernel's timespec; far-away times are cut.
+#[must_use]
+pub fn timespec(d: Duration) -> rustix::time::Timespec {
+    rustix::time::Timespec {
+        tv_sec: i64::try_from(d.as_secs()).unwrap_or(i64::MAX >> 1),
+        tv_nsec: i64::from(d.subsec_nanos()),
+    }
+}
+
+/// CLOCK_MONOTONIC.
+#[must_use]
+pub fn now() -> Duration {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Duration::new(t.tv_sec.unsigned_abs(), u32::try_from(t.tv_nsec).unwrap_or(0))
+}
+
+/// A cheap counter that grows steadily (about 1 to 4 a nanosecond on x86; coarser on ARM). For rates, not for times.
+#[inline(always)]
+#[must_use]
+pub fn ticks() -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        // SAFETY: every x86-64 processor has the instruction.
+        unsafe { core::arch::x86_64::_rdtsc() }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        u64::try_from(now().as_nanos()).unwrap_or(0)
+    }
+}
+
+/// True if every signal handler that the process has installed asks for `SA_RESTART`, so that the one which just
+/// interrupted us did, too. For calls that cannot sleep in a system call which the kernel restarts itself.
+#[must_use]
+pub fn handlers_restart() -> bool {
+    let mut any = false;
+    for signal in 1..=64 {
+        let Some(flags) = handler_flags(signal) else { continue };
+        any = true;
+        if flags & libc::SA_RESTART == 0 {
+            return false;
+        }
+    }
+    any
+}
+
+/// `sa_flags` of a signal that has a handler.
+fn handler_flags(signal: i32) -> Option<i32> {
+    // SAFETY: all zero is a valid sigaction.
+    let mut old: libc::sigaction = unsafe { core::mem::zeroed() };
+    // SAFETY: asks only; `old` is writable. sigaction is not a symbol of ours.
+    if unsafe { libc::sigaction(signal, core::ptr::null(), &raw mut old) } != 0 {
+        return None;
+    }
+    (old.sa_sigaction != libc::SIG_DFL && old.sa_sigaction != libc::SIG_IGN).then_some(old.sa_flags)
+}
+
+/// Raises SIGPIPE in the calling thread, as send(2) does.
+pub fn raise_sigpipe() {
+    let pid = rustix::process::getpid();
+    let tid = rustix::thread::gettid();
+    // SAFETY: tgkill to ourselves has no memory effects; glibc's wrapper is not a symbol of ours.
+    unsafe { libc::tgkill(pid.as_raw_nonzero().get(), tid.as_raw_nonzero().get(), libc::SIGPIPE) };
+}
+
+/// Loads a counter that only hints.
+#[must_use]
+pub fn peek(word: &AtomicU32) -> u32 {
+    word.load(Ordering::Relaxed)
+}
+
+/// Keeps signal handlers out of a slow section that holds the process's own locks.
+pub struct NoSignals {
+    old: libc::sigset_t,
+}
+
+impl NoSignals {
+    /// Blocks all signals for the calling thread until dropped.
+    #[must_use]
+    pub fn new() -> Self {
+        // SAFETY: all zero is a valid set, and both calls only write to sets of ours.
+        unsafe {
+            let mut all: libc::sigset_t = core::mem::zeroed();
+            let mut old: libc::sigset_t = core::mem::zeroed();
+            libc::sigfillset(&raw mut all);
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut old);
+            NoSignals { old }
+        }
+    }
+}
+
+impl Default for NoSignals {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for NoSignals {
+    fn drop(&mut self) {
+        // SAFETY: `old` is the set that pthread_sigmask gave.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.old, core::ptr::null_mut()) };
+    }
+}

@@ -1,0 +1,338 @@
+//! Waiting: spin, then yield, then sleep.
+//!
+//! Three kinds of sleep:
+//! * [`sleep_on_word`]: a blocking read or write of one connection sleeps on a futex in its direction;
+//! * [`Sleeper`]: whoever waits for descriptors, too, sleeps in the kernel on them and on an epoll instance of ours that
+//!   holds the interrupts and the wires, edge-triggered, so that no sleeper takes another's wake-up;
+//! * an application's epoll instance holds such a sleeper's instance inside its own (see [`crate::epoll`]).
+//!
+//! `unsafe` is allowed here: poll(2) on an array of the caller's.
+#![allow(unsafe_code)]
+
+use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use core::time::Duration;
+
+use ring::atomic::Heavy;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::event::{PollFd, PollFlags};
+use rustix::fd::IntoRawFd;
+
+use crate::sys::{Errno, Membarrier, Result};
+use crate::{agent, config, coordinator, fds, process, segments, stats, sys};
+
+/// A thread that sleeps on data looks around this often, for a peer that died after the agent did.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Spin rounds before the first yield: about a microsecond.
+const ROUNDS_BEFORE_YIELD: u32 = 40;
+
+/// Current length of the busy wait, in microseconds: learns from how long waits were.
+static SPIN_US: AtomicU32 = AtomicU32::new(u32::MAX);
+
+/// One busy wait.
+pub struct Spin {
+    round: u32,
+    start: Option<Duration>,
+    budget: Duration,
+}
+
+impl Spin {
+    /// Starts now, with the current budget.
+    #[must_use]
+    pub fn new() -> Self {
+        let us = SPIN_US.load(Ordering::Relaxed).min(config::spin_us_max());
+        Spin { round: 0, start: None, budget: Duration::from_micros(u64::from(us)) }
+    }
+
+    /// One round. False: the time is over, sleep.
+    #[inline(always)]
+    pub fn turn(&mut self) -> bool {
+        self.round += 1;
+        if !self.round.is_multiple_of(ROUNDS_BEFORE_YIELD) {
+            core::hint::spin_loop();
+            return true;
+        }
+        self.pause()
+    }
+
+    /// The slow turn: lets somebody else run on this core, and looks at the clock.
+    #[cold]
+    fn pause(&mut self) -> bool {
+        let now = sys::now();
+        let start = *self.start.get_or_insert(now);
+        if now - start >= self.budget {
+            return false;
+        }
+        rustix::thread::sched_yield();
+        true
+    }
+
+    /// The wait ended in a sleep that took `slept`: if spinning a little longer would have been enough, spin longer
+    /// from now on, else shorter.
+    pub fn learn(slept: Duration) {
+        let max = config::spin_us_max();
+        let now = SPIN_US.load(Ordering::Relaxed).min(max);
+        let next =
+            if slept < Duration::from_micros(u64::from(max)) { max } else { (now / 2).max(max.min(2)) };
+        SPIN_US.store(next, Ordering::Relaxed);
+    }
+}
+
+impl Default for Spin {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Sleeps on a data word until a waker clears it, the process is told to look around, or `timeout` is over.
+/// `ready` is the second look, after the announcement.
+///
+/// # Errors
+/// `EINTR`, if a handler without `SA_RESTART` ran, or a timeout is set (as recv(2) with `SO_RCVTIMEO`).
+pub fn sleep_on_word(word: &AtomicU32, ready: &dyn Fn() -> bool, timeout: Option<Duration>) -> Result<()> {
+    let Some(notice) = coordinator::notice() else {
+        // Detached: nobody tells us anything but the peer.
+        static NEVER: AtomicU32 = AtomicU32::new(0);
+        return sleep_on(word, &NEVER, ready, timeout, Duration::from_millis(50));
+    };
+    let beat = if agent_alive() { HEARTBEAT } else { Duration::from_millis(50) };
+    sleep_on(word, notice, ready, timeout, beat)
+}
+
+fn sleep_on(
+    word: &AtomicU32,
+    notice: &AtomicU32,
+    ready: &dyn Fn() -> bool,
+    timeout: Option<Duration>,
+    beat: Duration,
+) -> Result<()> {
+    let seen = notice.load(Ordering::Acquire);
+    let value = ring::wake::announce_and_fence(word, ring::wake::FUTEX, &Membarrier);
+    if ready() {
+        return Ok(());
+    }
+    stats::slept();
+    let start = sys::now();
+    let limit = timeout.map_or(beat, |t| t.min(beat));
+    let result = sys::futex_wait2((word, value), (notice, seen), limit);
+    let slept = sys::now() - start;
+    Spin::learn(slept);
+    if notice.load(Ordering::Acquire) != seen || slept >= beat {
+        coordinator::pump();
+        segments::check_wires();
+    }
+    result
+}
+
+/// Sleepers: as many as there are bits in [`segments::Mapped::watched_by`].
+const SLEEPERS_MAX: usize = 64;
+
+struct Place {
+    taken: AtomicU32,
+    epoll: AtomicI32,
+}
+
+static SLEEPERS: [Place; SLEEPERS_MAX] =
+    [const { Place { taken: AtomicU32::new(0), epoll: AtomicI32::new(-1) } }; SLEEPERS_MAX];
+/// Sleeping threads, and changes that they should see.
+static ASLEEP: AtomicU64 = AtomicU64::new(0);
+
+/// The right to sleep on an epoll instance of ours. Given back when dropped.
+pub struct Sleeper {
+    index: usize,
+    fd: i32,
+}
+
+/// Data word of interrupts and the agent's socket in a sleeper's set; wires have their segment's index.
+const NOT_A_WIRE: u64 = u64::MAX;
+
+impl Sleeper {
+    /// A free one, its set up to date. `None`: all are in use, or descriptors are.
+    #[must_use]
+    pub fn acquire() -> Option<Sleeper> {
+        for (index, place) in SLEEPERS.iter().enumerate() {
+            if place.taken.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+                continue;
+            }
+            let mut fd = place.epoll.load(Ordering::Relaxed);
+            if fd < 0 {
+                fd = make_set()?;
+                place.epoll.store(fd, Ordering::Relaxed);
+            }
+            let s = Sleeper { index, fd };
+            s.sync();
+            return Some(s);
+        }
+        None
+    }
+
+    /// Keeps it for good, by index (an application's epoll instance does).
+    #[must_use]
+    pub fn keep(self) -> u32 {
+        let index = self.index;
+        core::mem::forget(self);
+        u32::try_from(index).unwrap_or(0)
+    }
+
+    /// A kept one.
+    #[must_use]
+    pub fn kept(index: u32) -> core::mem::ManuallyDrop<Sleeper> {
+        let index = index as usize;
+        let fd = SLEEPERS.get(index).map_or(-1, |p| p.epoll.load(Ordering::Relaxed));
+        core::mem::ManuallyDrop::new(Sleeper { index, fd })
+    }
+
+    /// Our epoll instance, for putting it into another set.
+    #[must_use]
+    pub fn fd(&self) -> i32 {
+        self.fd
+    }
+
+    /// Adds the wires of segments that were mapped since.
+    pub fn sync(&self) {
+        let bit = 1u64 << self.index;
+        for (index, m) in segments::all() {
+            if m.watched_by.load(Ordering::Relaxed) & bit != 0 {
+                continue;
+            }
+            let flags = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
+            let data = EventData::new_u64(u64::from(index));
+            if epoll::add(sys::borrow(self.fd), sys::borrow(m.wire()), data, flags).is_ok() {
+                m.watched_by.fetch_or(bit, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Forgets past edges: rings are taken from the wires, hang-ups noticed, completions taken.
+    pub fn drain(&self) {
+        let mut events = [epoll::Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }; 32];
+        loop {
+            let n = epoll::wait(sys::borrow(self.fd), &mut events[..], Some(&sys::timespec(Duration::ZERO)))
+                .unwrap_or(0);
+            for e in events.iter().take(n) {
+                let data = e.data.u64();
+                match u32::try_from(data).ok().and_then(segments::by_index) {
+                    Some(m) if m.wire() >= 0 => m.drain(),
+                    _ => {}
+                }
+            }
+            if n < events.len() {
+                break;
+            }
+        }
+        coordinator::pump();
+    }
+
+    /// Sleeps until an edge, one of `fds` (up to `extra`), or the timeout. `EINTR` whenever a handler ran.
+    ///
+    /// # Errors
+    /// `EINTR`.
+    pub fn sleep(&self, extra: Option<i32>, timeout: Option<Duration>) -> Result<()> {
+        let own = PollFd::from_borrowed_fd(sys::borrow(self.fd), PollFlags::IN);
+        let other = PollFd::from_borrowed_fd(sys::borrow(extra.unwrap_or(self.fd)), PollFlags::IN);
+        let mut set = [own, other];
+        let end = timeout.map(sys::timespec);
+        stats::slept();
+        let start = sys::now();
+        let result = rustix::event::poll(&mut set, end.as_ref());
+        Spin::learn(sys::now() - start);
+        self.drain();
+        match result {
+            Err(rustix::io::Errno::INTR) => Err(Errno(libc::EINTR)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        if let Some(place) = SLEEPERS.get(self.index) {
+            place.taken.store(0, Ordering::Release);
+        }
+    }
+}
+
+fn make_set() -> Option<i32> {
+    let fd = fds::adopt(epoll::create(CreateFlags::CLOEXEC).ok()?.into_raw_fd());
+    let flags = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
+    for member in [process::irq(0), process::irq(1), agent::fd()] {
+        if member >= 0 {
+            let _ = epoll::add(sys::borrow(fd), sys::borrow(member), EventData::new_u64(NOT_A_WIRE), flags);
+        }
+    }
+    Some(fd)
+}
+
+/// A thread is about to sleep, until the guard is dropped: [`kick_others`] knows.
+pub struct Asleep;
+
+impl Asleep {
+    /// Counts it. The heavy barrier that follows orders this before the second look.
+    #[must_use]
+    pub fn announce() -> Self {
+        ASLEEP.fetch_add(1, Ordering::AcqRel);
+        Asleep
+    }
+}
+
+impl Drop for Asleep {
+    fn drop(&mut self) {
+        ASLEEP.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Wakes this process's other threads that sleep on a [`Sleeper`]: this thread took news that may be theirs.
+pub fn kick_others() {
+    if ASLEEP.load(Ordering::Acquire) > 0 {
+        let _ = rustix::io::write(sys::borrow(process::irq(0)), &1u64.to_ne_bytes());
+    }
+}
+
+/// Sleeps until the coordinator sends something, or `timeout`; `ready` is the second look.
+pub fn sleep_for_completions(ready: &dyn Fn() -> bool, timeout: Duration) {
+    let _ = sleep_with(None, ready, Some(timeout));
+}
+
+/// Sleeps for completions or, if given, for `extra` to become readable. `ready` is the second look.
+///
+/// # Errors
+/// `EINTR`.
+pub fn sleep_with(extra: Option<i32>, ready: &dyn Fn() -> bool, timeout: Option<Duration>) -> Result<()> {
+    let Some(sleeper) = Sleeper::acquire() else {
+        // No descriptor for sleeping: look again a little later.
+        rustix::thread::sched_yield();
+        let _ = rustix::event::poll(&mut [], Some(&sys::timespec(Duration::from_millis(1))));
+        coordinator::pump();
+        return Ok(());
+    };
+    let _asleep = Asleep::announce();
+    sleeper.drain();
+    Membarrier.heavy_barrier();
+    if coordinator::arm() || ready() {
+        return Ok(());
+    }
+    sleeper.sleep(extra, timeout)
+}
+
+/// False once the agent has closed its end.
+pub fn agent_alive() -> bool {
+    let fd = agent::fd();
+    if fd < 0 {
+        return false;
+    }
+    let mut set = [PollFd::from_borrowed_fd(sys::borrow(fd), PollFlags::RDHUP)];
+    let gone = PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR;
+    match rustix::event::poll(&mut set, Some(&sys::timespec(Duration::ZERO))) {
+        Ok(n) if n > 0 => !set.iter().any(|p| p.revents().intersects(gone)),
+        _ => true,
+    }
+}
+
+/// After fork, in the child: the sets are shared with the parent, so they are left alone, and new ones made.
+pub fn forget_sleepers() {
+    for place in &SLEEPERS {
+        fds::discard(place.epoll.swap(-1, Ordering::AcqRel));
+        place.taken.store(0, Ordering::Release);
+    }
+    ASLEEP.store(0, Ordering::Relaxed);
+    segments::forget_sleepers();
+}
