@@ -26,7 +26,6 @@ demo: build ## Measure redis over kernel TCP, AF_UNIX and IPC-Direct; write targ
 
 test: test-unit test-loom test-e2e ## Run every test
 
-# One test thread per suite where suites start agents of their own is their business; cargo runs suites in turns.
 test-unit: setup ## Unit, property and integration tests of every crate
 	$(CARGO) test --workspace --exclude ipc-direct-tests --lib --bins --tests
 

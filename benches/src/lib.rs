@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`path`] | the three ways between two processes that are compared |
 //! | [`ping_pong`] | round trips between two processes, on any path |
-//! | [`redis`] | redis servers and redis-benchmark, on any path |
+//! | [`redis`] | redis-benchmark, on any path |
 //! | [`stats`] | medians over interleaved rounds |
 //! | [`progress`] | one line at a time about what is being measured |
 //!

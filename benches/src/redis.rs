@@ -1,89 +1,14 @@
-//! Redis: servers and redis-benchmark, on any path.
+//! redis-benchmark, on any path.
 
-use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path as FilePath, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
-use harness::child::{Guarded, run_ok};
+use harness::child::run_ok;
 use harness::instance::Instance;
-use harness::{Failure, Outcome, bins, fail, net};
-use rustix::process::Signal;
+use harness::redis::{Server, command};
+use harness::{Failure, Outcome, bins, fail};
 
 use crate::path::Path;
-
-/// A directory of our own, removed with everything in it.
-#[derive(Debug)]
-pub struct Scratch(PathBuf);
-
-impl Scratch {
-    /// Makes it under the system's directory for temporary files.
-    ///
-    /// # Errors
-    /// When it cannot be made.
-    pub fn new() -> Outcome<Scratch> {
-        let dir = std::env::temp_dir().join(format!("ipc-direct-demo-{}", std::process::id()));
-        fs::create_dir_all(&dir)?;
-        Ok(Scratch(dir))
-    }
-
-    /// Where.
-    #[must_use]
-    pub fn path(&self) -> &FilePath {
-        &self.0
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// A redis server without persistence.
-#[derive(Debug)]
-pub struct Server {
-    process: Guarded,
-    port: u16,
-    socket: PathBuf,
-}
-
-impl Server {
-    /// Starts one, under the shim if `instance` is given, and waits until it answers.
-    ///
-    /// # Errors
-    /// When redis is missing or does not come up.
-    pub fn start(instance: Option<&Instance>, scratch: &Scratch) -> Outcome<Server> {
-        let redis = bins::program("redis-server")?;
-        let port = net::free_port()?;
-        let socket = scratch.path().join(format!("{port}.sock"));
-        let mut command = instance.map_or_else(|| Command::new(&redis), |i| i.shimmed(&redis));
-        command.args([
-            "--save",
-            "",
-            "--appendonly",
-            "no",
-            "--bind",
-            "127.0.0.1",
-            "--port",
-            &port.to_string(),
-        ]);
-        command.arg("--unixsocket").arg(&socket).arg("--dir").arg(scratch.path());
-        let process = Guarded::spawn(command.stdin(Stdio::null()).stdout(Stdio::null()))?;
-        net::wait_listening(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
-        Ok(Server { process, port, socket })
-    }
-
-    /// Ends it as its operator would.
-    ///
-    /// # Errors
-    /// When it stays.
-    pub fn stop(mut self) -> Outcome {
-        self.process.signal(Signal::TERM);
-        self.process.wait(Duration::from_secs(10)).map(drop)
-    }
-}
 
 /// One redis-benchmark setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,15 +39,14 @@ pub struct Figures {
 /// # Errors
 /// When it fails, or writes something unexpected.
 pub fn benchmark(instance: &Instance, server: &Server, path: Path, load: Load) -> Outcome<Vec<Figures>> {
-    let program = bins::program("redis-benchmark")?;
-    let mut command = match path {
-        Path::Direct => instance.shimmed(&program),
-        Path::Tcp | Path::Unix => Command::new(&program),
+    let mut command: Command = match path {
+        Path::Direct => server.client(Some(instance), "redis-benchmark")?,
+        Path::Tcp => server.client(None, "redis-benchmark")?,
+        Path::Unix => command(None, bins::program("redis-benchmark")?),
     };
-    match path {
-        Path::Unix => command.arg("-s").arg(&server.socket),
-        Path::Tcp | Path::Direct => command.args(["-h", "127.0.0.1", "-p", &server.port.to_string()]),
-    };
+    if path == Path::Unix {
+        command.arg("-s").arg(server.unix_socket());
+    }
     command.args(["-t", "set,get", "--csv"]);
     for (option, value) in [("-c", load.clients), ("-P", load.pipeline), ("-n", load.requests)] {
         command.args([option, &value.to_string()]);

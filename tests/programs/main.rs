@@ -1,1 +1,64 @@
-fn main() {}
+//! Real, unmodified programs, each with a look at the counters: did the traffic take the path it should have?
+
+mod daemons;
+mod interop;
+mod python;
+mod redis;
+mod users;
+mod web;
+
+use std::process::ExitCode;
+
+use harness::census::Census;
+use harness::counters::Totals;
+use harness::instance::Instance;
+use harness::suite::{self, Test};
+use harness::{Outcome, ensure};
+
+const TESTS: &[Test] = &[
+    ("redis::set_and_get", redis::set_and_get),
+    ("redis::benchmark", redis::benchmark),
+    ("redis::ipv6", redis::ipv6),
+    ("redis::saves_in_the_background_under_load", redis::background_saves),
+    ("redis::thousand_clients", redis::thousand_clients),
+    ("redis::values_of_64_mib", redis::large_values),
+    ("daemons::redis_daemonizes", daemons::redis_daemonizes),
+    ("daemons::run_starts_and_ends_its_own_agent", daemons::own_agent),
+    ("daemons::exit_status_and_errors_of_run", daemons::exit_status),
+    ("interop::shimmed_client_plain_server", interop::shimmed_client),
+    ("interop::plain_client_shimmed_server", interop::plain_client),
+    ("interop::both_kinds_of_clients_at_once", interop::mixed_clients),
+    ("python::echo_over_all_forms", python::echo),
+    ("web::curl_gets_a_file", web::curl_gets_a_file),
+    ("web::curls_in_parallel", web::curls_in_parallel),
+    ("users::ordinary_user_without_hugepages", users::ordinary_user),
+];
+
+fn main() -> ExitCode {
+    suite::main(TESTS)
+}
+
+/// Runs `body` with an instance of its own, stops it, and looks for what was left behind.
+fn with_instance(body: impl FnOnce(&Instance) -> Outcome) -> Outcome {
+    let before = Census::take();
+    let instance = Instance::start()?;
+    if let Err(e) = body(&instance) {
+        return harness::fail(format!("{}\n{}", e.0, instance.describe()));
+    }
+    instance.stop()?;
+    before.compare()
+}
+
+/// What `body` moved must have gone through user space: at least `bytes` of it, and nothing through the kernel.
+fn in_user_space(instance: &Instance, bytes: u64, body: impl FnOnce() -> Outcome) -> Outcome {
+    let before = instance.totals()?;
+    body()?;
+    let moved: Totals = instance.totals()? - before;
+    ensure(
+        moved.user.tx_bytes >= bytes && moved.user.rx_bytes >= bytes && moved.user.connections > 0,
+        || format!("less than {bytes} bytes went through user space: {moved:?}"),
+    )?;
+    ensure(moved.kernel.tx_bytes == 0 && moved.kernel.rx_bytes == 0 && moved.kernel.connections == 0, || {
+        format!("some of it went through the kernel: {moved:?}")
+    })
+}

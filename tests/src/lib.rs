@@ -8,6 +8,8 @@
 //! | [`child`] | processes with a bound on every wait, killed by pid when dropped |
 //! | [`census`] | what exists on the machine, to compare before and after |
 //! | [`net`] | free ports, waiting for a listener |
+//! | [`scratch`] | a directory of one's own |
+//! | [`redis`] | redis servers of one's own |
 //! | [`wire`] | one socket call as data, for the conformance workers |
 //! | [`suite`] | runs a list of tests and reports |
 
@@ -17,6 +19,8 @@ pub mod child;
 pub mod counters;
 pub mod instance;
 pub mod net;
+pub mod redis;
+pub mod scratch;
 pub mod suite;
 pub mod wire;
 

@@ -10,11 +10,12 @@ use std::process::ExitCode;
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 use harness::counters::{Totals, Traffic};
 use harness::instance::Instance;
+use harness::redis::Server;
 use harness::{Failure, Outcome};
 use measure::path::Path;
 use measure::ping_pong::{self, Wait};
 use measure::progress::Progress;
-use measure::redis::{Load, Scratch, Server, benchmark};
+use measure::redis::{Load, benchmark};
 use measure::stats::median;
 use serde::Serialize;
 
@@ -83,10 +84,9 @@ fn main() -> ExitCode {
 }
 
 fn demo(file: &std::path::Path) -> Outcome {
-    let scratch = Scratch::new()?;
     let instance = Instance::start()?;
     let mut progress = Progress::new(ROUNDS * Path::ALL.len() * (LOADS.len() + WAITS.len()));
-    let rows = redis(&instance, &scratch, &mut progress)?;
+    let rows = redis(&instance, &mut progress)?;
     let counters = instance.totals()?;
     let ping_pong = ping_pongs(&instance, &mut progress)?;
     progress.finish();
@@ -109,9 +109,9 @@ fn demo(file: &std::path::Path) -> Outcome {
 }
 
 /// All redis rows: every load, the paths in turns.
-fn redis(instance: &Instance, scratch: &Scratch, progress: &mut Progress) -> Outcome<Vec<Row>> {
-    let plain = Server::start(None, scratch)?;
-    let direct = Server::start(Some(instance), scratch)?;
+fn redis(instance: &Instance, progress: &mut Progress) -> Outcome<Vec<Row>> {
+    let plain = Server::start(None)?;
+    let direct = Server::start(Some(instance))?;
     let mut rows = Vec::new();
     for load in LOADS {
         let mut samples: BTreeMap<(String, Path), [Vec<f64>; 3]> = BTreeMap::new();
