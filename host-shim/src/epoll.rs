@@ -314,14 +314,14 @@ impl State {
             let Some(news) = m.ours().and_then(|side| side.news.get(lane)) else { continue };
             let used = m.slots_used();
             for (slot, flag) in news.iter().enumerate().take(used) {
-                // Relaxed: a hint. The swap is a full fence: a publication that our look after it can't see yet
-                // will set the flag again. News of slots that are not ours belong to a forked relative.
+                // A slot that is not ours belongs to a forked relative: its news are not ours to take.
                 if flag.load(Ordering::Relaxed) == 0 {
                     continue;
                 }
                 let Some(h) = m.owner(slot) else { continue };
-                flag.swap(0, Ordering::AcqRel);
-                self.queue_all(h);
+                if wake::collect(flag) {
+                    self.queue_all(h);
+                }
             }
         }
     }

@@ -164,7 +164,7 @@ pub fn shutdown(h: &Handle, s: &Stream, how: i32) -> crate::sys::Result<()> {
     h.notify_all(s);
     // Our own threads that sleep on it look again, too.
     for word in [&s.in_dir.rx_wait, &s.out_dir.tx_wait] {
-        if word.swap(0, Ordering::AcqRel) & ring::wake::FUTEX != 0 {
+        if ring::wake::sleepers(word) & ring::wake::FUTEX != 0 {
             crate::sys::futex_wake_all(word);
         }
     }

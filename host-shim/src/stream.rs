@@ -253,7 +253,7 @@ impl Handle {
         let consumed = stream::release(s.in_dir, &r);
         ring::atomic::light_barrier();
         // Relaxed: ordered after the release of space by the barrier pair (SPEC 6.2).
-        if s.in_dir.tx_wait.load(Ordering::Relaxed) | s.in_dir.tx_watch.load(Ordering::Relaxed) != 0 {
+        if wake::announced(&s.in_dir.tx_wait) || s.in_dir.tx_watch.load(Ordering::Relaxed) != 0 {
             self.notify_writer(s, consumed);
         }
         stats::received(self.index(), got);
@@ -290,10 +290,8 @@ impl Handle {
             let lane = (watch as usize).wrapping_sub(1);
             if let (Some(news), Some(lane)) = (theirs.news.get(lane), theirs.lanes.get(lane)) {
                 if let Some(flag) = news.get(usize::from(slot)) {
-                    // Release: whoever takes the news sees what it is about.
-                    flag.store(1, Ordering::Release);
+                    ring_wire |= wake::post(flag, &lane.sleeping) != 0;
                 }
-                ring_wire |= wake::sleepers(&lane.sleeping) != 0;
             }
         }
         if ring_wire {
@@ -313,7 +311,7 @@ impl Handle {
 fn wake_is_due(dir: &Direction) -> bool {
     ring::atomic::light_barrier();
     // Relaxed: ordered after the publication by the barrier pair (SPEC 6.2).
-    dir.rx_wait.load(Ordering::Relaxed) | dir.rx_watch.load(Ordering::Relaxed) != 0
+    wake::announced(&dir.rx_wait) || dir.rx_watch.load(Ordering::Relaxed) != 0
 }
 
 impl Stream {

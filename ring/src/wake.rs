@@ -34,17 +34,21 @@ pub fn announce_and_fence(word: &AtomicU32, how: u32, heavy: &impl Heavy) -> u32
     value
 }
 
+/// Waker, after publishing and a [`light_barrier`]: might somebody sleep? For looking at several words of one line first.
+#[inline(always)]
+#[must_use]
+pub fn announced(word: &AtomicU32) -> bool {
+    // Relaxed: the read is ordered after the publication by the barrier pair.
+    word.load(Ordering::Relaxed) & (FUTEX | WIRE) != 0
+}
+
 /// Waker, after publishing: who sleeps, as a set of [`FUTEX`] and [`WIRE`]. Of several wakers exactly one is
 /// told of an announcement, and must wake.
 #[inline(always)]
 #[must_use]
 pub fn sleepers(word: &AtomicU32) -> u32 {
     light_barrier();
-    // Relaxed: the read is ordered after the publication by the barrier pair.
-    if word.load(Ordering::Relaxed) & (FUTEX | WIRE) == 0 {
-        return 0;
-    }
-    claim(word)
+    if announced(word) { claim(word) } else { 0 }
 }
 
 /// Takes the announcements and counts the claim in the same word.
