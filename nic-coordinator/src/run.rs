@@ -60,7 +60,13 @@ pub enum RunError {
 impl RunError {
     /// True when the command line is to blame.
     pub fn is_usage(&self) -> bool {
-        matches!(self, RunError::Port(PortError::NotFound(_)))
+        match self {
+            RunError::Port(PortError::NotFound(_)) => true,
+            RunError::Eal(EalError::Refused(error)) => {
+                error.code() == rustix::io::Errno::INVAL.raw_os_error()
+            }
+            _ => false,
+        }
     }
 }
 

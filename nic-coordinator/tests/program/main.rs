@@ -350,3 +350,28 @@ fn bad_command_lines_get_one_sentence_and_code_2() {
         assert_eq!(text.lines().count(), 1, "{text}");
     }
 }
+
+#[test]
+fn bad_eal_options_and_unknown_ports_get_a_sentence_and_code_2() {
+    use std::os::fd::AsRawFd;
+    let bus = rustix::net::socketpair(
+        rustix::net::AddressFamily::UNIX,
+        rustix::net::SocketType::SEQPACKET,
+        rustix::net::SocketFlags::empty(),
+        None,
+    )
+    .unwrap();
+    let number = bus.0.as_raw_fd().to_string();
+    let prefix = format!("--file-prefix=ipcd-test-{}-bad", std::process::id());
+    let good = ["--no-pci", "--no-huge", "-m", "64", "--no-shconf", &prefix];
+    for (eal, ours, sentence) in [
+        (&["--nonsense"][..], &[][..], "DPDK's EAL did not start: Invalid argument"),
+        (&good, &["--port", "net_nowhere0"], "there is no Ethernet port \"net_nowhere0\""),
+    ] {
+        let output = program().args(eal).args(["--", "--bus-fd", &number]).args(ours).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        let last = text.lines().last().unwrap_or_default();
+        assert!(last.starts_with("nic-coordinator: ") && last.contains(sentence), "{text}");
+    }
+}
