@@ -78,15 +78,21 @@ pub fn run(arguments: &RunArgs) -> ExitCode {
         hugepages: arguments.card.hugepages,
         log: agent_log.as_deref().map(|p| (LogLevel::Info, p)),
     };
-    match accelerate(&background) {
-        Ok(acceleration) => set_environment(&mut command, arguments, &address, &acceleration),
+    // Lives until exec, which leaves its descriptor open for the program and its children.
+    let _lease = match accelerate(&background) {
+        Ok(Acceleration { lease, preload }) => {
+            set_environment(&mut command, arguments, &address, &preload, &lease);
+            Some(lease)
+        }
         Err(why) if arguments.require_agent => {
             say(&why);
             return ExitCode::from(STATUS_FAILED);
         }
-        Err(why) => say(&format!("{why}; running {} over the kernel", program.display())),
-    }
-    // The descriptor of the lease is inherited on purpose, so `exec` leaves it open.
+        Err(why) => {
+            say(&format!("{why}; running {} over the kernel", program.display()));
+            None
+        }
+    };
     let e = command.exec();
     let status = match e.kind() {
         io::ErrorKind::NotFound => STATUS_NOT_FOUND,
@@ -157,9 +163,15 @@ fn preload(library: &OsStr, existing: Option<&OsStr>) -> Result<OsString, String
     Ok(value)
 }
 
-fn set_environment(command: &mut Command, arguments: &RunArgs, address: &Address, with: &Acceleration) {
-    command.env("LD_PRELOAD", &with.preload);
-    command.env(LEASE_VARIABLE, with.lease.as_raw_fd().to_string());
+fn set_environment(
+    command: &mut Command,
+    arguments: &RunArgs,
+    address: &Address,
+    preload: &OsStr,
+    lease: &OwnedFd,
+) {
+    command.env("LD_PRELOAD", preload);
+    command.env(LEASE_VARIABLE, lease.as_raw_fd().to_string());
     command.env(SOCKET_VARIABLE, address.to_string());
     if let Some(level) = arguments.log {
         command.env(LOG_VARIABLE, level.name());
