@@ -125,12 +125,14 @@ fn run_accelerates_and_leaves_nothing() {
 }
 
 #[test]
-fn programs_that_run_at_once_share_one_agent_and_their_children_keep_it() {
+fn programs_that_run_at_once_share_one_agent() {
     let installation = Installation::new("share");
     let socket = fresh_socket();
-    let spawn =
-        || installation.command(&socket).args(["--require-agent", "--", "sleep", "600"]).spawn().unwrap();
-    let mut programs = [spawn(), spawn(), spawn()];
+    let spawn = || {
+        let child = installation.command(&socket).args(["--require-agent", "--", "sleep", "600"]).spawn();
+        KilledOnDrop(child.unwrap())
+    };
+    let programs = [spawn(), spawn(), spawn()];
     let address = Address::parse(&socket);
     eventually("three leases", || ipc_direct_agent::ps::fetch(&address).is_ok_and(|r| r.agent.leases == 3));
     // The other two agents, if they ever were, have found the address taken.
