@@ -68,6 +68,7 @@ impl Coordinator {
         let words = self.voice.last_words();
         match status {
             Some(_) if words.contains("loading shared libraries") => BootError::NoDpdk(words),
+            Some(_) if words.contains("Cannot get hugepage information") => BootError::NoHugepages(words),
             Some(status) => BootError::Ended(status, words),
             None => BootError::Late(END_GRACE, words),
         }

@@ -45,6 +45,11 @@ pub enum BootError {
     /// The loader did not find DPDK.
     #[error("the coordinator needs DPDK's shared libraries: install them (apt-get install libdpdk-dev): {0}")]
     NoDpdk(String),
+    /// None are free, or they are not accessible.
+    #[error(
+        "no hugepages for the card: reserve some (dpdk-hugepages.py -p 2M --setup 128M) or leave --hugepages out: {0}"
+    )]
+    NoHugepages(String),
     /// It ended before it was up.
     #[error("the coordinator ended while starting ({0}); its last words: {1}")]
     Ended(ExitStatus, String),

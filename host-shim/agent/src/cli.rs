@@ -15,7 +15,7 @@ use crate::{ps, run, start};
 
 /// Socket traffic of unmodified programs through shared memory.
 #[derive(Debug, Parser)]
-#[command(name = "ipc-direct", version, about)]
+#[command(name = "ipc-direct", version)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
