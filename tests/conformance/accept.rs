@@ -52,10 +52,10 @@ fn fifo(t: &Duo) {
 
 fn blocks(t: &Duo) {
     let (l, addr) = t.listener();
+    // The client's descriptor comes first: when a blocked accept takes its number is nobody's promise.
+    let c = t.c.tcp();
     let waiting = t.s.start(Op::Accept { fd: l, flags: None });
     t.pause();
-    // The client's descriptor comes first when both are one process: accept takes its number when it returns.
-    let c = t.c.tcp();
     t.c.connect(c, &addr);
     let s = t.s.join(waiting).ret;
     t.c.send(c, b"x");

@@ -37,12 +37,12 @@ fn interrupted(t: &Duo, flags: i32) {
 fn accept(t: &Duo, flags: i32) {
     let (l, addr) = t.listener();
     t.s.signal(SIGUSR1, 2, flags);
+    let c = t.c.tcp();
     let waiting = t.s.start(Op::Accept { fd: l, flags: None });
     t.pause();
     t.s.interrupt(waiting, SIGUSR1);
     t.pause();
     if flags == SA_RESTART {
-        let c = t.c.tcp();
         t.c.connect(c, &addr);
     }
     t.s.join(waiting);

@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use harness::census::Census;
+use harness::census::{self, Census};
 use harness::child::{Guarded, alive, run_ok, wait_for};
 use harness::counters::Report;
 use harness::instance::fresh_socket;
@@ -59,6 +59,7 @@ pub fn ordinary_user() -> Outcome {
     let mut server = Guarded::spawn(&mut server)?;
     net::wait_listening(addr)?;
     let start = report()?;
+    census::belongs(start.agent.pid);
     let mut load = shimmed("redis-benchmark")?;
     load.args([
         "-h",

@@ -1,25 +1,47 @@
 //! What exists on the machine, listed before and after: a test leaves nothing behind.
+//!
+//! Others may run IPC-Direct on the same machine at the same time. So only what this test run started is looked
+//! at: processes carry [`RUN`] in their environment, and files and sockets carry the number of one of them.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use crate::child::wait_for;
 use crate::{Outcome, ensure};
 
+/// Environment variable that marks every process of a test run; its value is [`run`].
+pub const RUN: &str = "IPC_DIRECT_TEST_RUN";
+/// Directories in which a party could leave files.
+const DIRECTORIES: [&str; 6] = ["/dev/shm", "/tmp", "/run", "/run/dpdk", "/tmp/dpdk", "/dev/hugepages"];
 /// Names of the product's processes, as `/proc/PID/comm` cuts them.
 const PROCESSES: [&str; 2] = ["ipc-direct", "nic-coordinator"];
-/// Directories in which a party could leave files.
-const DIRECTORIES: [&str; 5] = ["/dev/shm", "/tmp", "/run", "/var/run/dpdk", "/dev/hugepages"];
+
+/// Process ids that this run has had, the test's own included.
+static PIDS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// This test run's number.
+#[must_use]
+pub fn run() -> String {
+    std::process::id().to_string()
+}
+
+/// Says that `pid` belongs to this run, so that files with its number are this run's.
+pub fn belongs(pid: u32) {
+    if let Ok(mut pids) = PIDS.lock() {
+        pids.insert(pid.to_string());
+    }
+}
 
 /// A list of things.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Census(BTreeSet<String>);
 
 impl Census {
-    /// Lists the product's processes and the memory files they hold, files in the places where one could leave
-    /// them, and unix sockets with the product's name.
+    /// Lists the product's processes and who holds memory of the product's, files in the places where one could
+    /// leave them, and unix sockets.
     #[must_use]
     pub fn take() -> Census {
         let mut found = BTreeSet::new();
@@ -29,28 +51,29 @@ impl Census {
                 process(&entry.path(), &name, &mut found);
             }
         }
-        for dir in DIRECTORIES {
-            for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-                found.insert(format!("file {}", entry.path().display()));
+        let mine = PIDS.lock().map(|p| p.clone()).unwrap_or_default();
+        let mut name = |kind: &str, name: &str| {
+            if ours(name, &mine) {
+                found.insert(format!("{kind} {name}"));
             }
+        };
+        for entry in DIRECTORIES.iter().flat_map(fs::read_dir).flatten().flatten() {
+            name("file", &entry.path().display().to_string());
         }
         for line in fs::read_to_string("/proc/net/unix").unwrap_or_default().lines() {
-            if let Some(name) = line.split_whitespace().nth(7).filter(|n| ours(n)) {
-                found.insert(format!("unix socket {name}"));
-            }
+            name("unix socket", line.split_whitespace().nth(7).unwrap_or(""));
         }
         Census(found)
     }
 
-    /// Checks that nothing of IPC-Direct is there that was not there at `self`. What other programs of this
-    /// machine do to `/tmp` meanwhile is theirs: only names that contain ours or DPDK's count.
+    /// Checks that nothing is there that was not there at `self`.
     ///
     /// # Errors
     /// When something stays for 5 s; the text lists it.
     pub fn compare(&self) -> Outcome {
         let mut left = BTreeSet::new();
         wait_for(Duration::from_secs(5), || {
-            left = Census::take().0.difference(&self.0).filter(|n| ours(n)).cloned().collect();
+            left = Census::take().0.difference(&self.0).cloned().collect();
             Ok(left.is_empty().then_some(()))
         })?;
         ensure(left.is_empty(), || {
@@ -59,12 +82,22 @@ impl Census {
     }
 }
 
-fn ours(name: &str) -> bool {
-    ["ipc-direct", "ipc_direct", "nic-coordinator", "dpdk", "rte_"].iter().any(|part| name.contains(part))
+/// A name with one of the product's words in it, and with no number but ones of this run.
+fn ours(name: &str, mine: &BTreeSet<String>) -> bool {
+    let ours =
+        ["ipc-direct", "ipc_direct", "nic-coordinator", "rte_", "dpdk_"].iter().any(|w| name.contains(w));
+    let mut numbers = name.split(|c: char| !c.is_ascii_digit()).filter(|n| n.len() > 1).peekable();
+    let own_number = numbers.peek().is_none() || numbers.any(|n| n == run() || mine.contains(n));
+    ours && own_number
 }
 
-/// A process is of interest if it is one of the product's own, or if it holds memory of the product's.
+/// A process of this run is of interest if it is one of the product's own, or if it holds memory of the product's.
 fn process(dir: &Path, pid: &str, found: &mut BTreeSet<String>) {
+    let environment = fs::read(dir.join("environ")).unwrap_or_default();
+    let mark = format!("{RUN}={}", run());
+    if !environment.split(|b| *b == 0).any(|variable| variable == mark.as_bytes()) {
+        return;
+    }
     let comm = fs::read_to_string(dir.join("comm")).unwrap_or_default();
     if PROCESSES.contains(&comm.trim()) {
         found.insert(format!("process {pid} {}", comm.trim()));

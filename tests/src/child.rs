@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{Failure, Outcome, fail};
+use crate::{Failure, Outcome, census, fail};
 
 /// How often a bounded wait looks.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -30,7 +30,9 @@ impl Guarded {
         let name = Path::new(command.get_program())
             .file_name()
             .map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        command.env(census::RUN, census::run());
         let child = command.spawn().map_err(|e| Failure(format!("cannot start {command:?}: {e}")))?;
+        census::belongs(child.id());
         Ok(Guarded { child, name })
     }
 

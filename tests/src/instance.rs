@@ -13,7 +13,7 @@ use rustix::process::Signal;
 
 use crate::child::{self, Guarded};
 use crate::counters::{Report, Totals};
-use crate::{Failure, Outcome, bins, ensure, fail};
+use crate::{Failure, Outcome, bins, census, ensure, fail};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -146,6 +146,7 @@ impl Instance {
         let report: Report = serde_json::from_str(&text).map_err(|e| {
             Failure(format!("`ipc-direct ps --json` is not what docs/ps-json.md says: {e}\n{text}"))
         })?;
+        census::belongs(report.agent.pid);
         ensure(report.version == 1, || format!("ps schema version {}", report.version))?;
         Ok(report)
     }

@@ -4,9 +4,9 @@
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Read, Write};
 use std::mem::zeroed;
-use std::os::fd::{AsRawFd, FromRawFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::thread::JoinHandleExt as _;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -15,6 +15,8 @@ use std::thread::{self, JoinHandle};
 use harness::wire::{Op, Out};
 
 use crate::calls::{self, answer};
+use rustix::io::fcntl_dupfd_cloexec;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
 
 /// First descriptor number that the worker uses for itself.
 const OWN_FDS_FROM: i32 = 700;
@@ -29,15 +31,33 @@ extern "C" fn count(signal: i32) {
     }
 }
 
-/// A duplicate of `fd` at a number that no case uses.
-pub fn move_up(fd: &impl AsRawFd) -> io::Result<OwnedFd> {
-    // SAFETY: no pointers.
-    let high = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, OWN_FDS_FROM) };
-    if high < 0 {
-        return Err(io::Error::last_os_error());
+/// The connection to the driver. It is made and used by raw system calls, so that the shim does not see it and its
+/// bytes are in no counter.
+pub struct Driver(OwnedFd);
+
+impl Driver {
+    /// Connects to the abstract socket `name`, at a descriptor number that no case uses.
+    pub fn connect(name: &str) -> io::Result<Driver> {
+        let low = socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
+        connect(&low, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
+        Ok(Driver(fcntl_dupfd_cloexec(&low, OWN_FDS_FROM)?))
     }
-    // SAFETY: the descriptor was just made and belongs to nobody else.
-    Ok(unsafe { OwnedFd::from_raw_fd(high) })
+}
+
+impl Read for Driver {
+    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        Ok(rustix::io::read(&self.0, room)?)
+    }
+}
+
+impl Write for Driver {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        Ok(rustix::io::write(&self.0, data)?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Sets what a signal does.

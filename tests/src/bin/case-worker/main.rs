@@ -12,8 +12,6 @@ mod data;
 mod ready;
 
 use std::io;
-use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::net::{SocketAddr, UnixStream};
 use std::process::ExitCode;
 
 use harness::wire::{Op, get, put};
@@ -33,9 +31,8 @@ fn main() -> ExitCode {
 }
 
 /// Connects to the driver and tells it who we are.
-fn report_for_duty(name: &str) -> io::Result<UnixStream> {
-    let low = UnixStream::connect_addr(&SocketAddr::from_abstract_name(name)?)?;
-    let mut driver = UnixStream::from(control::move_up(&low)?);
+fn report_for_duty(name: &str) -> io::Result<control::Driver> {
+    let mut driver = control::Driver::connect(name)?;
     put(&mut driver, &std::process::id())?;
     Ok(driver)
 }
