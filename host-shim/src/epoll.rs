@@ -198,9 +198,7 @@ impl State {
         let first = h.regs.load(Ordering::Relaxed);
         *self.regs.get_mut(index)? = Reg { used: true, next_of_handle: first, ..new };
         h.regs.store(link(index), Ordering::Relaxed);
-        if let Some(inst) = self.instances.get_mut(new.instance as usize) {
-            inst.regs += 1;
-        }
+        self.count_reg(new.instance, 1);
         Some(index)
     }
 
@@ -228,9 +226,18 @@ impl State {
         } else {
             *r = NO_REG;
         }
+        self.count_reg(instance, -1);
         if let Some(inst) = self.instances.get_mut(instance as usize) {
-            inst.regs = inst.regs.saturating_sub(1);
             inst.fresh = inst.fresh.saturating_sub(u32::from(fresh));
+        }
+    }
+
+    /// Keeps count of an instance's registrations, in its handle, too.
+    fn count_reg(&mut self, instance: u32, by: i32) {
+        let Some(inst) = self.instances.get_mut(instance as usize) else { return };
+        inst.regs = inst.regs.saturating_add_signed(by);
+        if let Some(e) = inst.handle.checked_sub(1).and_then(handle::by_index) {
+            e.ready.store(inst.regs, Ordering::Relaxed);
         }
     }
 
@@ -311,15 +318,13 @@ impl State {
     /// Takes the news of one lane from all segments.
     fn scan(&mut self, lane: usize) {
         for (_, m) in segments::all() {
-            let Some(news) = m.ours().and_then(|side| side.news.get(lane)) else { continue };
-            let used = m.slots_used();
-            for (slot, flag) in news.iter().enumerate().take(used) {
+            let mut from = 0;
+            while let Some(slot) = m.next_news(lane, from) {
+                from = slot + 1;
                 // A slot that is not ours belongs to a forked relative: its news are not ours to take.
-                if flag.load(Ordering::Relaxed) == 0 {
-                    continue;
-                }
                 let Some(h) = m.owner(slot) else { continue };
-                if wake::collect(flag) {
+                let flag = m.ours().and_then(|side| side.news.get(lane)?.get(slot));
+                if flag.is_some_and(wake::collect) {
                     self.queue_all(h);
                 }
             }
@@ -392,11 +397,24 @@ impl State {
                 }
             }
             let level = r.interest.events & ET == 0;
-            if level && (events != 0 || r.fresh) {
+            let (fresh, h) = (r.fresh, self.handle_of(index));
+            if level && (events != 0 || fresh || h.is_some_and(is_shared)) {
                 self.queue(index);
             }
         }
         n
+    }
+}
+
+/// A forked relative has it, too, and may take its news: look at the connection itself.
+fn is_shared(h: &Handle) -> bool {
+    h.kind() == Kind::Stream && h.sock().is_some_and(|s| s.processes.load(Ordering::Relaxed) > 1)
+}
+
+/// After fork, in both: what is shared now is looked at directly.
+pub fn look_at_shared() {
+    for h in handle::all().filter(|h| is_shared(h)) {
+        handle_changed(h);
     }
 }
 
@@ -467,15 +485,8 @@ pub fn control(
             }
             st.watch(index);
         }
-        (libc::EPOLL_CTL_DEL, Some(index)) => {
-            st.remove(index);
-            if let Some(s) = h.stream()
-                && h.regs.load(Ordering::Relaxed) == 0
-            {
-                s.in_dir.rx_watch.store(0, Ordering::Relaxed);
-                s.out_dir.tx_watch.store(0, Ordering::Relaxed);
-            }
-        }
+        // The watch stays on: programs that register anew for each message shall not pay for it each time.
+        (libc::EPOLL_CTL_DEL, Some(index)) => st.remove(index),
         (_, None) if in_user => return Err(Errno(libc::ENOENT)),
         (_, Some(_)) => return Err(Errno(libc::EINVAL)),
         _ => {}
@@ -559,9 +570,9 @@ pub fn segment_changed(m: &Mapped) {
 }
 
 /// Does the instance need us at all? If not, the kernel's epoll_wait(2) is all there is.
+#[inline(always)]
 pub fn has_regs(e: &Handle) -> bool {
-    let instance = e.place.load(Ordering::Relaxed) as usize;
-    STATE.take().is_some_and(|st| st.instances.get(instance).is_some_and(|i| i.regs > 0))
+    e.ready.load(Ordering::Relaxed) != 0
 }
 
 /// What a look at an instance found.
@@ -592,17 +603,15 @@ pub fn look(e: &Handle, out: &mut [libc::epoll_event], settled: bool) -> Look {
     Look { n, kernel: inst.kernel, listeners: inst.listeners }
 }
 
-/// Many new watches: one barrier for all of them, then each is looked at once more.
+/// Many new watches: one barrier for all of them, then each is looked at once more. Fresh ones are all in the ready list.
 fn settle(instance: usize) {
     barrier();
     let Some(mut st) = STATE.take() else { return };
-    for index in 0..st.regs.len() {
-        if st.regs.get(index).is_some_and(|r| r.used && r.fresh && r.instance as usize == instance) {
-            st.set_fresh(index, false);
-            st.queue(index);
-        }
+    let mut next = st.instances.get(instance).map_or(0, |i| i.ready_head);
+    while let Some(index) = (next as usize).checked_sub(1) {
+        st.set_fresh(index, false);
+        next = st.regs.get(index).map_or(0, |r| r.next_ready);
     }
-    st.kick = false;
 }
 
 /// Before a sleep: from the next heavy barrier on, news for this instance rings the wires. Returns the sleeper whose

@@ -55,6 +55,7 @@ extern "C" fn after_in_parent() {
     for lock in locks().iter().rev() {
         lock.give_back();
     }
+    epoll::look_at_shared();
 }
 
 extern "C" fn after_in_child() {
@@ -71,4 +72,5 @@ extern "C" fn after_in_child() {
     if nonce != 0 {
         process::attach(PARENT.load(Ordering::Relaxed), nonce);
     }
+    epoll::look_at_shared();
 }

@@ -57,7 +57,7 @@ pub struct Handle {
     pub side: AtomicU32,
     /// First epoll registration plus one. Under the lock of [`crate::epoll`].
     pub regs: AtomicU32,
-    /// Listener: non-zero if connections may wait at the coordinator.
+    /// Listener: non-zero if connections may wait at the coordinator. Epoll: registrations of ours in it.
     pub ready: AtomicU32,
     /// Listener: accepts so far, so that the kernel's queue gets its turn.
     pub turns: AtomicU32,

@@ -209,10 +209,16 @@ impl Sleeper {
             let n = epoll::wait(sys::borrow(self.fd), &mut events[..], Some(&sys::timespec(Duration::ZERO)))
                 .unwrap_or(0);
             for e in events.iter().take(n) {
-                let data = e.data.u64();
-                match u32::try_from(data).ok().and_then(segments::by_index) {
-                    Some(m) if m.wire() >= 0 => m.drain(),
-                    _ => {}
+                let (data, flags) = (e.data.u64(), e.flags);
+                let Some(m) = u32::try_from(data).ok().and_then(segments::by_index).filter(|m| m.wire() >= 0)
+                else {
+                    continue;
+                };
+                if flags.intersects(EventFlags::HUP | EventFlags::RDHUP) {
+                    m.hang_up();
+                    m.unmap_if_unused();
+                } else {
+                    m.drain();
                 }
             }
             if n < events.len() {

@@ -280,6 +280,13 @@ impl<'a> Consumer<'a> {
         })
     }
 
+    /// Where the next entry will show, and the low 32 bits that its header will have then: for a look without the consumer.
+    #[must_use]
+    pub fn next_header(&self) -> Option<(&'a AtomicU64, u32)> {
+        let [head, ..] = &slot_of(self.entries, self.next)?.words;
+        Some((head, sequence(self.next)))
+    }
+
     /// Takes the next entry and the credit inside it, if there is one.
     ///
     /// # Errors
