@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::process::ExitCode;
 
 use clap::Args;
-use comfy_table::{CellAlignment, ColumnConstraint, Table, Width, presets};
+use comfy_table::{CellAlignment, Table, presets};
 use ring::attach::{Call, Reply};
 
 use crate::address::Address;
@@ -95,6 +95,7 @@ fn render(report: &Report) -> String {
     text
 }
 
+/// No borders, and every row on one line, however wide: for grep.
 fn plain_table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(header.to_vec());
@@ -131,10 +132,6 @@ fn sockets_table(processes: &[ProcessReport]) -> Table {
         for socket in &process.sockets {
             table.add_row(who.iter().cloned().chain(socket_cells(socket)));
         }
-    }
-    // The sentence goes on one line each: for grep, and for terminals as wide as they like.
-    if let Some(why) = table.column_mut(header.len() - 1) {
-        why.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(10)));
     }
     table
 }
