@@ -1,1 +1,44 @@
-fn main() {}
+//! What happens when a party dies or lies: the others go on, nothing hangs, nothing is left behind.
+
+mod corrupt;
+mod hostile;
+mod kills;
+
+use std::process::ExitCode;
+
+use harness::census::Census;
+use harness::instance::Instance;
+use harness::suite::{self, Test};
+use harness::{Outcome, fail};
+
+const TESTS: &[Test] = &[
+    ("kill::busy_client", kills::busy_client),
+    ("kill::busy_server", kills::busy_server),
+    ("kill::idle_client", kills::idle_client),
+    ("kill::idle_server", kills::idle_server),
+    ("kill::agent", kills::agent),
+    ("kill::coordinator", kills::coordinator),
+    ("kill::redis_clients_one_after_the_other", kills::redis_clients),
+    ("kill::redis_server_under_load", kills::redis_server),
+    ("kill::agent_under_redis_load", kills::agent_under_redis),
+    ("kill::coordinator_under_redis_load", kills::coordinator_under_redis),
+    ("corrupt::attach_messages", corrupt::attach_messages),
+    ("corrupt::silent_and_half_clients", corrupt::silent_clients),
+    ("hostile::request_ring", hostile::request_ring),
+    ("hostile::stream_ring", hostile::stream_ring),
+];
+
+fn main() -> ExitCode {
+    suite::main(TESTS)
+}
+
+/// Runs `body` with an instance of its own; afterwards nothing may be left, whatever was killed.
+fn with_instance(body: impl FnOnce(&mut Instance) -> Outcome) -> Outcome {
+    let before = Census::take();
+    let mut instance = Instance::start()?;
+    if let Err(e) = body(&mut instance) {
+        return fail(format!("{}\n{}", e.0, instance.describe()));
+    }
+    instance.stop()?;
+    before.compare()
+}

@@ -1,1 +1,100 @@
-fn main() {}
+//! An idle system uses no CPU: agent, emulated coordinator and two connected idle processes together.
+
+use std::fs;
+use std::process::{ExitCode, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use harness::census::Census;
+use harness::child::{Guarded, wait_for};
+use harness::instance::Instance;
+use harness::redis::Server;
+use harness::suite::{self, Test};
+use harness::transfer::Transfer;
+use harness::{Failure, Outcome, ensure, fail};
+
+const TESTS: &[Test] =
+    &[("idle::pair_that_blocks_in_recv", blocking_pair), ("idle::redis_and_a_subscriber", redis_pair)];
+
+/// How long nothing happens.
+const WATCH: Duration = Duration::from_secs(10);
+/// Share of one core that all four together may use.
+const SHARE_MAX: f64 = 0.01;
+/// `utime` and `stime` count hundredths of a second on every Linux (`USER_HZ`).
+const TICKS_PER_S: f64 = 100.0;
+/// Other work on the machine does not count, but one-off work of the four (a late page fault) may fall into the watch.
+const ATTEMPTS: usize = 3;
+
+fn main() -> ExitCode {
+    suite::main(TESTS)
+}
+
+/// Processor time in ticks that a process has used.
+fn ticks(pid: u32) -> Outcome<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields = stat.rsplit(')').next().unwrap_or("");
+    let times: Vec<u64> = fields.split_whitespace().skip(11).take(2).filter_map(|t| t.parse().ok()).collect();
+    if times.len() == 2 { Ok(times.iter().sum()) } else { Err(Failure(format!("/proc/{pid}/stat: {stat}"))) }
+}
+
+/// Both ends wait in `recv`.
+fn blocking_pair() -> Outcome {
+    with_instance(|instance| {
+        let program = env!("CARGO_BIN_EXE_transfer");
+        let (server, port) = Transfer::server(program, instance)?;
+        let client = Transfer::start(program, Some(instance), &["client", &port, "idle", "60"])?;
+        server.expect("accepted")?;
+        client.expect("connected")?;
+        watch(instance, server.process.pid(), client.process.pid())
+    })
+}
+
+/// The server waits in `epoll_wait` with a time-out of its own, ten times a second.
+fn redis_pair() -> Outcome {
+    with_instance(|instance| {
+        let server = Server::start(Some(instance))?;
+        let mut command = server.client(Some(instance), "redis-cli")?;
+        let command = command.args(["subscribe", "x"]).stdin(Stdio::null()).stdout(Stdio::null());
+        let client = Guarded::spawn(command)?;
+        let subscribed = wait_for(Duration::from_secs(10), || {
+            Ok((server.cli(Some(instance), &["pubsub", "numsub", "x"])? == "x\n1").then_some(()))
+        })?;
+        ensure(subscribed.is_some(), || "the subscriber did not subscribe".to_owned())?;
+        watch(instance, server.pid(), client.pid())?;
+        drop(client);
+        server.stop()
+    })
+}
+
+/// The four together stay below the limit for [`WATCH`].
+fn watch(instance: &Instance, server: u32, client: u32) -> Outcome {
+    let pids = [instance.agent_pid(), instance.coordinator_pid()?, server, client];
+    let moved = instance.totals()?;
+    ensure(moved.user.connections >= 2, || format!("the pair is not in user space: {moved:?}"))?;
+    let mut measured = Vec::new();
+    for _ in 0..ATTEMPTS {
+        let each = || pids.iter().map(|pid| ticks(*pid)).collect::<Outcome<Vec<u64>>>();
+        let start = each()?;
+        thread::sleep(WATCH);
+        let used: Vec<u64> = each()?.iter().zip(&start).map(|(after, before)| after - before).collect();
+        #[allow(clippy::cast_precision_loss)] // a few ticks
+        let share = used.iter().sum::<u64>() as f64 / TICKS_PER_S / WATCH.as_secs_f64();
+        println!(
+            "idle: {:.2}% of one core; ticks of agent, coordinator, server, client: {used:?}",
+            share * 100.0
+        );
+        if share < SHARE_MAX {
+            return Ok(());
+        }
+        measured.push(share);
+    }
+    fail(format!("shares of one core: {measured:?}"))
+}
+
+fn with_instance(body: impl FnOnce(&Instance) -> Outcome) -> Outcome {
+    let before = Census::take();
+    let instance = Instance::start()?;
+    body(&instance)?;
+    instance.stop()?;
+    before.compare()
+}

@@ -49,7 +49,7 @@ pub fn own_agent() -> Outcome {
     let before = Census::take();
     let instance = Instance::absent()?;
     let server = Server::start(Some(&instance))?;
-    in_user_space(&instance, 50, || {
+    in_user_space(&instance, 30, || {
         let set = server.cli(Some(&instance), &["set", "key", "a value"])?;
         ensure(set == "OK", || format!("SET said {set}"))
     })?;
@@ -73,9 +73,11 @@ pub fn exit_status() -> Outcome {
             })?;
             ensure(out.stderr.is_empty(), || format!("noise: {}", String::from_utf8_lossy(&out.stderr)))?;
         }
-        for (program, expected) in [("/no/such/program", 127), ("/etc/hostname", 126)] {
-            one_sentence(run(&mut instance.shimmed(program), BOUND)?, expected)?;
-        }
+        let scratch = Scratch::new()?;
+        let not_executable = scratch.path().join("text");
+        fs::write(&not_executable, "not a program")?;
+        one_sentence(run(&mut instance.shimmed("/no/such/program"), BOUND)?, 127)?;
+        one_sentence(run(&mut instance.shimmed(&not_executable), BOUND)?, 126)?;
         let mut unknown = instance.command();
         let out = run(unknown.args(["run", "--no-such-option"]).stdin(Stdio::null()), BOUND)?;
         ensure(out.status.code() == Some(2) && !out.stderr.is_empty(), || format!("unknown option: {out:?}"))

@@ -10,6 +10,7 @@
 //! | [`net`] | free ports, waiting for a listener |
 //! | [`scratch`] | a directory of one's own |
 //! | [`redis`] | redis servers of one's own |
+//! | [`transfer`] | a transfer that runs until somebody dies |
 //! | [`wire`] | one socket call as data, for the conformance workers |
 //! | [`suite`] | runs a list of tests and reports |
 
@@ -22,6 +23,7 @@ pub mod net;
 pub mod redis;
 pub mod scratch;
 pub mod suite;
+pub mod transfer;
 pub mod wire;
 
 /// What went wrong in a test, as one text for people.

@@ -1,0 +1,109 @@
+//! A transfer that runs until somebody dies, for the tests that kill.
+//!
+//! `transfer server` prints its port and echoes connections, one after the other. `transfer client PORT busy SECONDS`
+//! sends and checks echoes for that long; `... idle SECONDS` only waits for the end of the stream. Both print a line
+//! when a connection ends: how, and when by the monotonic clock in ns; a busy client also prints its progress.
+
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use harness::wire::Pattern;
+use rustix::time::{ClockId, clock_gettime};
+
+/// Bytes of one message of a busy client.
+const MESSAGE: usize = 50_000;
+/// Between two lines of progress.
+const PROGRESS_EVERY: Duration = Duration::from_millis(50);
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let outcome = match words.as_slice() {
+        ["server"] => server(),
+        ["client", port, kind @ ("busy" | "idle"), seconds] => match (port.parse(), seconds.parse()) {
+            (Ok(port), Ok(seconds)) => client(port, *kind == "busy", Duration::from_secs_f64(seconds)),
+            _ => Err(io::Error::from(ErrorKind::InvalidInput)),
+        },
+        _ => Err(io::Error::from(ErrorKind::InvalidInput)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("transfer: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Tells how and when a connection ended.
+fn ended(how: &str) {
+    let now = clock_gettime(ClockId::Monotonic);
+    println!("ended {how} {}", i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec));
+}
+
+fn cause(e: &io::Error) -> &'static str {
+    match e.kind() {
+        ErrorKind::ConnectionReset => "reset",
+        ErrorKind::BrokenPipe => "pipe",
+        ErrorKind::UnexpectedEof => "eof",
+        _ => "otherwise",
+    }
+}
+
+fn server() -> io::Result<()> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    println!("port {}", listener.local_addr()?.port());
+    let mut room = vec![0; 65_536];
+    loop {
+        let (mut peer, _) = listener.accept()?;
+        println!("accepted");
+        let how = loop {
+            match peer.read(&mut room) {
+                Ok(0) => break "eof",
+                Ok(n) => match peer.write_all(room.get(..n).unwrap_or(&[])) {
+                    Ok(()) => {}
+                    Err(e) => break cause(&e),
+                },
+                Err(e) => break cause(&e),
+            }
+        };
+        ended(how);
+    }
+}
+
+fn client(port: u16, busy: bool, time: Duration) -> io::Result<()> {
+    let mut peer = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    println!("connected");
+    let start = Instant::now();
+    if !busy {
+        peer.set_read_timeout(Some(time))?;
+        match peer.read(&mut [0]) {
+            Ok(_) => ended("eof"),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => println!("done 0"),
+            Err(e) => ended(cause(&e)),
+        }
+        return Ok(());
+    }
+    let pattern = Pattern::default();
+    let mut room = vec![0; MESSAGE];
+    let (mut total, mut told) = (0, start);
+    while start.elapsed() < time {
+        let message = pattern.at(total, MESSAGE);
+        if let Err(e) = peer.write_all(message).and_then(|()| peer.read_exact(&mut room)) {
+            ended(cause(&e));
+            return Ok(());
+        }
+        if !pattern.check(total, &room) {
+            return Err(io::Error::new(ErrorKind::InvalidData, "the echo differs"));
+        }
+        total += MESSAGE as u64;
+        if told.elapsed() > PROGRESS_EVERY {
+            println!("progress {total}");
+            told = Instant::now();
+        }
+    }
+    println!("done {total}");
+    Ok(())
+}
