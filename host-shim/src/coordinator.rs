@@ -16,7 +16,7 @@ use ring::window::{Consumer, HostMemory, Producer, Raw, Window};
 use crate::handle::{self, Handle, Kind};
 use crate::lock::Guarded;
 use crate::wait::{self, Spin};
-use crate::{process, segments, sys};
+use crate::{process, segments, sock, sys};
 
 /// Longest wait for an answer that the coordinator gives at once.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
@@ -43,6 +43,8 @@ static NEXT_SEQUENCE: AtomicU32 = AtomicU32::new(0);
 struct Pending {
     token: AtomicU32,
     state: AtomicU32,
+    /// Index plus one of the listener that an `Accept` is for.
+    listener: AtomicU32,
     words: [AtomicU64; 7],
 }
 
@@ -51,7 +53,12 @@ const WAITING: u32 = 1;
 const ANSWERED: u32 = 2;
 
 static PENDING: [Pending; PENDING_MAX] = [const {
-    Pending { token: AtomicU32::new(0), state: AtomicU32::new(FREE), words: [const { AtomicU64::new(0) }; 7] }
+    Pending {
+        token: AtomicU32::new(0),
+        state: AtomicU32::new(FREE),
+        listener: AtomicU32::new(0),
+        words: [const { AtomicU64::new(0) }; 7],
+    }
 }; PENDING_MAX];
 
 /// A request was not answered: the coordinator is gone, silent, or too busy.
@@ -150,11 +157,12 @@ pub fn post(request: Request) -> Result<(), NoAnswer> {
     push(request, 0)
 }
 
-/// Posts a request and returns at once.
+/// Posts a request and returns at once. `listener`: what an `Accept` is for; its readiness follows from the answer, in
+/// order with announcements.
 ///
 /// # Errors
 /// [`NoAnswer`]: not attached, the coordinator is gone, or too many requests are under way.
-pub fn start(request: Request) -> Result<Ticket, NoAnswer> {
+pub fn start(listener: Option<&Handle>, request: Request) -> Result<Ticket, NoAnswer> {
     if !process::is_attached() {
         return Err(NoAnswer);
     }
@@ -168,7 +176,9 @@ pub fn start(request: Request) -> Result<Ticket, NoAnswer> {
         token = NEXT_TOKEN.fetch_add(1, Ordering::Relaxed);
     }
     let ticket = Ticket { place, token };
-    ticket.pending().ok_or(NoAnswer)?.token.store(token, Ordering::Release);
+    let pending = ticket.pending().ok_or(NoAnswer)?;
+    pending.listener.store(listener.map_or(0, |h| h.index() + 1), Ordering::Relaxed);
+    pending.token.store(token, Ordering::Release);
     push(request, token).inspect_err(|_| ticket.abandon())?;
     Ok(ticket)
 }
@@ -178,7 +188,15 @@ pub fn start(request: Request) -> Result<Ticket, NoAnswer> {
 /// # Errors
 /// [`NoAnswer`]; the process is inert then.
 pub fn call(request: Request) -> Result<Completion, NoAnswer> {
-    let ticket = start(request)?;
+    call_for(None, request)
+}
+
+/// [`call`], with the listener that an `Accept` is for.
+///
+/// # Errors
+/// As [`call`].
+pub fn call_for(listener: Option<&Handle>, request: Request) -> Result<Completion, NoAnswer> {
+    let ticket = start(listener, request)?;
     let start = sys::now();
     let mut spin = Spin::new();
     loop {
@@ -248,6 +266,12 @@ fn deliver(raw: &Raw) -> bool {
     for (to, from) in body.iter().zip(raw.body) {
         to.store(from, Ordering::Relaxed);
     }
+    if let (Some(h), Ok(Completion::Accepted { more, .. })) = (
+        p.listener.load(Ordering::Relaxed).checked_sub(1).and_then(handle::by_index),
+        Completion::from_raw(raw),
+    ) {
+        h.ready.store(u32::from(more), Ordering::Release);
+    }
     // Release: pairs with the Acquire in `is_answered`.
     p.state.store(ANSWERED, Ordering::Release);
     true
@@ -298,17 +322,17 @@ fn take_all() -> bool {
 
 fn dispatch(raw: &Raw) {
     match Completion::from_raw(raw) {
-        Ok(Completion::Ready { listener }) => {
+        Ok(Completion::Ready { listener, waiting }) => {
             for h in listeners(listener) {
-                h.ready.store(1, Ordering::Release);
+                h.ready.store(u32::from(waiting), Ordering::Release);
                 crate::epoll::handle_changed(h);
             }
         }
-        Ok(Completion::PeerGone { conn }) => {
+        Ok(Completion::PeerGone { conn, reset }) => {
             for side in 0..2 {
                 let Some(h) = segments::find_connection(conn, side) else { continue };
                 if let Some(sock) = h.sock() {
-                    sock.dead.store(1, Ordering::Release);
+                    sock.dead.store(if reset { sock::DEAD_RESET } else { sock::DEAD }, Ordering::Release);
                 }
                 crate::epoll::handle_changed(h);
             }

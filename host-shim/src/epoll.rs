@@ -20,6 +20,8 @@ const INSTANCES_MAX: usize = 256;
 const REGS_MAX: usize = 65_536;
 /// Registrations that are polled directly until the next barrier, before one is made for them.
 const FRESH_MAX: u32 = 32;
+/// Sets within sets, as deep as the kernel allows them.
+const NESTING_MAX: u32 = 4;
 /// The lane that all instances share, for connections that are in several sets.
 const SHARED_LANE: usize = 0;
 
@@ -90,6 +92,8 @@ struct Instance {
     /// Registrations that the kernel must be asked about; sticky, since closed descriptors leave unseen.
     kernel: bool,
     listeners: bool,
+    /// Other instances are in the set.
+    nested: bool,
     /// Kept sleeper plus one; its set is inside the application's.
     sleeper: u32,
 }
@@ -104,6 +108,7 @@ const NO_INSTANCE: Instance = Instance {
     asleep: 0,
     kernel: false,
     listeners: false,
+    nested: false,
     sleeper: 0,
 };
 
@@ -348,6 +353,7 @@ impl State {
         let mask = (interest & !OPTIONS) | poll::ALWAYS;
         match h.kind() {
             Kind::Listener if listener::ready_in_user(h) => poll::IN & mask,
+            Kind::Epoll if self.is_ready(h, NESTING_MAX) => poll::IN & mask,
             Kind::Stream => {
                 let Some(s) = h.stream() else { return 0 };
                 let now = poll::events(h, &s) & mask;
@@ -366,6 +372,23 @@ impl State {
             }
             _ => 0,
         }
+    }
+
+    /// Would epoll_wait(2) of this instance find something of ours? Nothing is taken.
+    fn is_ready(&mut self, e: &Handle, depth: u32) -> bool {
+        let instance = e.place.load(Ordering::Relaxed);
+        self.scan(segments::lane_of(instance));
+        self.scan(SHARED_LANE);
+        let mut next = self.instances.get(instance as usize).map_or(0, |i| i.ready_head);
+        while let Some(index) = (next as usize).checked_sub(1) {
+            let Some(r) = self.regs.get(index).copied() else { break };
+            next = r.next_ready;
+            let nested = self.handle_of(index).is_some_and(|h| h.kind() == Kind::Epoll);
+            if !r.dead && (!nested || depth > 0) && self.events(index) != 0 {
+                return true;
+            }
+        }
+        false
     }
 
     /// Moves ready events to `out`. `settled`: a heavy barrier has passed since the last watch was set.
@@ -398,7 +421,7 @@ impl State {
             }
             let level = r.interest.events & ET == 0;
             let (fresh, h) = (r.fresh, self.handle_of(index));
-            if level && (events != 0 || fresh || h.is_some_and(is_shared)) {
+            if level && (events != 0 || fresh || h.is_some_and(needs_looking)) {
                 self.queue(index);
             }
         }
@@ -406,7 +429,11 @@ impl State {
     }
 }
 
-/// A forked relative has it, too, and may take its news: look at the connection itself.
+/// No news come of it: look at it each time. A forked relative has it, too, and may take its news; or it is another set.
+fn needs_looking(h: &Handle) -> bool {
+    h.kind() == Kind::Epoll || is_shared(h)
+}
+
 fn is_shared(h: &Handle) -> bool {
     h.kind() == Kind::Stream && h.sock().is_some_and(|s| s.processes.load(Ordering::Relaxed) > 1)
 }
@@ -450,7 +477,8 @@ pub fn control(
 ) -> Result<Kernel> {
     let instance = e.place.load(Ordering::Relaxed);
     let Some(mut st) = STATE.take() else { return Err(Errno(libc::EINTR)) };
-    let Some(h) = h.filter(|h| matches!(h.kind(), Kind::Stream | Kind::Listener) || h.is_tcp()) else {
+    let known = |h: &&Handle| matches!(h.kind(), Kind::Stream | Kind::Listener | Kind::Epoll) || h.is_tcp();
+    let Some(h) = h.filter(known) else {
         if let Some(inst) = st.instances.get_mut(instance as usize) {
             inst.kernel = true;
         }
@@ -474,7 +502,9 @@ pub fn control(
             let index = st.add(h, new).ok_or(Errno(libc::ENOSPC))?;
             if let Some(inst) = st.instances.get_mut(instance as usize) {
                 inst.kernel |= !in_user;
-                inst.listeners |= h.kind() == Kind::Listener;
+                // The same event may come from both worlds.
+                inst.listeners |= matches!(h.kind(), Kind::Listener | Kind::Epoll);
+                inst.nested |= h.kind() == Kind::Epoll;
             }
             st.watch(index);
         }
@@ -493,7 +523,7 @@ pub fn control(
     }
     let kick = core::mem::take(&mut st.kick);
     drop(st);
-    sync_sleeper(instance);
+    sync_sleeper(instance, ep);
     if kick {
         wait::kick_others();
     }
@@ -535,6 +565,22 @@ pub fn became_listener(h: &Handle) {
             inst.listeners = true;
         }
         st.queue(index);
+    }
+}
+
+/// A write found the ring full: sets that ask for `EPOLLOUT` hear when there is space again.
+pub fn wants_space(h: &Handle) {
+    if h.regs.load(Ordering::Relaxed) == 0 {
+        return;
+    }
+    let Some(mut st) = STATE.take() else { return };
+    let mut next = h.regs.load(Ordering::Relaxed);
+    while let Some(index) = (next as usize).checked_sub(1) {
+        let Some(r) = st.regs.get(index).copied() else { break };
+        next = r.next_of_handle;
+        if r.interest.events & poll::OUT != 0 && st.events(index) & poll::OUT != 0 {
+            st.queue(index);
+        }
     }
 }
 
@@ -622,16 +668,13 @@ pub fn announce_sleep(e: &Handle, ep: i32) -> Option<u32> {
     let shared = st.shared_lane;
     let inst = st.instances.get_mut(index as usize)?;
     inst.asleep += 1;
-    if inst.sleeper == 0
-        && let Some(s) = wait::Sleeper::acquire()
-        && crate::epoll_wait::kernel_add_sleeper(ep, s.fd())
-    {
-        inst.sleeper = s.keep() + 1;
-    }
+    let nested = inst.nested;
+    inst.install_sleeper(ep);
     let sleeper = inst.sleeper.checked_sub(1);
-    announce(segments::lane_of(index));
-    if shared {
-        announce(SHARED_LANE);
+    for lane in 0..segments::LANES {
+        if nested || lane == segments::lane_of(index) || (shared && lane == SHARED_LANE) {
+            announce(lane);
+        }
     }
     if let Some(s) = sleeper {
         wait::Sleeper::kept(s).sync();
@@ -657,11 +700,48 @@ pub fn end_sleep(e: &Handle) {
     }
 }
 
-/// A segment may have been mapped since the instance's sleeper was made.
-fn sync_sleeper(instance: u32) {
-    let Some(st) = STATE.take() else { return };
-    let Some(inst) = st.instances.get(instance as usize) else { return };
+/// For a poll(2) that is about to sleep on an instance.
+pub fn announce_for_poll(e: &Handle) {
+    let Some(_no_scans) = STATE.take() else { return };
+    announce(segments::lane_of(e.place.load(Ordering::Relaxed)));
+    announce(SHARED_LANE);
+}
+
+/// Is an instance ready, as poll(2) of its descriptor asks? Only what is in user space.
+pub fn is_ready(e: &Handle) -> bool {
+    has_regs(e) && STATE.take().is_some_and(|mut st| st.is_ready(e, NESTING_MAX))
+}
+
+/// Before a sleep in the kernel alone, since nothing of ours is in the set (yet). False: something is.
+pub fn begin_kernel_sleep(e: &Handle) -> bool {
+    let Some(mut st) = STATE.take() else { return true };
+    match st.instances.get_mut(e.place.load(Ordering::Relaxed) as usize) {
+        Some(inst) if inst.regs == 0 => {
+            inst.asleep += 1;
+            true
+        }
+        _ => false,
+    }
+}
+
+impl Instance {
+    /// Puts a sleeper's set into the application's, so that threads which sleep in the kernel can be woken.
+    fn install_sleeper(&mut self, ep: i32) {
+        if self.sleeper == 0
+            && let Some(s) = wait::Sleeper::acquire()
+            && crate::epoll_wait::kernel_add_sleeper(ep, s.fd())
+        {
+            self.sleeper = s.keep() + 1;
+        }
+    }
+}
+
+/// A segment may have been mapped since the instance's sleeper was made; or threads sleep that had none.
+fn sync_sleeper(instance: u32, ep: i32) {
+    let Some(mut st) = STATE.take() else { return };
+    let Some(inst) = st.instances.get_mut(instance as usize) else { return };
     if inst.asleep > 0 {
+        inst.install_sleeper(ep);
         announce(segments::lane_of(instance));
     }
     if let Some(s) = inst.sleeper.checked_sub(1) {

@@ -120,6 +120,14 @@ pub fn wait(
     timeout: Option<Duration>,
     mask: *const libc::sigset_t,
 ) -> Result<usize> {
+    let timeout = if epoll::has_regs(e) {
+        timeout
+    } else {
+        match wait_in_kernel(ep, e, out, timeout, mask)? {
+            Ok(n) => return Ok(n),
+            Err(left) => left,
+        }
+    };
     let n = look(ep, e, out, false, timeout == Some(Duration::ZERO))?;
     if n > 0 || timeout == Some(Duration::ZERO) {
         return Ok(n);
@@ -144,6 +152,32 @@ pub fn wait(
             return Ok(n);
         }
     }
+}
+
+/// Nothing of ours is in the set: the kernel's wait is all. If another thread adds something of ours meanwhile, the inner
+/// `Err` says how much of the timeout is left.
+fn wait_in_kernel(
+    ep: i32,
+    e: &Handle,
+    out: &mut [libc::epoll_event],
+    timeout: Option<Duration>,
+    mask: *const libc::sigset_t,
+) -> Result<core::result::Result<usize, Option<Duration>>> {
+    if timeout == Some(Duration::ZERO) {
+        return ask_kernel(ep, out, timeout, mask).map(|(n, _)| Ok(n));
+    }
+    let start = sys::now();
+    let left = || timeout.map(|t| t.saturating_sub(sys::now() - start));
+    while epoll::begin_kernel_sleep(e) {
+        let _asleep = Asleep::announce();
+        let result = ask_kernel(ep, out, left(), mask);
+        epoll::end_sleep(e);
+        let (n, rung) = result?;
+        if n > 0 || !rung {
+            return Ok(Ok(n));
+        }
+    }
+    Ok(Err(left()))
 }
 
 fn sleep(

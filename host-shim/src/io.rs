@@ -4,12 +4,14 @@
 use core::sync::atomic::Ordering;
 use core::time::Duration;
 
+use ring::wake;
+
 use crate::handle::{Handle, Stream};
 use crate::sock::shut;
 use crate::stream::{Buffers, Cursor, End, ReadHow};
 use crate::sys::{Errno, Result};
 use crate::wait::{self, Spin};
-use crate::{coordinator, socket, sys};
+use crate::{coordinator, epoll, socket, sys};
 
 /// recv(2) and all its forms. Returns the number of bytes.
 ///
@@ -34,9 +36,6 @@ fn receive_slow(h: &Handle, s: &Stream, to: &Buffers<'_>, flags: i32, how: ReadH
         return Err(Errno(libc::EINVAL));
     }
     let want = to.total();
-    if want == 0 {
-        return Ok(0);
-    }
     let all = flags & libc::MSG_WAITALL != 0;
     let nonblocking = flags & libc::MSG_DONTWAIT != 0 || s.sock.is_nonblocking();
     let timeout = timeout_of(s.sock.rx_timeout_us.load(Ordering::Relaxed));
@@ -47,7 +46,9 @@ fn receive_slow(h: &Handle, s: &Stream, to: &Buffers<'_>, flags: i32, how: ReadH
             at = Cursor::default();
         }
         h.try_read(s, to, &mut at, how)?;
-        if at.done == want || (at.done > 0 && !all) {
+        // Linux waits for data even to read none of it.
+        let satisfied = if want == 0 { s.has_data() } else { at.done == want };
+        if satisfied || (at.done > 0 && !all) {
             return Ok(at.done);
         }
         match s.end(h) {
@@ -110,6 +111,7 @@ fn send_slow(
             Err(e) => return Err(e),
         }
         if nonblocking {
+            epoll::wants_space(h);
             return if at.done > 0 { Ok(at.done) } else { Err(Errno(libc::EAGAIN)) };
         }
         match wait_for(h, &s.out_dir.tx_wait, &|| s.writable(), timeout.zip(start)) {
@@ -153,6 +155,7 @@ pub fn send_file(
                 }
             }
             Ok(None) if s.sock.is_nonblocking() => {
+                epoll::wants_space(h);
                 return if done > 0 { Ok(done) } else { Err(Errno(libc::EAGAIN)) };
             }
             Ok(None) => match wait_for(h, &s.out_dir.tx_wait, &|| s.writable(), timeout.zip(start)) {
@@ -218,6 +221,13 @@ fn wait_retained(
                 Some(left)
             }
         };
-        wait::sleep_on_word(word, ready, left)?;
+        match left {
+            None => wait::sleep_on_word(word, ready)?,
+            // With a timeout no signal restarts the call, whatever its handler says: so in Linux, and so in poll(2).
+            Some(_) => {
+                wake::announce(word, wake::WIRE);
+                wait::sleep_with(None, ready, left)?;
+            }
+        }
     }
 }

@@ -179,12 +179,8 @@ fn from_coordinator(
     flags: i32,
 ) -> Result<Option<i32>> {
     let listener = sock.listener.load(Ordering::Relaxed);
-    // Cleared before asking: an announcement that comes after the answer counts.
-    h.ready.store(0, Ordering::Release);
-    match coordinator::call(Request::Accept { listener, flags: 0 }) {
-        Ok(Completion::Accepted { status: Status::Ok, conn, peer, local }) => {
-            // There may be more; the next accept finds out.
-            h.ready.store(1, Ordering::Release);
+    match coordinator::call_for(Some(h), Request::Accept { listener, flags: 0 }) {
+        Ok(Completion::Accepted { status: Status::Ok, conn, peer, local, .. }) => {
             install(h, sock, Accepted { conn, peer, local }, out, flags).map(Some)
         }
         _ => Ok(None),
@@ -211,7 +207,7 @@ fn install(h: &Handle, parent: &Sock, new: Accepted, out: PeerOut, flags: i32) -
     let made = handle::allocate(Kind::Kernel, fd, domain, ty).zip(socket::new_sock());
     let Some((n, sock)) = made else {
         sys::close(fd);
-        let _ = coordinator::post(Request::Close { conn: new.conn, side: 1 });
+        let _ = coordinator::post(Request::Close { conn: new.conn, side: 1, finished: false });
         return Err(Errno(libc::ENOMEM));
     };
     sock.set_addrs(new.local, new.peer);
@@ -221,7 +217,7 @@ fn install(h: &Handle, parent: &Sock, new: Accepted, out: PeerOut, flags: i32) -
     if socket::join(n, sock, new.conn, 1).is_none() || !table::set(fd, n) {
         socket::release(n);
         sys::close(fd);
-        let _ = coordinator::post(Request::Close { conn: new.conn, side: 1 });
+        let _ = coordinator::post(Request::Close { conn: new.conn, side: 1, finished: false });
         return Err(Errno(libc::ECONNABORTED));
     }
     options::write_addr(new.peer, domain, out.addr, out.len);
@@ -239,14 +235,14 @@ fn block(
     timeout: Option<Duration>,
 ) -> Result<Option<i32>> {
     let listener = sock.listener.load(Ordering::Relaxed);
-    let Ok(ticket) = coordinator::start(Request::Accept { listener, flags: ACCEPT_WAIT }) else {
+    let Ok(ticket) = coordinator::start(Some(h), Request::Accept { listener, flags: ACCEPT_WAIT }) else {
         return block_in_kernel(fd, timeout);
     };
     let limit = timeout.map_or(LOOK_AGAIN, |t| t.min(LOOK_AGAIN));
     let slept = wait::sleep_with(Some(fd), &|| ticket.is_answered(), Some(limit));
     coordinator::pump();
     let answer = ticket.finish().or_else(|| unpark(listener, ticket));
-    if let Some(Completion::Accepted { status: Status::Ok, conn, peer, local }) = answer {
+    if let Some(Completion::Accepted { status: Status::Ok, conn, peer, local, .. }) = answer {
         return install(h, sock, Accepted { conn, peer, local }, out, flags).map(Some);
     }
     if !wait::agent_alive() {

@@ -14,7 +14,7 @@ use crate::handle::{Handle, Kind, Stream};
 use crate::sock::shut;
 use crate::sys::{Errno, Membarrier, Result};
 use crate::wait::{Asleep, Sleeper, Spin};
-use crate::{coordinator, listener, real, stats, sys, table};
+use crate::{coordinator, epoll, listener, real, stats, sys, table};
 
 /// `POLLIN | POLLRDNORM`; the same bits as epoll's.
 pub const IN: u32 = 0x41;
@@ -79,6 +79,7 @@ fn ours(fd: i32, wanted: u32) -> Option<u32> {
         }
         // Both worlds: what the kernel says is added.
         Kind::Listener => Some(if listener::ready_in_user(h) { IN & wanted } else { 0 }),
+        Kind::Epoll => Some(if epoll::is_ready(h) { IN & wanted } else { 0 }),
         _ => None,
     }
 }
@@ -93,7 +94,15 @@ pub struct Set<'a> {
 
 /// True if a poll of these needs us.
 pub fn concerns_us(fds: &[libc::pollfd]) -> bool {
-    fds.iter().any(|p| table::get(p.fd).is_some_and(|h| matches!(h.kind(), Kind::Stream | Kind::Listener)))
+    fds.iter().any(|p| table::get(p.fd).is_some_and(needs_us))
+}
+
+fn needs_us(h: &Handle) -> bool {
+    match h.kind() {
+        Kind::Stream | Kind::Listener => true,
+        Kind::Epoll => epoll::has_regs(h),
+        Kind::Kernel | Kind::Free => false,
+    }
 }
 
 fn wanted(p: &libc::pollfd) -> u32 {
@@ -162,7 +171,11 @@ impl Set<'_> {
     /// Announces to every peer that we sleep in the kernel.
     fn announce(&self) {
         for p in self.fds.iter() {
-            let Some(s) = table::get(p.fd).and_then(Handle::stream) else { continue };
+            let Some(h) = table::get(p.fd) else { continue };
+            if h.kind() == Kind::Epoll {
+                epoll::announce_for_poll(h);
+            }
+            let Some(s) = h.stream() else { continue };
             wake::announce(&s.in_dir.rx_wait, wake::WIRE);
             if wanted(p) & OUT != 0 {
                 wake::announce(&s.out_dir.tx_wait, wake::WIRE);
@@ -280,15 +293,12 @@ impl Select {
     pub fn concerns_us(&self) -> bool {
         (0..self.n).any(|fd| {
             (0..3).any(|set| self.has(set, fd))
-                && i32::try_from(fd)
-                    .ok()
-                    .and_then(table::get)
-                    .is_some_and(|h| matches!(h.kind(), Kind::Stream | Kind::Listener))
+                && i32::try_from(fd).ok().and_then(table::get).is_some_and(needs_us)
         })
     }
 
     /// Descriptors in any set, as poll wants them; the number of them.
-    pub fn to_poll(&self, out: &mut [libc::pollfd]) -> usize {
+    pub fn fill(&self, out: &mut [libc::pollfd]) -> usize {
         let mut n = 0;
         for fd in 0..self.n {
             let mut events = 0i16;
@@ -311,7 +321,7 @@ impl Select {
     ///
     /// # Errors
     /// `EBADF` if a descriptor is not open.
-    pub fn from_poll(&self, fds: &[libc::pollfd]) -> Result<usize> {
+    pub fn take_result(&self, fds: &[libc::pollfd]) -> Result<usize> {
         if fds.iter().any(|p| p.revents & libc::POLLNVAL != 0) {
             return Err(Errno(libc::EBADF));
         }

@@ -1,5 +1,6 @@
-//! libc's originals of the symbols that we define. This list is the one list of what we intercept: the
-//! test `exports` compares it with the library's symbol table.
+//! libc's originals of the symbols that we define. This list is the one list of what we intercept (with `accept`,
+//! `closefrom`, `fcntl64` and `sendfile64`, which are other names of functions in it): the test `exports` compares it with
+//! the library's symbol table.
 //!
 //! All are looked up once, when the library is loaded. A call that comes earlier (another library's constructor) looks up its
 //! own one; that is the same value whoever does it first, so no lock is needed.
@@ -75,8 +76,6 @@ macro_rules! originals {
         pub fn resolve() {
             $(let _ = table::$name.look_up();)*
         }
-        /// The names, for the test of the exported symbols.
-        pub const NAMES: &[&str] = &[$(stringify!($name)),*];
     };
 }
 
@@ -85,7 +84,6 @@ originals! {
     socket(domain: c_int, ty: c_int, protocol: c_int) -> c_int;
     bind(fd: c_int, addr: *const sockaddr, len: socklen_t) -> c_int;
     listen(fd: c_int, backlog: c_int) -> c_int;
-    accept(fd: c_int, addr: *mut sockaddr, len: *mut socklen_t) -> c_int;
     accept4(fd: c_int, addr: *mut sockaddr, len: *mut socklen_t, flags: c_int) -> c_int;
     connect(fd: c_int, addr: *const sockaddr, len: socklen_t) -> c_int;
     shutdown(fd: c_int, how: c_int) -> c_int;
@@ -107,19 +105,16 @@ originals! {
     recvmmsg(fd: c_int, msgs: *mut mmsghdr, n: c_uint, flags: c_int, timeout: *mut timespec) -> c_int;
     sendmmsg(fd: c_int, msgs: *mut mmsghdr, n: c_uint, flags: c_int) -> c_int;
     sendfile(out: c_int, input: c_int, offset: *mut off_t, n: size_t) -> ssize_t;
-    sendfile64(out: c_int, input: c_int, offset: *mut off_t, n: size_t) -> ssize_t;
     __read_chk(fd: c_int, buf: *mut c_void, n: size_t, size: size_t) -> ssize_t;
     __recv_chk(fd: c_int, buf: *mut c_void, n: size_t, size: size_t, flags: c_int) -> ssize_t;
     __recvfrom_chk(fd: c_int, buf: *mut c_void, n: size_t, size: size_t, flags: c_int, addr: *mut sockaddr, len: *mut socklen_t) -> ssize_t;
     // descriptors
     close(fd: c_int) -> c_int;
     close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int;
-    closefrom(first: c_int) -> ();
     dup(fd: c_int) -> c_int;
     dup2(fd: c_int, to: c_int) -> c_int;
     dup3(fd: c_int, to: c_int, flags: c_int) -> c_int;
     fcntl(fd: c_int, cmd: c_int, arg: c_ulong) -> c_int;
-    fcntl64(fd: c_int, cmd: c_int, arg: c_ulong) -> c_int;
     ioctl(fd: c_int, request: c_ulong, arg: c_ulong) -> c_int;
     // readiness
     poll(fds: *mut pollfd, n: nfds_t, timeout: c_int) -> c_int;

@@ -10,7 +10,8 @@ use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use ring::attach::{Call, Reply};
 use ring::msg::ConnId;
-use ring::segment::{LANES, SEGMENT_BYTES, SLOTS, Segment, Side};
+pub use ring::segment::LANES;
+use ring::segment::{SEGMENT_BYTES, SLOTS, Segment, Side};
 use ring::shared::Region;
 use rustix::event::{PollFd, PollFlags};
 use rustix::mm::{MapFlags, ProtFlags};

@@ -28,6 +28,11 @@ pub mod shut {
     pub const RESET_SEEN: u32 = 8;
 }
 
+/// [`Sock::dead`]: the peer's side is gone.
+pub const DEAD: u32 = 1;
+/// [`Sock::dead`]: the listener was closed before it accepted us, which is a reset.
+pub const DEAD_RESET: u32 = 2;
+
 /// Shared state of one connection or listener. Zero is the fresh state.
 #[repr(C, align(64))]
 pub struct Sock {
@@ -53,7 +58,7 @@ pub struct Sock {
     pub nonblock: AtomicU32,
     /// [`shut`] bits.
     pub shut: AtomicU32,
-    /// Non-zero: the coordinator or the wire says that the peer's side is gone.
+    /// [`DEAD`] or [`DEAD_RESET`]: the coordinator or the wire says that the peer's side is gone.
     pub dead: AtomicU32,
     /// Pending `SO_ERROR`.
     pub error: AtomicU32,

@@ -115,7 +115,7 @@ fn close_stream(h: &Handle, s: &Stream) {
         h.notify_all(s);
     }
     let side = h.side.load(Ordering::Relaxed);
-    let _ = coordinator::post(Request::Close { conn: s.conn, side });
+    let _ = coordinator::post(Request::Close { conn: s.conn, side, finished: last });
     if let Some(m) = segments::by_index(h.place.load(Ordering::Relaxed)) {
         m.leave(s.conn.slot());
     }

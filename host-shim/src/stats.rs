@@ -9,6 +9,8 @@ use ring::msg::Addr;
 use ring::shared::Region;
 use ring::stats::{Reason, STATS_BYTES, SocketState, SocketStats, Stats, StatsHeader, Traffic, add};
 
+use crate::handle::{Handle, Kind};
+
 static BASE: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
 
 fn stats() -> Option<Stats<'static>> {
@@ -21,10 +23,24 @@ fn stats() -> Option<Stats<'static>> {
 pub fn install(region: Region) {
     BASE.store(region.base().as_ptr(), Ordering::Release);
     for h in crate::handle::all() {
-        if h.kind() != crate::handle::Kind::Epoll {
-            let packed = h.family_type.load(Ordering::Relaxed);
-            show(h.index(), -1, packed, SocketState::Idle, Reason::None);
-        }
+        show_again(h);
+    }
+}
+
+/// What existed before this process was attached: older sockets, or those inherited by a forked child.
+fn show_again(h: &Handle) {
+    let state = match h.kind() {
+        Kind::Stream => SocketState::User,
+        Kind::Listener => SocketState::Listening,
+        Kind::Kernel => SocketState::Idle,
+        Kind::Epoll | Kind::Free => return,
+    };
+    let reason = if h.kind() == Kind::Kernel && !h.is_tcp() { Reason::Family } else { Reason::None };
+    let fd = crate::table::find(h).unwrap_or(-1);
+    show(h.index(), fd, h.family_type.load(Ordering::Relaxed), state, reason);
+    if let (Some(sock), Some(e)) = (h.sock(), entry(h.index())) {
+        let (local, peer) = sock.addrs();
+        e.set_addrs(local, peer);
     }
 }
 
@@ -78,13 +94,6 @@ pub fn set_reason(index: u32, reason: Reason) {
 /// The reason as last set.
 pub fn reason(index: u32) -> Reason {
     entry(index).map_or(Reason::Unknown, |e| Reason::from_wire(e.reason.load(Ordering::Relaxed)))
-}
-
-/// Shows another descriptor number.
-pub fn set_fd(index: u32, fd: i32) {
-    if let Some(e) = entry(index) {
-        e.fd.store(fd.cast_unsigned(), Ordering::Relaxed);
-    }
 }
 
 /// Bytes sent in one call. Plain adds: the direction lock (or the kernel path's tolerance) makes it one writer.

@@ -11,7 +11,7 @@ use ring::stream::{self, Reader};
 use ring::wake;
 
 use crate::handle::{Handle, Stream};
-use crate::sock::shut;
+use crate::sock::{DEAD_RESET, shut};
 use crate::sys::{Errno, Result};
 use crate::{segments, stats, sys};
 
@@ -189,7 +189,7 @@ impl Handle {
             return Err(Errno(libc::EPIPE));
         }
         if bits & shut::BROKEN == 0 {
-            let reset = s.in_dir.state.load(Ordering::Acquire) == state::RST || self.unread_at_death(s);
+            let reset = s.end_is_reset(self);
             s.sock.shut.fetch_or(shut::BROKEN, Ordering::Relaxed);
             if reset {
                 s.sock.shut.fetch_or(shut::RESET_SEEN, Ordering::Relaxed);
@@ -288,10 +288,9 @@ impl Handle {
             && let Some(theirs) = m.theirs()
         {
             let lane = (watch as usize).wrapping_sub(1);
-            if let (Some(news), Some(lane)) = (theirs.news.get(lane), theirs.lanes.get(lane)) {
-                if let Some(flag) = news.get(usize::from(slot)) {
-                    ring_wire |= wake::post(flag, &lane.sleeping) != 0;
-                }
+            let flag = theirs.news.get(lane).and_then(|news| news.get(usize::from(slot)));
+            if let (Some(flag), Some(lane)) = (flag, theirs.lanes.get(lane)) {
+                ring_wire |= wake::post(flag, &lane.sleeping) != 0;
             }
         }
         if ring_wire {
@@ -330,13 +329,6 @@ impl Stream {
         self.sock.shut.fetch_or(shut::BROKEN, Ordering::Relaxed);
         self.out_dir.state.store(state::RST, Ordering::Release);
         Errno(libc::ECONNRESET)
-    }
-
-    /// There is something to read, or reading has ended. Looks only; may be called without the lock.
-    #[inline(always)]
-    #[must_use]
-    pub fn readable(&self) -> bool {
-        self.has_data() || self.input_ended()
     }
 
     /// Bytes wait.
@@ -386,6 +378,7 @@ impl Stream {
         let own = self.sock.shut.load(Ordering::Relaxed) & shut::READ != 0;
         match self.input_state() {
             state::RST => true,
+            state::OPEN if self.sock.dead.load(Ordering::Relaxed) == DEAD_RESET => true,
             state::OPEN => !own && h.unread_at_death(self),
             _ => false,
         }

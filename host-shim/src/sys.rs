@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use core::cell::Cell;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::AtomicU32;
 use core::time::Duration;
 
 use ring::atomic::Heavy;
@@ -112,7 +112,7 @@ pub fn futex_wake_all(word: &AtomicU32) {
 }
 
 /// Sleeps while every word holds its value, at most `timeout`. A signal handler that ran is `EINTR`, unless it was installed
-/// with `SA_RESTART` and `restart` is set: then the kernel goes on waiting, as it does for recv(2) without a timeout.
+/// with `SA_RESTART`: then the kernel goes on waiting, as it does for recv(2) without a timeout.
 ///
 /// # Errors
 /// `EINTR`; a changed word or the end of the time is `Ok`.
@@ -176,11 +176,13 @@ pub fn ticks() -> u64 {
 }
 
 /// True if every signal handler that the process has installed asks for `SA_RESTART`, so that the one which just
-/// interrupted us did, too. For calls that cannot sleep in a system call which the kernel restarts itself.
+/// interrupted us did, too. (Handlers of faults don't count: those don't interrupt a sleep.) For calls that cannot sleep in a system call which the kernel restarts itself.
 #[must_use]
 pub fn handlers_restart() -> bool {
     let mut any = false;
-    for signal in 1..=64 {
+    let faults =
+        [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGABRT, libc::SIGSYS];
+    for signal in (1..=64).filter(|s| !faults.contains(s)) {
         let Some(flags) = handler_flags(signal) else { continue };
         any = true;
         if flags & libc::SA_RESTART == 0 {
@@ -207,12 +209,6 @@ pub fn raise_sigpipe() {
     let tid = rustix::thread::gettid();
     // SAFETY: tgkill to ourselves has no memory effects; glibc's wrapper is not a symbol of ours.
     unsafe { libc::tgkill(pid.as_raw_nonzero().get(), tid.as_raw_nonzero().get(), libc::SIGPIPE) };
-}
-
-/// Loads a counter that only hints.
-#[must_use]
-pub fn peek(word: &AtomicU32) -> u32 {
-    word.load(Ordering::Relaxed)
 }
 
 /// Keeps signal handlers out of a slow section that holds the process's own locks.

@@ -77,6 +77,12 @@ pub fn remove_internal(fd: i32) {
     }
 }
 
+/// The lowest descriptor of a handle.
+pub fn find(h: &Handle) -> Option<i32> {
+    let value = h.index() + 1;
+    (0..used()).find(|fd| entry(*fd).is_some_and(|e| e.load(Ordering::Relaxed) == value))
+}
+
 /// One past the highest number that may be entered.
 pub fn used() -> i32 {
     i32::try_from(USED.load(Ordering::Relaxed)).unwrap_or(i32::MAX)

@@ -83,28 +83,22 @@ impl Default for Spin {
     }
 }
 
-/// Sleeps on a data word until a waker clears it, the process is told to look around, or `timeout` is over.
+/// Sleeps on a data word until a waker clears it, or the process is told to look around.
 /// `ready` is the second look, after the announcement.
 ///
 /// # Errors
-/// `EINTR`, if a handler without `SA_RESTART` ran, or a timeout is set (as recv(2) with `SO_RCVTIMEO`).
-pub fn sleep_on_word(word: &AtomicU32, ready: &dyn Fn() -> bool, timeout: Option<Duration>) -> Result<()> {
+/// `EINTR`, if a handler without `SA_RESTART` ran: the kernel restarts this sleep as it restarts a recv(2) without timeout.
+pub fn sleep_on_word(word: &AtomicU32, ready: &dyn Fn() -> bool) -> Result<()> {
     let Some(notice) = coordinator::notice() else {
         // Detached: nobody tells us anything but the peer.
         static NEVER: AtomicU32 = AtomicU32::new(0);
-        return sleep_on(word, &NEVER, ready, timeout, Duration::from_millis(50));
+        return sleep_on(word, &NEVER, ready, Duration::from_millis(50));
     };
     let beat = if agent_alive() { HEARTBEAT } else { Duration::from_millis(50) };
-    sleep_on(word, notice, ready, timeout, beat)
+    sleep_on(word, notice, ready, beat)
 }
 
-fn sleep_on(
-    word: &AtomicU32,
-    notice: &AtomicU32,
-    ready: &dyn Fn() -> bool,
-    timeout: Option<Duration>,
-    beat: Duration,
-) -> Result<()> {
+fn sleep_on(word: &AtomicU32, notice: &AtomicU32, ready: &dyn Fn() -> bool, beat: Duration) -> Result<()> {
     let seen = notice.load(Ordering::Acquire);
     let value = ring::wake::announce_and_fence(word, ring::wake::FUTEX, &Membarrier);
     if ready() {
@@ -112,8 +106,7 @@ fn sleep_on(
     }
     stats::slept();
     let start = sys::now();
-    let limit = timeout.map_or(beat, |t| t.min(beat));
-    let result = sys::futex_wait2((word, value), (notice, seen), limit);
+    let result = sys::futex_wait2((word, value), (notice, seen), beat);
     let slept = sys::now() - start;
     Spin::learn(slept);
     if notice.load(Ordering::Acquire) != seen || slept >= beat {

@@ -198,6 +198,8 @@ pub enum Request {
         conn: ConnId,
         /// Which side of it, 0 or 1: a process may hold both.
         side: u32,
+        /// The end is marked in the stream: the other side need not be told.
+        finished: bool,
     },
     /// An accepted connection that nobody will take (its `accept` was interrupted): queue it again. No answer.
     Requeue {
@@ -279,7 +281,9 @@ impl Request {
             }
             Request::Accept { listener, flags } => (4, [pair(listener, flags), 0, 0, 0, 0, 0]),
             Request::CancelAccept { listener, token } => (5, [pair(listener, token), 0, 0, 0, 0, 0]),
-            Request::Close { conn, side } => (6, [conn.0, u64::from(side), 0, 0, 0, 0]),
+            Request::Close { conn, side, finished } => {
+                (6, [conn.0, pair(side, u32::from(finished)), 0, 0, 0, 0])
+            }
             Request::Requeue { conn } => (7, [conn.0, 0, 0, 0, 0, 0]),
             Request::Fork { nonce } => (8, [nonce, 0, 0, 0, 0, 0]),
             Request::ForkFailed { nonce } => (9, [nonce, 0, 0, 0, 0, 0]),
@@ -307,7 +311,7 @@ impl Request {
             },
             4 => Request::Accept { listener: lo(a), flags: hi(a) },
             5 => Request::CancelAccept { listener: lo(a), token: hi(a) },
-            6 if b < 2 => Request::Close { conn: ConnId(a), side: lo(b) },
+            6 if lo(b) < 2 => Request::Close { conn: ConnId(a), side: lo(b), finished: hi(b) != 0 },
             7 => Request::Requeue { conn: ConnId(a) },
             8 => Request::Fork { nonce: a },
             9 => Request::ForkFailed { nonce: a },
@@ -362,16 +366,22 @@ pub enum Completion {
         peer: Addr,
         /// The address that the client connected to.
         local: Addr,
+        /// More wait in the queue.
+        more: bool,
     },
-    /// A listener's queue became non-empty.
+    /// A connection arrived in a listener's queue, or (`waiting` false) others have emptied it.
     Ready {
         /// Which listener.
         listener: u32,
+        /// Something is there to accept.
+        waiting: bool,
     },
     /// All holders of the other side are gone, or the listener that should have accepted is.
     PeerGone {
         /// Which connection.
         conn: ConnId,
+        /// As a reset, whatever was read (the listener was closed).
+        reset: bool,
     },
     /// Agent only: make the memory of a segment for two groups. Answered by `SegmentMade`.
     MakeSegment {
@@ -397,12 +407,15 @@ impl Completion {
             Completion::Credit => (64, Status::Ok, [0; 6]),
             Completion::Done { status, value } => (65, status, [u64::from(value), 0, 0, 0, 0, 0]),
             Completion::Connected { status, conn } => (66, status, [conn.0, 0, 0, 0, 0, 0]),
-            Completion::Accepted { status, conn, peer, local } => {
+            Completion::Accepted { status, conn, peer, local, more } => {
                 let ([a, b], [c, d]) = (peer.words(), local.words());
-                (67, status, [conn.0, a, b, c, d, u64::from(peer.port) | u64::from(local.port) << 16])
+                let ports = u32::from(peer.port) | u32::from(local.port) << 16;
+                (67, status, [conn.0, a, b, c, d, pair(ports, u32::from(more))])
             }
-            Completion::Ready { listener } => (68, Status::Ok, [u64::from(listener), 0, 0, 0, 0, 0]),
-            Completion::PeerGone { conn } => (69, Status::Ok, [conn.0, 0, 0, 0, 0, 0]),
+            Completion::Ready { listener, waiting } => {
+                (68, Status::Ok, [pair(listener, u32::from(waiting)), 0, 0, 0, 0, 0])
+            }
+            Completion::PeerGone { conn, reset } => (69, Status::Ok, [conn.0, u64::from(reset), 0, 0, 0, 0]),
             Completion::MakeSegment { segment, client_group, server_group } => {
                 (96, Status::Ok, [u64::from(segment), pair(client_group, server_group), 0, 0, 0, 0])
             }
@@ -426,10 +439,11 @@ impl Completion {
                 status,
                 conn: ConnId(a),
                 peer: Addr::from_words(b, c, port(f & 0xffff)?),
-                local: Addr::from_words(d, e, port(f >> 16)?),
+                local: Addr::from_words(d, e, port(f >> 16 & 0xffff)?),
+                more: hi(f) != 0,
             },
-            68 => Completion::Ready { listener: u32::try_from(a).map_err(|_| Malformed)? },
-            69 => Completion::PeerGone { conn: ConnId(a) },
+            68 => Completion::Ready { listener: lo(a), waiting: hi(a) != 0 },
+            69 => Completion::PeerGone { conn: ConnId(a), reset: b != 0 },
             96 => Completion::MakeSegment {
                 segment: u32::try_from(a).map_err(|_| Malformed)?,
                 client_group: lo(b),

@@ -48,6 +48,8 @@ fn vector<'a>(iov: *const iovec, n: c_int) -> Result<&'a [iovec]> {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn read(fd: c_int, buf: *mut c_void, n: size_t) -> ssize_t {
     match ours(fd) {
+        // read(2) of no bytes is no read at all; recv(2) of none is one.
+        Some(_) if n == 0 => 0,
         Some((h, s)) => length(io::receive(h, &s, &Buffers::one(buf.cast(), n), 0)),
         // SAFETY: the application's arguments, unchanged; so in every pass-through below.
         None => read_by_kernel(fd, unsafe { real::read(fd, buf, n) }),
@@ -123,7 +125,10 @@ pub unsafe extern "C" fn sendto(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn readv(fd: c_int, iov: *const iovec, n: c_int) -> ssize_t {
     match ours(fd) {
-        Some((h, s)) => length(vector(iov, n).and_then(|v| io::receive(h, &s, &Buffers::many(v), 0))),
+        Some((h, s)) => length(vector(iov, n).map(Buffers::many).and_then(|to| match to.total() {
+            0 => Ok(0),
+            _ => io::receive(h, &s, &to, 0),
+        })),
         // SAFETY: as above.
         None => read_by_kernel(fd, unsafe { real::readv(fd, iov, n) }),
     }

@@ -105,12 +105,12 @@ pub unsafe extern "C" fn __ppoll_chk(
 
 fn select_ours(sets: &Select, timeout: Option<Duration>, mask: *const sigset_t) -> c_int {
     let Some(mut list) = Scratch::new(sets.n) else { return fail(Errno(libc::ENOMEM)) };
-    let n = sets.to_poll(list.get());
+    let n = sets.fill(list.get());
     let Some(mut kernel) = Scratch::new(n + 1) else { return fail(Errno(libc::ENOMEM)) };
     let Some(fds) = list.get().get_mut(..n) else { return fail(Errno(libc::EINVAL)) };
     let mut set = Set { fds, kernel: kernel.get() };
     let result = poll::wait(&mut set, timeout, mask);
-    count(result.and_then(|_| sets.from_poll(set.fds)))
+    count(result.and_then(|_| sets.take_result(set.fds)))
 }
 
 fn select_sets(n: c_int, r: *mut fd_set, w: *mut fd_set, e: *mut fd_set) -> Option<Select> {
@@ -221,7 +221,7 @@ pub unsafe extern "C" fn epoll_ctl(ep: c_int, op: c_int, fd: c_int, event: *mut 
     }
 }
 
-/// The application's array of events, and its instance if we have connections in it.
+/// The application's array of events, and its instance if we know it.
 ///
 /// # Safety
 /// `events` has `max` elements.
@@ -230,7 +230,7 @@ unsafe fn epoll_ours<'a>(
     events: *mut epoll_event,
     max: c_int,
 ) -> Option<(&'static Handle, &'a mut [epoll_event])> {
-    let e = instance(ep).filter(|e| epoll::has_regs(e))?;
+    let e = instance(ep)?;
     let n = usize::try_from(max).ok().filter(|n| *n > 0 && !events.is_null())?;
     // SAFETY: contract.
     Some((e, unsafe { slice::from_raw_parts_mut(events, n) }))
@@ -275,12 +275,11 @@ pub unsafe extern "C" fn epoll_pwait2(
     timeout: *const timespec,
     mask: *const sigset_t,
 ) -> c_int {
+    // SAFETY: the application's pointer, null or to a timespec.
+    let limit = unsafe { timeout.as_ref() }.map(duration);
     // SAFETY: the application's array.
     match unsafe { epoll_ours(ep, events, max) } {
-        // SAFETY: the application's pointer, null or to a timespec.
-        Some((e, out)) => {
-            count(epoll_wait::wait(ep, e, out, unsafe { timeout.as_ref() }.map(duration), mask))
-        }
+        Some((e, out)) => count(epoll_wait::wait(ep, e, out, limit, mask)),
         // SAFETY: as above.
         None => unsafe { real::epoll_pwait2(ep, events, max, timeout, mask) },
     }
