@@ -6,6 +6,7 @@
 //! | [`mapping`] | a function's window and host memory |
 //! | [`bus`] | where functions come from: the emulated bus |
 //! | [`poll`] | one turn over all rings |
+//! | [`outbox`] | what waits for credit |
 //! | [`sleep`] | when nothing happens |
 //! | [`counters`] | what is counted and shown |
 #![deny(unsafe_code)]
@@ -14,5 +15,6 @@ pub mod bus;
 pub mod counters;
 pub mod logic;
 pub mod mapping;
+pub mod outbox;
 pub mod poll;
 pub mod sleep;

@@ -1,6 +1,5 @@
 //! One polling turn over all mapped functions, with bounded work: requests in, completions and interrupts out.
 
-use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -13,6 +12,7 @@ use rustix::io::ioctl_fionbio;
 use crate::counters::Shown;
 use crate::logic::{Impostor, Logic, Out};
 use crate::mapping::{Broken, FunctionMemory, MapError};
+use crate::outbox::Outbox;
 
 /// Requests of one function that one turn takes.
 pub const REQUESTS_PER_TURN: usize = 16;
@@ -47,7 +47,7 @@ struct Port {
     irqs: [OwnedFd; 2],
     gate: IrqGate,
     /// Completions that wait for credit.
-    outbox: VecDeque<(u32, Completion)>,
+    outbox: Outbox,
     /// An event was queued or pushed since the last interrupt on vector 1.
     event_due: bool,
     /// It broke the rules: not looked at any more.
@@ -114,7 +114,7 @@ impl Poller {
                 memory,
                 irqs: [irq0, irq1],
                 gate: IrqGate::default(),
-                outbox: VecDeque::new(),
+                outbox: Outbox::default(),
                 event_due: false,
                 dropped: false,
             });
@@ -211,10 +211,10 @@ impl Poller {
     /// Brings what the logic said to the functions' outboxes and on from there.
     fn route(&mut self) {
         let mut out = std::mem::take(&mut self.out);
-        for Out { function, token, completion } in &out {
-            if let Some(port) = self.port_mut(*function).filter(|port| !port.dropped) {
-                port.event_due |= completion.is_event();
-                port.outbox.push_back((*token, *completion));
+        for news in &out {
+            if let Some(port) = self.port_mut(news.function).filter(|port| !port.dropped) {
+                port.event_due |= news.completion.is_event();
+                port.outbox.push(news);
             }
         }
         // News for one function mostly come in a row.
@@ -240,7 +240,7 @@ impl Poller {
     fn offends(&mut self, number: u32, offence: Offence) {
         if let Some(port) = self.port_mut(number) {
             port.dropped = true;
-            port.outbox = VecDeque::new();
+            port.outbox = Outbox::default();
             self.offenders.push((number, offence));
         }
     }
@@ -260,11 +260,11 @@ impl Poller {
 impl Port {
     fn settle(&mut self, shown: &Shown) -> Result<(), Broken> {
         let armed = self.memory.read_armed()?;
-        while let Some((token, completion)) = self.outbox.front().copied() {
+        while let Some((token, completion)) = self.outbox.front() {
             if self.memory.push(&completion.to_raw(token)).is_err() {
                 break;
             }
-            self.outbox.pop_front();
+            self.outbox.pop();
             self.event_due |= completion.is_event();
             shown.counters.count(&completion);
         }

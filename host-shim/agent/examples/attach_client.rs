@@ -101,7 +101,7 @@ impl Client {
                 if hung_up { "hung up".into() } else { "still there".into() }
             }
             ["gone"] => self.until(|_, c| match c {
-                Completion::PeerGone { conn } => Some(format!("gone {}", parts(conn))),
+                Completion::PeerGone { conn, .. } => Some(format!("gone {}", parts(conn))),
                 _ => None,
             })?,
             ["notice"] => {

@@ -1,12 +1,13 @@
 //! Listening and accepting: late binding of connections to whoever asks first.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 use ring::msg::{ACCEPT_WAIT, Addr, Completion, ConnId, LISTEN_V6ONLY, Status};
 
 use super::functions::{CLIENT, Holder, SERVER};
 use super::listeners::{BACKLOG_MAX, Listener, Waiter};
-use super::{Logic, Out, announce, policy, reply};
+use super::segments::End;
+use super::{Logic, Out, announce, policy, tell_accept, tell_ready};
 
 impl Logic {
     pub(super) fn listen(&mut self, f: u32, addr: Addr, backlog: u32, flags: u32) -> Result<u32, Status> {
@@ -30,7 +31,7 @@ impl Logic {
             uid: who.uid,
             group: who.group,
             backlog: backlog.min(BACKLOG_MAX),
-            holders: BTreeMap::from([(Holder::Function(f), false)]),
+            holders: BTreeSet::from([Holder::Function(f)]),
             queue: VecDeque::new(),
             waiters: VecDeque::new(),
         });
@@ -45,7 +46,7 @@ impl Logic {
         }
         if let Some(listener) = self.listeners.get_mut(id) {
             for waiter in listener.take_waiters_of(f) {
-                not_accepted(out, f, waiter.token, Status::BadRequest);
+                not_accepted(out, f, waiter.token, id, Status::BadRequest);
             }
         }
         self.release_listener(Holder::Function(f), id, out);
@@ -53,7 +54,7 @@ impl Logic {
 
     pub(super) fn accept(&mut self, f: u32, token: u32, id: u32, flags: u32, out: &mut Vec<Out>) {
         if let Err(status) = self.try_accept(f, token, id, flags, out) {
-            not_accepted(out, f, token, status);
+            not_accepted(out, f, token, id, status);
         }
     }
 
@@ -66,11 +67,9 @@ impl Logic {
         out: &mut Vec<Out>,
     ) -> Result<(), Status> {
         let listener = self.listeners.get_mut(id).ok_or(Status::BadRequest)?;
-        let told = listener.holders.get_mut(&Holder::Function(f)).ok_or(Status::BadRequest)?;
-        if flags & !ACCEPT_WAIT != 0 {
+        if !listener.held_by(Holder::Function(f)) || flags & !ACCEPT_WAIT != 0 {
             return Err(Status::BadRequest);
         }
-        *told = false;
         if let Some(conn) = listener.queue.front().copied() {
             if !self.may_hold_more(f) {
                 return Err(Status::Quota);
@@ -79,6 +78,7 @@ impl Logic {
                 listener.queue.pop_front();
             }
             self.deliver(conn, Waiter { function: f, token }, out);
+            self.tell_others_if_empty(id, f, out);
             return Ok(());
         }
         if flags & ACCEPT_WAIT == 0 {
@@ -96,7 +96,7 @@ impl Logic {
         let waiter = Waiter { function: f, token };
         if let Some(index) = listener.waiters.iter().position(|w| *w == waiter) {
             listener.waiters.remove(index);
-            not_accepted(out, f, token, Status::Empty);
+            not_accepted(out, f, token, id, Status::Empty);
         }
     }
 
@@ -107,19 +107,25 @@ impl Logic {
                 self.deliver(conn, waiter, out);
                 return;
             }
-            not_accepted(out, waiter.function, waiter.token, Status::Quota);
+            not_accepted(out, waiter.function, waiter.token, id, Status::Quota);
         }
         let Some(listener) = self.listeners.get_mut(id) else { return };
-        let was_empty = listener.queue.is_empty();
         if first {
             listener.queue.push_front(conn);
         } else {
             listener.queue.push_back(conn);
         }
-        if was_empty {
-            for function in listener.tell_holders() {
-                announce(out, function, Completion::Ready { listener: id });
-            }
+        for function in listener.functions() {
+            tell_ready(out, function, id, true);
+        }
+    }
+
+    /// `acceptor` took a connection out of the queue, and knows what is left. All others heard of each arrival, and
+    /// now that nothing is left, of that.
+    fn tell_others_if_empty(&self, id: u32, acceptor: u32, out: &mut Vec<Out>) {
+        let Some(listener) = self.listeners.get(id).filter(|l| l.queue.is_empty()) else { return };
+        for function in listener.functions().filter(|f| *f != acceptor) {
+            tell_ready(out, function, id, false);
         }
     }
 
@@ -132,15 +138,17 @@ impl Logic {
             holders.push(Holder::Function(to.function));
         }
         function.holdings.conns.insert((id, SERVER));
-        let (peer, local, client_gone) = (conn.client, conn.server, conn.closed(CLIENT));
-        reply(out, to.function, to.token, Completion::Accepted { status: Status::Ok, conn: id, peer, local });
-        if client_gone {
-            announce(out, to.function, Completion::PeerGone { conn: id });
+        let (peer, local, listener) = (conn.client, conn.server, conn.listener);
+        let more = self.listeners.get(listener).is_some_and(|l| !l.queue.is_empty());
+        let accepted = Completion::Accepted { status: Status::Ok, conn: id, peer, local, more };
+        tell_accept(out, to.function, to.token, listener, accepted);
+        if let Some(news) = conn.news_of(CLIENT, id) {
+            announce(out, to.function, news);
         }
     }
 
     /// Puts an accepted connection back in front of the queue it came from. If the listener is gone, or others hold
-    /// the connection as well, it is closed by this holder instead.
+    /// the connection as well, this holder lets go of it instead.
     pub(super) fn requeue(&mut self, f: u32, id: ConnId, out: &mut Vec<Out>) {
         let me = Holder::Function(f);
         let Some(function) = self.functions.get_mut(f) else { return };
@@ -158,7 +166,7 @@ impl Logic {
             self.offer(listener, id, true, out);
             return;
         }
-        self.release_conn(me, id, SERVER, out);
+        self.release_conn(me, id, SERVER, End::Refused, out);
     }
 
     fn may_hold_more(&self, f: u32) -> bool {
@@ -168,7 +176,8 @@ impl Logic {
     }
 }
 
-fn not_accepted(out: &mut Vec<Out>, function: u32, token: u32, status: Status) {
+fn not_accepted(out: &mut Vec<Out>, function: u32, token: u32, listener: u32, status: Status) {
     let none = Addr::default();
-    reply(out, function, token, Completion::Accepted { status, conn: ConnId(0), peer: none, local: none });
+    let answer = Completion::Accepted { status, conn: ConnId(0), peer: none, local: none, more: false };
+    tell_accept(out, function, token, listener, answer);
 }

@@ -61,7 +61,7 @@ impl Logic {
         let Waiting { function: f, token, listener, client, server } = waiting;
         let function = self.functions.get_mut(f).ok_or(Status::BadRequest)?;
         let holders = [vec![Holder::Function(f)], Vec::new()];
-        let conn = Conn { holders, client, server, listener, queued: true };
+        let conn = Conn { holders, client, server, listener, queued: true, ends: [None; 2] };
         let conn = self.segments.open(segment, conn).ok_or(Status::Quota)?;
         function.holdings.conns.insert((conn, CLIENT));
         reply(out, f, token, Completion::Connected { status: Status::Ok, conn });

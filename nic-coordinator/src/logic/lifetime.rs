@@ -5,7 +5,8 @@ use ring::msg::{Completion, ConnId, Status};
 
 use super::forks::{ATTACH_US_MAX, Fork};
 use super::functions::{CLIENT, Holder, Identity, SERVER, Side};
-use super::{Holdings, Limits, Logic, Out, announce, reply};
+use super::segments::End;
+use super::{Holdings, Limits, Logic, Out, announce, reply, tell_ready};
 
 impl Logic {
     /// A process appears. With a fork's parent and nonce it takes over what the fork holds, and hears what happened
@@ -46,18 +47,17 @@ impl Logic {
         for id in &holdings.listeners {
             let Some(listener) = self.listeners.get_mut(*id) else { continue };
             listener.holders.remove(&from);
-            listener.holders.insert(Holder::Function(f), !listener.queue.is_empty());
-            if !listener.queue.is_empty() {
-                announce(out, f, Completion::Ready { listener: *id });
-            }
+            listener.holders.insert(Holder::Function(f));
+            // What it knows is what its parent knew at the fork.
+            tell_ready(out, f, *id, !listener.queue.is_empty());
         }
         for (id, side) in &holdings.conns {
             let Some(conn) = self.segments.get_mut(*id) else { continue };
             for holder in conn.holders.iter_mut().skip(*side).take(1).flatten().filter(|h| **h == from) {
                 *holder = Holder::Function(f);
             }
-            if conn.closed(other(*side)) {
-                announce(out, f, Completion::PeerGone { conn: *id });
+            if let Some(news) = conn.news_of(other(*side), *id) {
+                announce(out, f, news);
             }
         }
     }
@@ -75,7 +75,7 @@ impl Logic {
         if let Some(function) = self.functions.get(f) {
             for listener in &function.holdings.listeners {
                 if let Some(listener) = self.listeners.get_mut(*listener) {
-                    listener.holders.insert(child, false);
+                    listener.holders.insert(child);
                 }
             }
             for (conn, side) in &function.holdings.conns {
@@ -124,7 +124,7 @@ impl Logic {
             self.release_listener(holder, *listener, out);
         }
         for (conn, side) in &holdings.conns {
-            self.release_conn(holder, *conn, *side, out);
+            self.release_conn(holder, *conn, *side, End::Unmarked, out);
         }
     }
 
@@ -140,28 +140,40 @@ impl Logic {
             if let Some(conn) = self.segments.get_mut(id) {
                 conn.queued = false;
             }
-            self.side_closed(id, SERVER, out);
+            self.side_closed(id, SERVER, End::Refused, out);
         }
     }
 
-    /// One holder less on one side of a connection.
-    pub(super) fn release_conn(&mut self, holder: Holder, id: ConnId, side: Side, out: &mut Vec<Out>) {
+    /// One holder less on one side of a connection. `end`: how the side is closed, if this was the last one.
+    pub(super) fn release_conn(
+        &mut self,
+        holder: Holder,
+        id: ConnId,
+        side: Side,
+        end: End,
+        out: &mut Vec<Out>,
+    ) {
         let Some(conn) = self.segments.get_mut(id) else { return };
         let Some(holders) = conn.holders.get_mut(side) else { return };
         if let Some(index) = holders.iter().position(|h| *h == holder) {
             holders.swap_remove(index);
         }
         if conn.closed(side) {
-            self.side_closed(id, side, out);
+            self.side_closed(id, side, end, out);
         }
     }
 
     /// This side has just been closed: tells the other one, and frees the slot when that is closed, too.
-    fn side_closed(&mut self, id: ConnId, side: Side, out: &mut Vec<Out>) {
-        let Some(conn) = self.segments.get(id) else { return };
-        // A function that is being detached is not in the table any more and hears nothing.
-        for function in conn.functions(other(side)).filter(|f| self.functions.get(*f).is_some()) {
-            announce(out, function, Completion::PeerGone { conn: id });
+    fn side_closed(&mut self, id: ConnId, side: Side, end: End, out: &mut Vec<Out>) {
+        let Some(conn) = self.segments.get_mut(id) else { return };
+        if let Some(place) = conn.ends.get_mut(side) {
+            *place = Some(end);
+        }
+        if let Some(news) = conn.news_of(side, id) {
+            // A function that is being detached is not in the table any more and hears nothing.
+            for function in conn.functions(other(side)).filter(|f| self.functions.get(*f).is_some()) {
+                announce(out, function, news);
+            }
         }
         self.segments.free_if_closed(id);
         self.drop_segment_if_orphaned(id.segment(), out);

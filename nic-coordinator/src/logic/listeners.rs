@@ -1,6 +1,6 @@
 //! Listeners: who holds them, how a destination finds one, and their accept queues.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ring::msg::{Addr, ConnId, Status};
 
@@ -33,8 +33,8 @@ pub struct Listener {
     pub group: u32,
     /// The queue holds one more than this, as in Linux.
     pub backlog: u32,
-    /// Who holds it, and whether they were told (`Ready`) since they last asked (`Accept`).
-    pub holders: BTreeMap<Holder, bool>,
+    /// Who holds it.
+    pub holders: BTreeSet<Holder>,
     /// Connections that nobody has accepted yet. Empty while there are waiters.
     pub queue: VecDeque<ConnId>,
     /// Parked accepts, first come first served.
@@ -51,7 +51,7 @@ impl Listener {
     /// True if `holder` holds it.
     #[must_use]
     pub fn held_by(&self, holder: Holder) -> bool {
-        self.holders.contains_key(&holder)
+        self.holders.contains(&holder)
     }
 
     /// Removes and returns the waiters of one function.
@@ -61,17 +61,12 @@ impl Listener {
         gone
     }
 
-    /// Marks every function that holds it as told and returns those that were not yet.
-    pub fn tell_holders(&mut self) -> Vec<u32> {
-        let mut news_for = Vec::new();
-        for (holder, told) in &mut self.holders {
-            if let Holder::Function(function) = *holder
-                && !std::mem::replace(told, true)
-            {
-                news_for.push(function);
-            }
-        }
-        news_for
+    /// The functions that hold it.
+    pub fn functions(&self) -> impl Iterator<Item = u32> {
+        self.holders.iter().filter_map(|holder| match holder {
+            Holder::Function(function) => Some(*function),
+            Holder::Fork(_) => None,
+        })
     }
 }
 
@@ -226,7 +221,7 @@ mod tests {
             uid,
             group: 1,
             backlog: 1,
-            holders: BTreeMap::new(),
+            holders: BTreeSet::new(),
             queue: VecDeque::new(),
             waiters: VecDeque::new(),
         })

@@ -26,7 +26,7 @@ use ring::msg::{Completion, Request};
 use forks::Forks;
 use functions::{Functions, Holder, Holdings};
 use listeners::Listeners;
-use segments::Segments;
+use segments::{End, Segments};
 
 /// Upper bounds, so that no process can take more than its share.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +70,8 @@ pub struct Out {
     pub token: u32,
     /// What it says.
     pub completion: Completion,
+    /// The listener whose queue it tells about (an answer to `Accept` does not name it).
+    pub listener: Option<u32>,
 }
 
 /// A request that only the agent may make came from somebody else: that function has to be dropped.
@@ -145,12 +147,13 @@ impl Logic {
             Request::Connect { dst, src } => self.connect(f, token, dst, src, out),
             Request::Accept { listener, flags } => self.accept(f, token, listener, flags, out),
             Request::CancelAccept { listener, token } => self.cancel_accept(f, token, listener, out),
-            Request::Close { conn, side } => {
+            Request::Close { conn, side, finished } => {
                 let side = side as usize;
+                let end = if finished { End::Marked } else { End::Unmarked };
                 if let Some(function) = self.functions.get_mut(f)
                     && function.holdings.conns.remove(&(conn, side))
                 {
-                    self.release_conn(Holder::Function(f), conn, side, out);
+                    self.release_conn(Holder::Function(f), conn, side, end, out);
                 }
             }
             Request::Requeue { conn } => self.requeue(f, conn, out),
@@ -210,7 +213,22 @@ impl Logic {
 }
 
 fn reply(out: &mut Vec<Out>, function: u32, token: u32, completion: Completion) {
-    out.push(Out { function, token, completion });
+    out.push(Out { function, token, completion, listener: None });
+}
+
+/// An answer to `Accept`.
+fn tell_accept(out: &mut Vec<Out>, function: u32, token: u32, listener: u32, completion: Completion) {
+    out.push(Out { function, token, completion, listener: Some(listener) });
+}
+
+/// Whether something waits in a listener's queue.
+fn tell_ready(out: &mut Vec<Out>, function: u32, listener: u32, waiting: bool) {
+    out.push(Out {
+        function,
+        token: 0,
+        completion: Completion::Ready { listener, waiting },
+        listener: Some(listener),
+    });
 }
 
 /// News that nobody asked for.

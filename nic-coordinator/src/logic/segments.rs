@@ -2,10 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use ring::msg::{Addr, ConnId};
+use ring::msg::{Addr, Completion, ConnId};
 use ring::segment::SLOTS;
 
 use super::functions::{CLIENT, Holder, SERVER, Side};
+
+/// How a side was closed, and so what the other one is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The end is marked in the stream: nothing.
+    Marked,
+    /// Without a mark: gone.
+    Unmarked,
+    /// Nobody ever accepted: gone, as a reset.
+    Refused,
+}
 
 /// A connection: occupies one slot until both sides are closed.
 #[derive(Debug)]
@@ -20,6 +31,8 @@ pub struct Conn {
     pub listener: u32,
     /// It is in that listener's queue: the server's side is not closed although nobody holds it.
     pub queued: bool,
+    /// How each side was closed, if it is.
+    pub ends: [Option<End>; 2],
 }
 
 impl Conn {
@@ -27,6 +40,16 @@ impl Conn {
     #[must_use]
     pub fn closed(&self, side: Side) -> bool {
         self.holders.get(side).is_none_or(Vec::is_empty) && !(side == SERVER && self.queued)
+    }
+
+    /// What the holders of the other side have to be told of this side's end. `id` is this connection's.
+    #[must_use]
+    pub fn news_of(&self, side: Side, id: ConnId) -> Option<Completion> {
+        match self.ends.get(side).copied().flatten()? {
+            End::Marked => None,
+            End::Unmarked => Some(Completion::PeerGone { conn: id, reset: false }),
+            End::Refused => Some(Completion::PeerGone { conn: id, reset: true }),
+        }
     }
 
     /// The functions that hold this side.
@@ -307,6 +330,7 @@ mod tests {
             server: Addr::default(),
             listener: 1,
             queued: false,
+            ends: [None; 2],
         }
     }
 
