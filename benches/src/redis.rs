@@ -17,8 +17,6 @@ pub struct Load {
     pub clients: u32,
     /// Requests sent before the first answer is awaited.
     pub pipeline: u32,
-    /// Requests of each operation: enough for about a second over the kernel.
-    pub requests: u32,
 }
 
 /// What redis-benchmark says of one operation.
@@ -34,11 +32,17 @@ pub struct Figures {
     pub p99_us: f64,
 }
 
-/// Runs redis-benchmark against `server` by `path`: SET, then GET.
+/// Runs redis-benchmark against `server` by `path`: SET, then GET, `requests` of each.
 ///
 /// # Errors
 /// When it fails, or writes something unexpected.
-pub fn benchmark(instance: &Instance, server: &Server, path: Path, load: Load) -> Outcome<Vec<Figures>> {
+pub fn benchmark(
+    instance: &Instance,
+    server: &Server,
+    path: Path,
+    load: Load,
+    requests: u64,
+) -> Outcome<Vec<Figures>> {
     let mut command: Command = match path {
         Path::Direct => server.client(Some(instance), "redis-benchmark")?,
         Path::Tcp => server.client(None, "redis-benchmark")?,
@@ -48,7 +52,7 @@ pub fn benchmark(instance: &Instance, server: &Server, path: Path, load: Load) -
         command.arg("-s").arg(server.unix_socket());
     }
     command.args(["-t", "set,get", "--csv"]);
-    for (option, value) in [("-c", load.clients), ("-P", load.pipeline), ("-n", load.requests)] {
+    for (option, value) in [("-c", load.clients.into()), ("-P", load.pipeline.into()), ("-n", requests)] {
         command.args([option, &value.to_string()]);
     }
     parse(&run_ok(&mut command, Duration::from_secs(120))?)

@@ -25,7 +25,8 @@ const TESTS: &[Test] = &[
     ("corrupt::attach_messages", corrupt::attach_messages),
     ("corrupt::silent_and_half_clients", corrupt::silent_clients),
     ("hostile::request_ring", hostile::request_ring),
-    ("hostile::stream_ring", hostile::stream_ring),
+    ("hostile::client_that_lies", hostile::lying_client),
+    ("hostile::server_that_lies", hostile::lying_server),
 ];
 
 fn main() -> ExitCode {

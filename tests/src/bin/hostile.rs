@@ -1,9 +1,10 @@
 //! A process that attaches as it should, and then lies.
 //!
 //! `hostile requests SOCKET SECONDS SEED` fills its request ring with random entries;
-//! `hostile segment SOCKET SECONDS SEED PORT` connects to the server on 127.0.0.1:PORT and scribbles over everything
-//! that it shares with it: control lines, lanes, news, rings. Both end with status 0 when their time is over,
-//! whatever the others did to them.
+//! `hostile client SOCKET SECONDS SEED PORT` connects to the server on 127.0.0.1:PORT and scribbles over everything
+//! that it shares with it: control lines, lanes, news, rings;
+//! `hostile server SOCKET SECONDS SEED PORT` listens there in user space only, prints a line when it does, takes one
+//! client and does the same to it. All end with status 0 when their time is over, whatever was done to them.
 
 #![allow(unsafe_code)] // mappings are made into `Region`s; see the SAFETY lines
 
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant};
 use memmap2::{MmapOptions, MmapRaw};
 use ring::atomic::{AtomicU64, Ordering};
 use ring::attach::{BYTES, Call, Reply, WELCOME_FDS};
-use ring::msg::{Addr, Completion, ConnId, Request, Status};
+use ring::msg::{ACCEPT_WAIT, Addr, Completion, ConnId, Request, Status};
 use ring::segment::{RING_BYTES, RINGS_OFFSET, SEGMENT_BYTES, SLOTS_OFFSET};
 use ring::shared::Region;
 use ring::window::{Consumer, HOST_BYTES, HostMemory, Producer, Raw, WINDOW_BYTES, Window};
@@ -39,9 +40,14 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let outcome = match words.as_slice() {
-        ["requests", socket, seconds, seed] => lie("", socket, seconds, seed),
-        ["segment", socket, seconds, seed, port] => lie(port, socket, seconds, seed),
-        _ => Err("usage: hostile requests SOCKET SECONDS SEED | segment SOCKET SECONDS SEED PORT".into()),
+        ["requests", socket, seconds, seed] => lie(&Lie::Requests, socket, seconds, seed),
+        ["client", socket, seconds, seed, port] => {
+            port.parse().map_err(Into::into).and_then(|port| lie(&Lie::Client(port), socket, seconds, seed))
+        }
+        ["server", socket, seconds, seed, port] => {
+            port.parse().map_err(Into::into).and_then(|port| lie(&Lie::Server(port), socket, seconds, seed))
+        }
+        _ => Err("usage: hostile requests|client|server SOCKET SECONDS SEED [PORT]".into()),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -52,14 +58,43 @@ fn main() -> ExitCode {
     }
 }
 
-fn lie(port: &str, socket: &str, seconds: &str, seed: &str) -> Outcome {
+/// What to lie about; with the port to connect to or to listen on.
+enum Lie {
+    Requests,
+    Client(u16),
+    Server(u16),
+}
+
+fn lie(lie: &Lie, socket: &str, seconds: &str, seed: &str) -> Outcome {
     let mut random = Random(seed.parse::<u64>()? | 1);
-    let end = Instant::now() + Duration::from_secs_f64(seconds.parse()?);
+    let time = Duration::from_secs_f64(seconds.parse()?);
     let mut attached = Attached::new(socket)?;
-    match port {
-        "" => attached.random_requests(&mut random, end),
-        port => attached.scribble(port.parse()?, &mut random, end),
+    match lie {
+        Lie::Requests => attached.random_requests(&mut random, Instant::now() + time),
+        Lie::Client(port) => {
+            let request = Request::Connect { dst: localhost(*port), src: localhost(40_000) };
+            let Completion::Connected { status: Status::Ok, conn } = attached.ask(0, request)? else {
+                return Err("not connected".into());
+            };
+            attached.scribble(conn, 0, &mut random, Instant::now() + time)
+        }
+        Lie::Server(port) => {
+            let request = Request::Listen { addr: localhost(*port), backlog: 16, flags: 0 };
+            let Completion::Done { status: Status::Ok, value: listener } = attached.ask(0, request)? else {
+                return Err("not listening".into());
+            };
+            println!("listening");
+            let request = Request::Accept { listener, flags: ACCEPT_WAIT };
+            let Completion::Accepted { status: Status::Ok, conn, .. } = attached.ask(1, request)? else {
+                return Err("not accepted".into());
+            };
+            attached.scribble(conn, 1, &mut random, Instant::now() + time)
+        }
     }
+}
+
+fn localhost(port: u16) -> Addr {
+    Addr::v4([127, 0, 0, 1], port)
 }
 
 /// xorshift64.
@@ -102,6 +137,8 @@ struct Attached {
     window: Mapped,
     host: Mapped,
     doorbell: OwnedFd,
+    /// Completions taken so far.
+    taken: u64,
 }
 
 impl Attached {
@@ -121,6 +158,7 @@ impl Attached {
             window: Mapped::new(&window, WINDOW_BYTES)?,
             host: Mapped::new(&host, HOST_BYTES)?,
             doorbell,
+            taken: 0,
         })
     }
 
@@ -156,34 +194,33 @@ impl Attached {
         Ok(())
     }
 
-    /// Connects as the shim does, without any kernel socket.
-    fn connect(&mut self, port: u16) -> Outcome<ConnId> {
+    /// Makes the request number `index` of this process, and takes its answer.
+    fn ask(&mut self, index: u64, request: Request) -> Outcome<Completion> {
         let window = Window::over(self.window.region()?).ok_or("the window is too small")?;
         let host = HostMemory::over(self.host.region()?).ok_or("the host memory is too small")?;
-        let request =
-            Request::Connect { dst: Addr::v4([127, 0, 0, 1], port), src: Addr::v4([127, 0, 0, 1], 40_000) };
-        let mut requests = Producer::new(window.requests, 0);
+        let mut requests = Producer::new(window.requests, index);
         requests.push(&request.to_raw(1), 0).map_err(|_| "the request ring is full")?;
         self.ring_doorbell()?;
-        let mut completions = Consumer::new(host.completions, 0);
+        let mut completions = Consumer::new(host.completions, self.taken);
         let bound = Instant::now() + ANSWER_BOUND;
         while Instant::now() < bound {
-            match completions.pop().map_err(|v| format!("a completion of version {}", v.0))? {
-                Some((raw, _)) => match Completion::from_raw(&raw) {
-                    Ok(Completion::Connected { status: Status::Ok, conn }) => return Ok(conn),
-                    Ok(Completion::Credit) => {}
-                    other => return Err(format!("not connected: {other:?}").into()),
-                },
+            let entry = completions.pop().map_err(|v| format!("a completion of version {}", v.0))?;
+            self.taken = completions.consumed();
+            match entry {
+                // Token 0: an announcement.
+                Some((raw, _)) if raw.token != 0 => {
+                    return Completion::from_raw(&raw).map_err(|e| format!("{e:?}").into());
+                }
+                Some(_) => {}
                 None => thread::sleep(Duration::from_millis(1)),
             }
         }
-        Err("connect was not answered".into())
+        Err("the request was not answered".into())
     }
 
-    /// Random words over everything that is shared with the server.
-    fn scribble(&mut self, port: u16, random: &mut Random, end: Instant) -> Outcome {
-        let conn = self.connect(port)?;
-        let (reply, fds) = call(&self.agent, Call::Segment { segment: conn.segment(), side: 0 })?;
+    /// Random words over everything that is shared with the peer.
+    fn scribble(&mut self, conn: ConnId, side: u32, random: &mut Random, end: Instant) -> Outcome {
+        let (reply, fds) = call(&self.agent, Call::Segment { segment: conn.segment(), side })?;
         let [memory, wire] = fds.as_slice() else { return Err(format!("no segment: {reply:?}").into()) };
         let mapped = Mapped::new(memory, SEGMENT_BYTES)?;
         let region = mapped.region()?;
@@ -198,7 +235,7 @@ impl Attached {
                     region.get::<AtomicU64>(at).ok_or("outside")?.store(value, Ordering::Relaxed);
                 }
             }
-            // Wake the server, so that it looks. A wire that it has hung up is what a liar deserves.
+            // Wake the peer, so that it looks. A wire that it has hung up is what a liar deserves.
             if send(wire, b"!", SendFlags::NOSIGNAL | SendFlags::DONTWAIT).is_err() {
                 thread::sleep(Duration::from_millis(1));
             }
