@@ -119,10 +119,11 @@ fn through_coordinator(fd: i32, h: &'static Handle, dst: Addr) -> core::result::
         return Err(Reason::Remote);
     }
     let mut src = options::kernel_name(fd, true);
-    let bound_by_us = src.port == 0 && !options::kernel_flag(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY);
     if src.port == 0 {
-        // The kernel reserves the port, as for any connection of its own.
-        options::kernel_bind(fd, domain, source_for(dst)).map_err(|_| Reason::Source)?;
+        // The kernel reserves the port, as for any connection of its own. The address stays open: if this becomes the
+        // kernel's connection after all, choosing it is its business.
+        let any = if domain == libc::AF_INET { Addr::V4_ANY } else { Addr::V6_ANY };
+        options::kernel_bind(fd, domain, Addr { ip: any, port: 0 }).map_err(|_| Reason::Source)?;
         src = options::kernel_name(fd, true);
     }
     if src.is_wildcard() {
@@ -147,9 +148,6 @@ fn through_coordinator(fd: i32, h: &'static Handle, dst: Addr) -> core::result::
     };
     sock.set_addrs(src, dst);
     options::inherit_kernel_flags(fd, sock);
-    if bound_by_us {
-        sock.options.fetch_or(options::BOUND_BY_US, Ordering::Relaxed);
-    }
     if socket::join(h, sock, conn, 0).is_none() {
         let _ = coordinator::post(Request::Close { conn, side: 0, finished: false });
         sock.free();

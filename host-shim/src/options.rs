@@ -169,9 +169,6 @@ const INHERITED: [(i32, i32); 3] = [
     (libc::SOL_SOCKET, libc::SO_OOBINLINE),
 ];
 
-/// In [`Sock::options`] of a client: we bound the socket, not the application.
-pub const BOUND_BY_US: u32 = 1 << 31;
-
 /// Takes over what the application set on the kernel's socket before it became ours.
 pub fn inherit_kernel_flags(fd: i32, sock: &Sock) {
     sock.nonblock.store(u32::from(kernel_flags(fd) & libc::O_NONBLOCK != 0), Ordering::Relaxed);
@@ -279,19 +276,6 @@ pub fn get(
                 *len = room;
             }
             Some(0)
-        }
-        // Binding to an address, which we did to reserve the client's port, sets it in the kernel; connecting doesn't.
-        (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY)
-            if s.sock.options.load(Ordering::Relaxed) & BOUND_BY_US != 0 =>
-        {
-            // SAFETY: the application's own arguments.
-            let r = unsafe { real::getsockopt(fd, level, name, value, len) };
-            // SAFETY: the kernel has written `*len` bytes.
-            if r == 0 && unsafe { *len } as usize >= size_of::<i32>() {
-                // SAFETY: as above.
-                unsafe { value.cast::<i32>().write_unaligned(0) };
-            }
-            Some(r)
         }
         (libc::IPPROTO_TCP, libc::TCP_INFO) => {
             // SAFETY: the application's own arguments.
