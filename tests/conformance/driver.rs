@@ -87,7 +87,12 @@ impl Transcript {
     }
 
     fn note(&self, who: &str, op: &Op, out: &Out) {
-        let out = Out { addr: out.addr.as_ref().map(|a| self.neutral(a)), ..out.clone() };
+        let addr = out.addr.as_ref().map(|addr| match op {
+            // Which port a client gets, and when a number comes again, is nobody's promise.
+            Op::Accept { .. } | Op::Join { .. } => Addr { port: u16::from(addr.port != 0), ..addr.clone() },
+            _ => self.neutral(addr),
+        });
+        let out = Out { addr, ..out.clone() };
         self.lines.borrow_mut().push(format!("{who} {:?} = {out:?}", self.neutral_op(op)));
     }
 }
