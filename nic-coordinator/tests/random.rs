@@ -32,11 +32,20 @@ struct ModelListener {
     addr: Addr,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Marked,
+    Unmarked,
+    Refused,
+}
+
 #[derive(Debug)]
 struct ModelConn {
     holders: [BTreeSet<Who>; 2],
     listener: u32,
     queued: bool,
+    /// How each side was closed, if it is.
+    ends: [Option<End>; 2],
     dst: Addr,
     netns: u64,
 }
@@ -44,6 +53,13 @@ struct ModelConn {
 impl ModelConn {
     fn closed(&self, side: usize) -> bool {
         self.holders[side].is_empty() && !(side == 1 && self.queued)
+    }
+
+    /// `who` lets go of a side; `end` is what it amounts to if that closes it.
+    fn let_go(&mut self, side: usize, who: Who, end: End) {
+        if self.holders[side].remove(&who) && self.closed(side) {
+            self.ends[side] = Some(end);
+        }
     }
 }
 
@@ -63,6 +79,10 @@ struct Model {
     pairs: BTreeMap<u32, [u32; 2]>,
     /// Who heard that the other side is gone.
     told_gone: BTreeSet<(u32, ConnId)>,
+    /// Who believes what about a listener: that something waits.
+    waits: BTreeMap<(Who, u32), bool>,
+    /// What came into a queue by the present request.
+    arrived: BTreeSet<ConnId>,
     /// Everything that was ever named, for picking.
     listener_ids: Vec<u32>,
     conn_ids: Vec<ConnId>,
@@ -86,17 +106,19 @@ impl Model {
             listener.holders.remove(&who);
         }
         for conn in self.conns.values_mut() {
-            conn.holders.iter_mut().for_each(|holders| {
-                holders.remove(&who);
-            });
+            (0..2).for_each(|side| conn.let_go(side, who, End::Unmarked));
         }
+        self.waits.retain(|(believer, _), _| *believer != who);
     }
 
     /// Removes what nobody holds any more.
     fn sweep(&mut self) {
         self.listeners.retain(|_, listener| !listener.holders.is_empty());
         for conn in self.conns.values_mut() {
-            conn.queued &= self.listeners.contains_key(&conn.listener);
+            if conn.queued && !self.listeners.contains_key(&conn.listener) {
+                conn.queued = false;
+                conn.ends[1] = Some(End::Refused);
+            }
         }
         self.conns.retain(|_, conn| !(conn.closed(0) && conn.closed(1)));
         let lives = |g: u32| {
@@ -116,6 +138,13 @@ impl Model {
                 holders.insert(to);
             }
         }
+        let beliefs: Vec<_> = self.waits.iter().filter(|((who, _), _)| *who == from).collect();
+        let beliefs: Vec<_> = beliefs.into_iter().map(|((_, id), waits)| ((to, *id), *waits)).collect();
+        self.waits.extend(beliefs);
+    }
+
+    fn queued(&self, listener: u32) -> bool {
+        self.conns.values().any(|c| c.queued && c.listener == listener)
     }
 
     /// The part of a request's effect that needs no answer.
@@ -141,16 +170,20 @@ impl Model {
                     l.holders.remove(&me);
                 }
             }
-            Request::Close { conn, side } => {
+            Request::Close { conn, side, finished } => {
                 if let Some(c) = self.conns.get_mut(&conn) {
-                    c.holders[side as usize].remove(&me);
+                    c.let_go(side as usize, me, if finished { End::Marked } else { End::Unmarked });
                 }
             }
             Request::Requeue { conn } => {
                 if let Some(c) = self.conns.get_mut(&conn) {
-                    let sole = c.holders[1].len() == 1;
-                    if c.holders[1].remove(&me) && sole {
-                        c.queued = self.listeners.get(&c.listener).is_some_and(|l| l.holders.contains(&me));
+                    let listens = self.listeners.get(&c.listener).is_some_and(|l| l.holders.contains(&me));
+                    if listens && c.holders[1] == BTreeSet::from([me]) {
+                        c.holders[1].clear();
+                        c.queued = true;
+                        self.arrived.insert(conn);
+                    } else {
+                        c.let_go(1, me, End::Refused);
                     }
                 }
             }
@@ -219,19 +252,29 @@ impl Model {
                     }
                 }
                 (
-                    Completion::Accepted { status, conn, local, .. },
+                    Completion::Accepted { status, conn, local, more, .. },
                     Some(Request::Accept { listener, .. }),
                 ) => {
+                    assert_eq!(o.listener, Some(listener));
                     if status == Status::Ok {
                         self.accepted(f, conn, local, listener);
+                        assert_eq!(more, self.queued(listener));
+                        self.waits.insert((Who::Function(f), listener), more);
+                    } else {
+                        assert!(!more && (status != Status::Empty || !self.queued(listener)));
                     }
                 }
-                (Completion::Ready { listener }, _) => {
+                (Completion::Ready { listener, waiting }, _) => {
+                    assert_eq!(o.listener, Some(listener));
                     assert!(self.listeners[&listener].holders.contains(&Who::Function(f)));
+                    assert_eq!(waiting, self.queued(listener));
+                    self.waits.insert((Who::Function(f), listener), waiting);
                 }
-                (Completion::PeerGone { conn }, _) => {
+                (Completion::PeerGone { conn, reset }, _) => {
                     let c = &self.conns[&conn];
-                    let told = (0..2).any(|s| c.holders[s].contains(&Who::Function(f)) && c.closed(1 - s));
+                    let end = if reset { End::Refused } else { End::Unmarked };
+                    let told = (0..2)
+                        .any(|s| c.holders[s].contains(&Who::Function(f)) && c.ends[1 - s] == Some(end));
                     assert!(told, "{o:?} but {c:?}");
                     self.told_gone.insert((f, conn));
                 }
@@ -247,6 +290,7 @@ impl Model {
                 (completion, request) => panic!("{completion:?} answers {request:?}"),
             }
         }
+        self.check_arrivals(out);
     }
 
     fn done(&mut self, f: u32, status: Status, value: u32, request: Request) {
@@ -295,8 +339,12 @@ impl Model {
         assert_eq!(l.netns, me.netns, "another namespace");
         assert!(l.addr.port == dst.port && (l.addr.ip == dst.ip || l.addr.is_wildcard()));
         let holders = [BTreeSet::from([Who::Function(f)]), BTreeSet::new()];
-        self.conns.insert(conn, ModelConn { holders, listener, queued: true, dst, netns: me.netns });
+        self.conns.insert(
+            conn,
+            ModelConn { holders, listener, queued: true, ends: [None; 2], dst, netns: me.netns },
+        );
         self.conn_ids.push(conn);
+        self.arrived.insert(conn);
     }
 
     fn accepted(&mut self, f: u32, conn: ConnId, local: Addr, listener: u32) {
@@ -307,6 +355,23 @@ impl Model {
         assert_eq!((c.dst, c.netns), (local, l.netns));
         c.queued = false;
         c.holders[1].insert(Who::Function(f));
+        self.arrived.remove(&conn);
+    }
+
+    /// Every holder heard of each connection that came into a queue and stayed there.
+    fn check_arrivals(&mut self, out: &[Out]) {
+        let mut arrived: BTreeMap<u32, usize> = BTreeMap::new();
+        for id in std::mem::take(&mut self.arrived) {
+            *arrived.entry(self.conns[&id].listener).or_default() += 1;
+        }
+        for (listener, count) in arrived {
+            let news = Completion::Ready { listener, waiting: true };
+            for who in &self.listeners[&listener].holders {
+                let Who::Function(f) = *who else { continue };
+                let heard = out.iter().filter(|o| o.function == f && o.completion == news).count();
+                assert_eq!(heard, count, "{f} of {listener}");
+            }
+        }
     }
 
     /// The logic's tables say what the model says.
@@ -333,9 +398,17 @@ impl Model {
             assert!(listener.queue.is_empty() || listener.waiters.is_empty());
             let queued = self.conns.values().filter(|c| c.queued && c.listener == id).count();
             assert_eq!(listener.queue.len(), queued);
+            for f in listener.functions() {
+                let belief = self.waits.get(&(Who::Function(f), id)).copied().unwrap_or(false);
+                assert_eq!(belief, queued > 0, "{f} is wrong about {id}");
+            }
         }
         for (id, conn) in &self.conns {
             for side in (0..2).filter(|side| conn.closed(1 - side)) {
+                assert!(conn.ends[1 - side].is_some());
+                if conn.ends[1 - side] == Some(End::Marked) {
+                    continue;
+                }
                 for who in &conn.holders[side] {
                     let Who::Function(f) = *who else { continue };
                     assert!(self.told_gone.contains(&(f, *id)), "{f} does not know that {id:?} is over");
@@ -425,7 +498,7 @@ fn step(m: &mut Model, (kind, a, b, c): Step) {
             let (f, token) = pick(&accepts, b, (f, 5));
             m.ask(f, Request::CancelAccept { listener, token });
         }
-        15 | 16 => m.ask(f, Request::Close { conn, side: u32::from(c % 2) }),
+        15 | 16 => m.ask(f, Request::Close { conn, side: u32::from(c % 2), finished: c % 4 < 2 }),
         17 => {
             if c % 3 == 0 {
                 m.ask(f, Request::Requeue { conn });

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{CLIENT, SERVER, World, accepted, connected, gone, lo, ready, status};
+use common::{CLIENT, SERVER, World, accepted, connected, emptied, gone, lo, more, ready, refused, status};
 use nic_coordinator::logic::forks::ATTACH_US_MAX;
 use nic_coordinator::logic::{Limits, Out};
 use ring::msg::{Addr, Completion, ConnId, Request, Status};
@@ -24,8 +24,9 @@ fn connect_accept_close() {
     let conn = out.iter().find_map(connected).unwrap().unwrap();
     assert_eq!(out[1], ready(2, listener));
     let out = w.ask(2, Request::Accept { listener, flags: 0 });
-    let accept = Completion::Accepted { status: Status::Ok, conn, peer: lo(40000), local: lo(80) };
-    assert_eq!(out, [Out { function: 2, token: w.token, completion: accept }]);
+    let completion =
+        Completion::Accepted { status: Status::Ok, conn, peer: lo(40000), local: lo(80), more: false };
+    assert_eq!(out, [Out { function: 2, token: w.token, completion, listener: Some(listener) }]);
     assert_eq!(w.close(1, conn, CLIENT), [gone(2, conn)]);
     assert_eq!(w.close(2, conn, SERVER), []);
     assert_eq!(w.logic.segments().conns(), 0);
@@ -64,14 +65,74 @@ fn the_queue_takes_backlog_plus_one() {
 }
 
 #[test]
-fn ready_comes_once_until_asked() {
+fn ready_comes_with_each_arrival_and_accepted_says_whether_more_wait() {
     let (mut w, listener) = pair(8);
     let request = Request::Connect { dst: lo(80), src: lo(40000) };
-    assert_eq!(w.ask(1, request)[1], ready(2, listener));
-    assert_eq!(w.ask(1, request).len(), 1, "not empty before");
-    assert!(w.accept(2, listener).is_ok() && w.accept(2, listener).is_ok());
+    let accept = Request::Accept { listener, flags: 0 };
+    for _ in 0..3 {
+        assert_eq!(w.ask(1, request)[1..], [ready(2, listener)]);
+    }
+    assert_eq!([w.ask(2, accept), w.ask(2, accept), w.ask(2, accept)].map(|o| more(&o)), [true, true, false]);
     assert_eq!(w.accept(2, listener), Err(Status::Empty));
-    assert_eq!(w.ask(1, request)[1], ready(2, listener));
+    assert_eq!(w.ask(1, request)[1..], [ready(2, listener)]);
+}
+
+#[test]
+fn all_holders_hear_of_arrivals_and_the_others_of_an_emptied_queue() {
+    let (mut w, listener) = pair(8);
+    w.ask(2, Request::Fork { nonce: 7 });
+    w.attach_child(3, 2, 7, 2);
+    let request = Request::Connect { dst: lo(80), src: lo(40000) };
+    assert_eq!(w.ask(1, request)[1..], [ready(2, listener), ready(3, listener)]);
+    assert_eq!(w.ask(1, request)[1..], [ready(2, listener), ready(3, listener)]);
+    let accept = Request::Accept { listener, flags: 0 };
+    let out = w.ask(3, accept);
+    assert_eq!((out.len(), more(&out)), (1, true), "nothing new for the other");
+    let out = w.ask(3, accept);
+    assert_eq!((more(&out), &out[1..]), (false, &[emptied(2, listener)][..]));
+    // Nobody hears of what does not wait in the queue.
+    w.accept_wait(2, listener);
+    let out = w.ask(1, request);
+    assert_eq!((out.len(), more(&out)), (2, false));
+}
+
+#[test]
+fn an_end_that_is_marked_in_the_stream_is_not_announced() {
+    let (mut w, listener) = pair(8);
+    let conn = w.connect(1, lo(80)).unwrap();
+    w.accept(2, listener).unwrap();
+    assert_eq!(w.finish(1, conn, CLIENT), []);
+    w.ask(2, Request::Fork { nonce: 7 });
+    assert_eq!(w.attach_child(3, 2, 7, 2)[1..], [emptied(3, listener)], "nor to children");
+    assert_eq!(w.finish(3, conn, SERVER), []);
+    assert_eq!(w.finish(2, conn, SERVER), []);
+    assert_eq!(w.logic.segments().conns(), 0);
+
+    let early = w.connect(1, lo(80)).unwrap();
+    assert_eq!(w.finish(1, early, CLIENT), []);
+    let out = w.ask(2, Request::Accept { listener, flags: 0 });
+    assert_eq!((accepted(&out[0]), &out[1..]), (Some(Ok(early)), &[emptied(3, listener)][..]), "nor later");
+}
+
+#[test]
+fn how_the_last_holder_closes_counts() {
+    let (mut w, listener) = pair(8);
+    for (last_finishes, news) in [(true, false), (false, true)] {
+        let conn = w.connect(1, lo(80)).unwrap();
+        w.accept(2, listener).unwrap();
+        w.ask(2, Request::Fork { nonce: 7 });
+        w.attach_child(3, 2, 7, 2);
+        let close = |finished| Request::Close { conn, side: SERVER, finished };
+        assert_eq!(w.ask(2, close(!last_finishes)), []);
+        assert_eq!(w.ask(3, close(last_finishes)), if news { vec![gone(1, conn)] } else { vec![] });
+        w.detach(3);
+    }
+    // A holder that dies after another one has marked the end.
+    let conn = w.connect(1, lo(80)).unwrap();
+    w.accept(2, listener).unwrap();
+    w.ask(2, Request::Fork { nonce: 7 });
+    assert_eq!(w.finish(2, conn, SERVER), []);
+    assert_eq!(w.tick(ATTACH_US_MAX), [gone(1, conn)]);
 }
 
 #[test]
@@ -103,7 +164,7 @@ fn only_holders_accept() {
 fn a_closed_listener_resets_its_queue_and_answers_its_waiters() {
     let (mut w, listener) = pair(8);
     let conn = w.connect(1, lo(80)).unwrap();
-    assert_eq!(w.ask(2, Request::Unlisten { listener }), [gone(1, conn)]);
+    assert_eq!(w.ask(2, Request::Unlisten { listener }), [refused(1, conn)]);
     assert_eq!(w.connect(1, lo(80)), Err(Status::NoListener));
     assert_eq!(w.logic.segments().conns(), 1, "the client holds it");
     w.close(1, conn, CLIENT);
@@ -132,14 +193,14 @@ fn a_requeued_connection_comes_first() {
     let (mut w, listener) = pair(8);
     let (a, b) = (w.connect(1, lo(80)).unwrap(), w.connect(1, lo(80)).unwrap());
     assert_eq!(w.accept(2, listener), Ok(a));
-    assert_eq!(w.ask(2, Request::Requeue { conn: a }), []);
+    assert_eq!(w.ask(2, Request::Requeue { conn: a }), [ready(2, listener)]);
     assert_eq!(w.ask(2, Request::Requeue { conn: a }), [], "not accepted any more");
     assert_eq!((w.accept(2, listener), w.accept(2, listener)), (Ok(a), Ok(b)));
     assert_eq!(w.ask(2, Request::Requeue { conn: b }), [ready(2, listener)]);
     assert_eq!(w.accept(2, listener), Ok(b));
-    // Without its listener it is closed.
+    // Without its listener it is reset, as all that wait.
     w.ask(2, Request::Unlisten { listener });
-    assert_eq!(w.ask(2, Request::Requeue { conn: b }), [gone(1, b)]);
+    assert_eq!(w.ask(2, Request::Requeue { conn: b }), [refused(1, b)]);
 }
 
 #[test]
@@ -151,7 +212,7 @@ fn connects_wait_for_their_segment() {
     assert_eq!(w.asked.len(), 1, "one segment for both");
     let out = w.make(true);
     assert_eq!(out.iter().filter_map(connected).filter(Result::is_ok).count(), 2);
-    assert_eq!(out.iter().filter(|o| **o == ready(2, listener)).count(), 1);
+    assert_eq!(out.iter().filter(|o| **o == ready(2, listener)).count(), 2);
     assert!(w.connect(1, lo(80)).is_ok(), "there is a segment now");
 }
 
@@ -289,7 +350,14 @@ fn a_child_hears_what_it_missed() {
     w.ask(2, Request::Fork { nonce: 7 });
     assert_eq!(w.close(1, conn, CLIENT), [gone(2, conn)]);
     let out = w.attach_child(3, 2, 7, 2);
-    assert_eq!(out[1..], [gone(3, conn)]);
+    assert_eq!(out[1..], [emptied(3, listener), gone(3, conn)]);
+
+    // A client's child, whose connection was refused meanwhile.
+    let conn = w.connect(1, lo(80)).unwrap();
+    w.ask(1, Request::Fork { nonce: 8 });
+    w.ask(2, Request::Unlisten { listener });
+    assert_eq!(w.ask(3, Request::Unlisten { listener }), [refused(1, conn)]);
+    assert_eq!(w.attach_child(4, 1, 8, 1)[1..], [refused(4, conn)]);
 }
 
 #[test]
@@ -381,12 +449,13 @@ fn strangers_cannot_close_or_requeue() {
     let conn = w.connect(1, lo(80)).unwrap();
     w.accept(2, listener).unwrap();
     let stale = ConnId::new(conn.segment(), conn.slot(), conn.generation() + 1);
+    let close = |conn, side| Request::Close { conn, side, finished: true };
     for (f, request) in [
-        (3, Request::Close { conn, side: CLIENT }),
-        (3, Request::Close { conn, side: SERVER }),
-        (1, Request::Close { conn, side: SERVER }),
-        (1, Request::Close { conn: stale, side: CLIENT }),
-        (1, Request::Close { conn: ConnId(u64::MAX), side: CLIENT }),
+        (3, close(conn, CLIENT)),
+        (3, close(conn, SERVER)),
+        (1, close(conn, SERVER)),
+        (1, close(stale, CLIENT)),
+        (1, close(ConnId(u64::MAX), CLIENT)),
         (1, Request::Requeue { conn }),
         (3, Request::Unlisten { listener }),
     ] {

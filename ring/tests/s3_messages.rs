@@ -34,7 +34,11 @@ fn request() -> impl Strategy<Value = Request> {
         (addr(), addr()).prop_map(|(dst, src)| Request::Connect { dst, src }),
         any::<[u32; 2]>().prop_map(|[listener, flags]| Request::Accept { listener, flags }),
         any::<[u32; 2]>().prop_map(|[listener, token]| Request::CancelAccept { listener, token }),
-        (conn(), 0..2u32).prop_map(|(conn, side)| Request::Close { conn, side }),
+        (conn(), 0..2u32, any::<bool>()).prop_map(|(conn, side, finished)| Request::Close {
+            conn,
+            side,
+            finished
+        }),
         conn().prop_map(|conn| Request::Requeue { conn }),
         any::<u64>().prop_map(|nonce| Request::Fork { nonce }),
         any::<u64>().prop_map(|nonce| Request::ForkFailed { nonce }),
@@ -59,14 +63,11 @@ fn completion() -> impl Strategy<Value = Completion> {
         Just(Completion::Credit),
         (status(), any::<u32>()).prop_map(|(status, value)| Completion::Done { status, value }),
         (status(), conn()).prop_map(|(status, conn)| Completion::Connected { status, conn }),
-        (status(), conn(), addr(), addr()).prop_map(|(status, conn, peer, local)| Completion::Accepted {
-            status,
-            conn,
-            peer,
-            local
+        (status(), conn(), addr(), addr(), any::<bool>()).prop_map(|(status, conn, peer, local, more)| {
+            Completion::Accepted { status, conn, peer, local, more }
         }),
-        any::<u32>().prop_map(|listener| Completion::Ready { listener }),
-        conn().prop_map(|conn| Completion::PeerGone { conn }),
+        (any::<u32>(), any::<bool>()).prop_map(|(listener, waiting)| Completion::Ready { listener, waiting }),
+        (conn(), any::<bool>()).prop_map(|(conn, reset)| Completion::PeerGone { conn, reset }),
         any::<[u32; 3]>().prop_map(|[segment, client_group, server_group]| Completion::MakeSegment {
             segment,
             client_group,

@@ -123,7 +123,12 @@ impl World {
     }
 
     pub fn close(&mut self, function: u32, conn: ConnId, side: u32) -> Vec<Out> {
-        self.ask(function, Request::Close { conn, side })
+        self.ask(function, Request::Close { conn, side, finished: false })
+    }
+
+    /// Closes with the end marked in the stream.
+    pub fn finish(&mut self, function: u32, conn: ConnId, side: u32) -> Vec<Out> {
+        self.ask(function, Request::Close { conn, side, finished: true })
     }
 }
 
@@ -151,10 +156,36 @@ pub fn status(out: &[Out]) -> Status {
     }
 }
 
+/// Something arrived.
 pub fn ready(function: u32, listener: u32) -> Out {
-    Out { function, token: 0, completion: Completion::Ready { listener } }
+    let completion = Completion::Ready { listener, waiting: true };
+    Out { function, token: 0, completion, listener: Some(listener) }
+}
+
+/// Others took all of it.
+pub fn emptied(function: u32, listener: u32) -> Out {
+    let completion = Completion::Ready { listener, waiting: false };
+    Out { function, token: 0, completion, listener: Some(listener) }
 }
 
 pub fn gone(function: u32, conn: ConnId) -> Out {
-    Out { function, token: 0, completion: Completion::PeerGone { conn } }
+    let completion = Completion::PeerGone { conn, reset: false };
+    Out { function, token: 0, completion, listener: None }
+}
+
+/// Nobody accepted it, and nobody will.
+pub fn refused(function: u32, conn: ConnId) -> Out {
+    let completion = Completion::PeerGone { conn, reset: true };
+    Out { function, token: 0, completion, listener: None }
+}
+
+/// Of the only `Accepted` with a connection: whether more wait.
+pub fn more(out: &[Out]) -> bool {
+    let mut all = out.iter().filter_map(|o| match o.completion {
+        Completion::Accepted { status: Status::Ok, more, .. } => Some(more),
+        _ => None,
+    });
+    let more = all.next().expect("a connection");
+    assert_eq!(all.next(), None);
+    more
 }

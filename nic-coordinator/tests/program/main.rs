@@ -47,6 +47,13 @@ impl Host {
         process
     }
 
+    fn attach_child(&mut self, function: u32, parent: u32, nonce: u64) -> Process {
+        let process = self.card.function(function);
+        let attach = Request::Attach { function, group: parent, parent, nonce, uid: 0, pid: 1, netns: 1 };
+        assert_eq!(self.agent.ask(attach), Completion::Done { status: Status::Ok, value: 0 });
+        process
+    }
+
     fn detach(&mut self, process: Process) {
         self.card.send(BusMsg::Unmap { function: process.number }, &[]);
         self.agent.post(Request::Detach { function: process.number });
@@ -88,7 +95,7 @@ fn connected(process: &mut Process, token: u32) -> ConnId {
 
 fn accepted(process: &mut Process, token: u32) -> ConnId {
     match process.answer(token) {
-        Completion::Accepted { status: Status::Ok, conn, peer, local } => {
+        Completion::Accepted { status: Status::Ok, conn, peer, local, .. } => {
             assert_eq!(peer, lo(40000));
             assert_eq!(local.ip, lo(0).ip);
             conn
@@ -97,8 +104,13 @@ fn accepted(process: &mut Process, token: u32) -> ConnId {
     }
 }
 
+fn close(process: &mut Process, conn: ConnId, side: u32) {
+    process.post(Request::Close { conn, side, finished: false });
+}
+
 fn gone(process: &mut Process, conn: ConnId) {
-    process.wait_for("PeerGone", |_, c| (c == Completion::PeerGone { conn }).then_some(()));
+    let news = Completion::PeerGone { conn, reset: false };
+    process.wait_for("PeerGone", |_, c| (c == news).then_some(()));
 }
 
 #[test]
@@ -110,13 +122,14 @@ fn attach_listen_connect_accept_close_detach() {
     let segment = host.make_segment();
     let conn = connected(&mut client, token);
     assert_eq!(conn.segment(), segment);
-    server.wait_for("Ready", |_, c| (c == Completion::Ready { listener }).then_some(()));
+    let ready = Completion::Ready { listener, waiting: true };
+    server.wait_for("Ready", |_, c| (c == ready).then_some(()));
     let token = server.post(Request::Accept { listener, flags: 0 });
     assert_eq!(accepted(&mut server, token), conn);
-    client.post(Request::Close { conn, side: 0 });
+    close(&mut client, conn, 0);
     gone(&mut server, conn);
     server.interrupted(1);
-    server.post(Request::Close { conn, side: 1 });
+    close(&mut server, conn, 1);
     assert!(matches!(
         client.ask(Request::Connect { dst: lo(81), src: lo(40000) }),
         Completion::Connected { status: Status::NoListener, .. }
@@ -165,11 +178,65 @@ fn a_parked_accept_is_answered_by_an_interrupt() {
         server.interrupted(0);
         let conn = accepted(&mut server, accept);
         assert_eq!(connected(&mut client, connect), conn);
-        client.post(Request::Close { conn, side: 0 });
+        close(&mut client, conn, 0);
         gone(&mut server, conn);
-        server.post(Request::Close { conn, side: 1 });
+        close(&mut server, conn, 1);
     }
     assert!(host.card.counter("sleeps") > 0 && host.card.counter("doorbells") > 0);
+    host.end();
+}
+
+#[test]
+fn an_end_that_is_marked_in_the_stream_interrupts_nobody() {
+    let mut host = Host::boot();
+    let (mut client, mut server) = (host.attach(1), host.attach(2));
+    let listener = listen(&mut server, 80);
+    let token = client.post(Request::Connect { dst: lo(80), src: lo(40000) });
+    host.make_segment();
+    let conn = connected(&mut client, token);
+    let token = server.post(Request::Accept { listener, flags: 0 });
+    accepted(&mut server, token);
+    client.post(Request::Close { conn, side: 0, finished: true });
+    // Two requests later the first one has had its effects.
+    listen(&mut client, 81);
+    listen(&mut server, 82);
+    assert!(!server.news.iter().any(|(_, c)| matches!(c, Completion::PeerGone { .. })), "{:?}", server.news);
+    assert!(rustix::io::read(&server.irqs[1], &mut [0; 8]).is_err(), "vector 1 has fired");
+    host.end();
+}
+
+/// A stopped process of a server whose other processes go on.
+#[test]
+fn news_for_one_who_takes_none_do_not_pile_up() {
+    let mut host = Host::boot();
+    let (mut client, mut stopped) = (host.attach(1), host.attach(2));
+    let listener = listen(&mut stopped, 80);
+    stopped.post(Request::Fork { nonce: 7 });
+    // The answer to this one follows the effects of that.
+    listen(&mut stopped, 81);
+    let mut worker = host.attach_child(3, 2, 7);
+    let token = client.post(Request::Connect { dst: lo(80), src: lo(40000) });
+    host.make_segment();
+    for round in 0..2 * ENTRIES {
+        let conn = if round == 0 { connected(&mut client, token) } else { connect(&mut client, 80) };
+        let token = worker.post(Request::Accept { listener, flags: 0 });
+        assert_eq!(accepted(&mut worker, token), conn);
+        worker.post(Request::Close { conn, side: 1, finished: true });
+        client.post(Request::Close { conn, side: 0, finished: true });
+    }
+    connect(&mut client, 80);
+    // It goes on: what it takes is credit.
+    stopped.collect();
+    let token = stopped.post(Request::Accept { listener, flags: 0 });
+    accepted(&mut stopped, token);
+    let heard = stopped.news.iter().filter_map(|(_, c)| match *c {
+        Completion::Ready { waiting, .. } => Some(waiting),
+        _ => None,
+    });
+    let heard: Vec<bool> = heard.collect();
+    assert_eq!(heard[..4], [true, false, true, false], "arrived, taken, and so on");
+    assert_eq!(heard.last(), Some(&true), "the last word");
+    assert!(heard.len() <= ENTRIES as usize + 1, "{} of {}", heard.len(), 4 * ENTRIES + 1);
     host.end();
 }
 
@@ -259,9 +326,9 @@ fn nonsense_in_one_ring_hurts_nobody_else() {
                 let conn = connect(&mut client, 80);
                 let token = server.post(Request::Accept { listener, flags: 0 });
                 assert_eq!(accepted(&mut server, token), conn);
-                client.post(Request::Close { conn, side: 0 });
+                close(&mut client, conn, 0);
                 gone(&mut server, conn);
-                server.post(Request::Close { conn, side: 1 });
+                close(&mut server, conn, 1);
             }
         }
         // A last, certain offence: a version that does not exist. (If it was dropped before, nobody looks.)
@@ -272,7 +339,7 @@ fn nonsense_in_one_ring_hurts_nobody_else() {
         }
         villain.ring();
         gone(&mut server, victim_of);
-        server.post(Request::Close { conn: victim_of, side: 1 });
+        close(&mut server, victim_of, 1);
         host.detach(villain);
     }
     assert_eq!(host.card.counter("functions_dropped"), 30);
