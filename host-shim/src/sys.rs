@@ -22,6 +22,16 @@ impl From<RustixErrno> for Errno {
     }
 }
 
+/// Runs a call that may disturb errno on its way to success: as in libc, errno changes only when the call fails.
+pub fn keep_errno(call: impl FnOnce() -> i32) -> i32 {
+    let saved = errno();
+    let result = call();
+    if result >= 0 {
+        set_errno(saved);
+    }
+    result
+}
+
 /// What our calls return inside.
 pub type Result<T> = core::result::Result<T, Errno>;
 

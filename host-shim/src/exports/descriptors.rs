@@ -6,7 +6,7 @@ use core::ffi::c_ulong;
 use libc::{c_int, c_uint};
 
 use super::{fail, number};
-use crate::sys::Errno;
+use crate::sys::{self, Errno, keep_errno};
 use crate::{options, real, socket, table};
 
 #[unsafe(no_mangle)]
@@ -15,9 +15,11 @@ pub unsafe extern "C" fn close(fd: c_int) -> c_int {
         // The application never got this number: as for any other that is not open.
         return fail(Errno(libc::EBADF));
     }
-    socket::closing(fd);
-    // SAFETY: the application's arguments, unchanged; so in every pass-through below.
-    unsafe { real::close(fd) }
+    keep_errno(|| {
+        socket::closing(fd);
+        // SAFETY: the application's arguments, unchanged; so in every pass-through below.
+        unsafe { real::close(fd) }
+    })
 }
 
 /// The highest descriptor number.
@@ -74,14 +76,16 @@ fn duplicate_onto(fd: c_int, to: c_int, call: impl FnOnce() -> c_int) -> c_int {
     if table::is_internal(to) {
         return fail(Errno(libc::EBUSY));
     }
-    if fd != to && crate::sys::is_open(fd) {
-        socket::closing(to);
-    }
-    let new = call();
-    if new >= 0 && fd != to {
-        socket::duplicated(fd, new);
-    }
-    new
+    keep_errno(|| {
+        if fd != to && sys::is_open(fd) {
+            socket::closing(to);
+        }
+        let new = call();
+        if new >= 0 && fd != to {
+            socket::duplicated(fd, new);
+        }
+        new
+    })
 }
 
 #[unsafe(no_mangle)]

@@ -2,22 +2,25 @@
 #![allow(unsafe_code, clippy::missing_safety_doc, missing_docs)]
 
 use libc::{c_int, c_void, sockaddr, socklen_t};
+use ring::stats::Reason;
 
 use super::{fail, number, status};
 use crate::connect::{self, Path};
-use crate::handle::Kind;
+use crate::handle::{Handle, Kind};
 use crate::listener::{self, PeerOut};
-use crate::sys::Errno;
-use crate::{options, real, socket, table};
+use crate::sys::{Errno, keep_errno};
+use crate::{options, real, socket, stats, table};
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn socket(domain: c_int, ty: c_int, protocol: c_int) -> c_int {
-    // SAFETY: the application's arguments, unchanged; so in every pass-through below.
-    let fd = unsafe { real::socket(domain, ty, protocol) };
-    if fd >= 0 {
-        socket::made(fd, domain, ty);
-    }
-    fd
+    keep_errno(|| {
+        // SAFETY: the application's arguments, unchanged; so in every pass-through below.
+        let fd = unsafe { real::socket(domain, ty, protocol) };
+        if fd >= 0 {
+            socket::made(fd, domain, ty);
+        }
+        fd
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -34,12 +37,14 @@ pub unsafe extern "C" fn listen(fd: c_int, backlog: c_int) -> c_int {
     if table::get(fd).is_some_and(|h| h.kind() == Kind::Stream) {
         return fail(Errno(libc::EINVAL));
     }
-    // SAFETY: as above.
-    let r = unsafe { real::listen(fd, backlog) };
-    if r == 0 {
-        listener::listening(fd, backlog);
-    }
-    r
+    keep_errno(|| {
+        // SAFETY: as above.
+        let r = unsafe { real::listen(fd, backlog) };
+        if r == 0 {
+            listener::listening(fd, backlog);
+        }
+        r
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -50,33 +55,33 @@ pub unsafe extern "C" fn accept(fd: c_int, addr: *mut sockaddr, len: *mut sockle
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn accept4(fd: c_int, addr: *mut sockaddr, len: *mut socklen_t, flags: c_int) -> c_int {
-    let h = table::get(fd);
-    match h.map(|h| (h, h.kind())) {
+    keep_errno(|| match table::get(fd).map(|h| (h, h.kind())) {
         Some((h, Kind::Listener)) => number(listener::accept(fd, h, PeerOut { addr, len }, flags)),
         Some((_, Kind::Stream)) => fail(Errno(libc::EINVAL)),
         other => {
             // SAFETY: as above.
             let new = unsafe { real::accept4(fd, addr, len, flags) };
             if let (true, Some((h, _))) = (new >= 0, other) {
-                let (domain, ty) = h.family();
-                socket::made(new, domain, ty);
-                if let Some(n) = table::get(new) {
-                    let reason = if n.is_tcp() {
-                        crate::stats::reason(h.index())
-                    } else {
-                        ring::stats::Reason::Family
-                    };
-                    socket::went_to_kernel(new, n, reason);
-                }
+                accepted_by_kernel(new, h);
             }
             new
         }
+    })
+}
+
+/// A listener that only the kernel serves has accepted `new`: for the same reason, only the kernel serves that.
+fn accepted_by_kernel(new: c_int, listener: &Handle) {
+    let (domain, ty) = listener.family();
+    socket::made(new, domain, ty);
+    if let Some(h) = table::get(new) {
+        let reason = if h.is_tcp() { stats::reason(listener.index()) } else { Reason::Family };
+        socket::went_to_kernel(new, h, reason);
     }
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn connect(fd: c_int, addr: *const sockaddr, len: socklen_t) -> c_int {
-    match connect::connect(fd, addr, len) {
+    keep_errno(|| match connect::connect(fd, addr, len) {
         Path::User(result) => status(result),
         Path::Kernel => {
             // SAFETY: as above.
@@ -84,7 +89,7 @@ pub unsafe extern "C" fn connect(fd: c_int, addr: *const sockaddr, len: socklen_
             connect::kernel_connected(fd, r);
             r
         }
-    }
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -92,12 +97,14 @@ pub unsafe extern "C" fn shutdown(fd: c_int, how: c_int) -> c_int {
     match table::get(fd).and_then(|h| Some((h, h.stream()?))) {
         Some((h, s)) => status(socket::shutdown(h, &s, how)),
         None => {
-            // SAFETY: as above.
-            let r = unsafe { real::shutdown(fd, how) };
-            if r == 0 {
-                listener::shut_down(fd);
-            }
-            r
+            keep_errno(|| {
+                // SAFETY: as above.
+                let r = unsafe { real::shutdown(fd, how) };
+                if r == 0 {
+                    listener::shut_down(fd);
+                }
+                r
+            })
         }
     }
 }
@@ -141,10 +148,12 @@ pub unsafe extern "C" fn setsockopt(
     value: *const c_void,
     len: socklen_t,
 ) -> c_int {
-    // SAFETY: as above.
-    let r = unsafe { real::setsockopt(fd, level, name, value, len) };
-    if let (0, Some(h)) = (r, table::get(fd)) {
-        options::option_set(fd, h);
-    }
-    r
+    keep_errno(|| {
+        // SAFETY: as above.
+        let r = unsafe { real::setsockopt(fd, level, name, value, len) };
+        if let (0, Some(h)) = (r, table::get(fd)) {
+            options::option_set(fd, h);
+        }
+        r
+    })
 }
