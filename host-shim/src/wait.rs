@@ -25,12 +25,22 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Spin rounds before the first yield: about a microsecond.
 const ROUNDS_BEFORE_YIELD: u32 = 40;
 
+/// The same while cores are crowded: the one we wait for may need this very core.
+const ROUNDS_WHEN_CROWDED: u32 = 2;
+/// A yield that took longer than this many ticks let somebody else run (a switch there and back; alone it takes 0.2 to 0.8 µs).
+const SWITCH_TICKS: u64 = 3_000;
+/// Waits for which cores count as crowded after such a yield.
+const CROWDED_WAITS: u32 = 16;
+
+/// Waits left for which cores count as crowded.
+static CROWDED: AtomicU32 = AtomicU32::new(0);
 /// Current length of the busy wait, in microseconds: learns from how long waits were.
 static SPIN_US: AtomicU32 = AtomicU32::new(u32::MAX);
 
 /// One busy wait.
 pub struct Spin {
     round: u32,
+    rounds_before_yield: u32,
     start: Option<Duration>,
     budget: Duration,
 }
@@ -40,14 +50,21 @@ impl Spin {
     #[must_use]
     pub fn new() -> Self {
         let us = SPIN_US.load(Ordering::Relaxed).min(config::spin_us_max());
-        Spin { round: 0, start: None, budget: Duration::from_micros(u64::from(us)) }
+        let crowded = CROWDED.load(Ordering::Relaxed);
+        let rounds_before_yield = if crowded == 0 {
+            ROUNDS_BEFORE_YIELD
+        } else {
+            CROWDED.store(crowded - 1, Ordering::Relaxed);
+            ROUNDS_WHEN_CROWDED
+        };
+        Spin { round: 0, rounds_before_yield, start: None, budget: Duration::from_micros(u64::from(us)) }
     }
 
     /// One round. False: the time is over, sleep.
     #[inline(always)]
     pub fn turn(&mut self) -> bool {
         self.round += 1;
-        if !self.round.is_multiple_of(ROUNDS_BEFORE_YIELD) {
+        if !self.round.is_multiple_of(self.rounds_before_yield) {
             core::hint::spin_loop();
             return true;
         }
@@ -62,7 +79,11 @@ impl Spin {
         if now - start >= self.budget {
             return false;
         }
+        let before = sys::ticks();
         rustix::thread::sched_yield();
+        if sys::ticks().wrapping_sub(before) > SWITCH_TICKS {
+            CROWDED.store(CROWDED_WAITS, Ordering::Relaxed);
+        }
         true
     }
 
