@@ -27,7 +27,7 @@ demo: build ## Measure redis over kernel TCP, AF_UNIX and IPC-Direct; write targ
 test: test-unit test-loom test-e2e ## Run every test
 
 test-unit: setup ## Unit, property and integration tests of every crate
-	$(CARGO) test --workspace --exclude ipc-direct-tests --lib --bins --tests
+	$(CARGO) test --workspace --exclude ipc-direct-tests
 
 test-loom: setup ## Every interleaving of the ring's algorithms that matters
 	RUSTFLAGS="--cfg loom" $(CARGO) test -p ipc-direct-ring --release --target-dir $(TARGET)/loom --test loom
