@@ -10,7 +10,7 @@ use harness::child::{alive, run, run_ok, signal_pid, wait_for};
 use harness::instance::Instance;
 use harness::redis::{Server, command};
 use harness::scratch::Scratch;
-use harness::{Outcome, bins, ensure, net};
+use harness::{Outcome, bins, ensure, fail, net};
 use rustix::process::Signal;
 
 use crate::{in_user_space, with_instance};
@@ -27,8 +27,13 @@ pub fn redis_daemonizes() -> Outcome {
         server.args(Server::options(addr, scratch.path())).args(["--daemonize", "yes"]);
         server.arg("--pidfile").arg(&pid_file).arg("--logfile").arg(scratch.path().join("log"));
         run_ok(&mut server, BOUND)?;
-        net::wait_listening(addr)?;
-        let pid: u32 = fs::read_to_string(&pid_file)?.trim().parse()?;
+        // Redis writes its number once it listens.
+        let number =
+            || Ok(fs::read_to_string(&pid_file).ok().and_then(|text| text.trim().parse::<u32>().ok()));
+        let Some(pid) = wait_for(BOUND, number)? else {
+            return fail("the daemon did not write its pid file");
+        };
+        instance.wait_listening(addr)?;
         let outcome = in_user_space(instance, 1000, || {
             let mut load = command(Some(instance), bins::program("redis-benchmark")?);
             load.args(["-h", "127.0.0.1", "-p", &addr.port().to_string()]);

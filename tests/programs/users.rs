@@ -12,7 +12,7 @@ use harness::counters::Report;
 use harness::instance::fresh_socket;
 use harness::redis::Server;
 use harness::scratch::Scratch;
-use harness::{Outcome, bins, ensure, net};
+use harness::{Outcome, bins, ensure, fail, net};
 use rustix::process::{Signal, getuid};
 
 const BOUND: Duration = Duration::from_secs(60);
@@ -57,8 +57,8 @@ pub fn ordinary_user() -> Outcome {
     let mut server = shimmed("redis-server")?;
     server.args(Server::options(addr, dir)).stdout(Stdio::null());
     let mut server = Guarded::spawn(&mut server)?;
-    net::wait_listening(addr)?;
-    let start = report()?;
+    let up = wait_for(BOUND, || Ok(report().ok().filter(|r| r.listens(addr))))?;
+    let Some(start) = up else { return fail("the server of an ordinary user does not listen in user space") };
     census::belongs(start.agent.pid);
     let mut load = shimmed("redis-benchmark")?;
     load.args([

@@ -32,7 +32,7 @@ fn with_server(body: impl FnOnce(&Instance, &Scratch, u16, &[u8]) -> Outcome) ->
         command.args(["-m", "http.server", &port.to_string(), "--bind", "127.0.0.1", "--directory"]);
         command.arg(scratch.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let server = Guarded::spawn(&mut command)?;
-        net::wait_listening(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
+        instance.wait_listening(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
         body(instance, &scratch, port, &content)?;
         drop(server);
         Ok(())

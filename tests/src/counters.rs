@@ -1,5 +1,6 @@
 //! What `ipc-direct ps --json` says, and differences of it.
 
+use std::net::SocketAddr;
 use std::ops::Sub;
 
 use serde::Deserialize;
@@ -73,6 +74,17 @@ pub struct Socket {
     pub path: Option<String>,
     /// Reason code.
     pub reason: String,
+    /// `ADDRESS:PORT`.
+    pub local: String,
+}
+
+impl Report {
+    /// True once somebody listens on `addr` in user space, too.
+    #[must_use]
+    pub fn listens(&self, addr: SocketAddr) -> bool {
+        let local = addr.to_string();
+        self.processes.iter().flat_map(|p| &p.sockets).any(|s| s.state == "listening" && s.local == local)
+    }
 }
 
 impl Sub for Traffic {

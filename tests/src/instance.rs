@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::child::{self, Guarded};
+use crate::child::{self, Guarded, wait_for};
 use crate::counters::{Report, Totals};
 use crate::{Failure, Outcome, bins, census, ensure, fail};
 
@@ -149,6 +150,17 @@ impl Instance {
         census::belongs(report.agent.pid);
         ensure(report.version == 1, || format!("ps schema version {}", report.version))?;
         Ok(report)
+    }
+
+    /// Waits until a shimmed server listens on `addr`, in user space as well. Makes no connection, so that the
+    /// counters show the test's only.
+    ///
+    /// # Errors
+    /// When none does within 20 s.
+    pub fn wait_listening(&self, addr: SocketAddr) -> Outcome {
+        // No answer is no failure: the server may be what starts the agent.
+        let up = wait_for(START_BOUND, || Ok(self.report().ok().filter(|r| r.listens(addr))))?;
+        ensure(up.is_some(), || format!("no shimmed server listens on {addr}"))
     }
 
     /// Sums over all processes so far.

@@ -20,8 +20,7 @@ pub fn free_port() -> Outcome<u16> {
     }
 }
 
-/// Waits until a connection to `addr` succeeds. The connection itself goes through the kernel: the test
-/// driver runs without the shim.
+/// Waits until a connection to `addr` succeeds: for plain servers (see `Instance::wait_listening` for shimmed ones).
 ///
 /// # Errors
 /// When nobody listens within 20 s.

@@ -49,7 +49,10 @@ impl Server {
         let mut command = command(instance, bins::program("redis-server")?);
         command.args(Server::options(addr, scratch.path()));
         let process = Guarded::spawn(command.stdin(Stdio::null()).stdout(Stdio::null()))?;
-        net::wait_listening(addr)?;
+        match instance {
+            Some(instance) => instance.wait_listening(addr)?,
+            None => net::wait_listening(addr)?,
+        }
         Ok(Server { process, addr, scratch })
     }
 
