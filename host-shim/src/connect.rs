@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use ring::msg::{Addr, Completion, Request, Status};
 use ring::stats::Reason;
 
-use crate::handle::{Handle, Kind};
+use crate::handle::{Handle, Kind, touched};
 use crate::sys::{Errno, NoSignals, Result};
 use crate::{coordinator, options, process, real, socket, stats, sys, table};
 
@@ -25,16 +25,13 @@ pub fn connect(fd: i32, addr: *const libc::sockaddr, len: libc::socklen_t) -> Pa
     let Some(h) = table::get(fd) else { return Path::Kernel };
     match h.kind() {
         Kind::Stream => return Path::User(again(h, addr, len)),
-        Kind::Kernel if h.is_tcp() && process::is_attached() && !process::is_borrowed() => {}
+        Kind::Kernel if h.is_tcp() && process::is_attached() && !h.was(touched::CONNECTED) => {}
         _ => return Path::Kernel,
     }
     let Some(dst) = options::read_addr(addr, len) else { return Path::Kernel };
     let dst = real_destination(dst);
     if dst.port == 0 || !is_local(dst) {
         stats::set_reason(h.index(), Reason::Remote);
-        return Path::Kernel;
-    }
-    if options::kernel_connected(fd) {
         return Path::Kernel;
     }
     let _no_signals = NoSignals::new();
@@ -118,14 +115,14 @@ fn through_coordinator(fd: i32, h: &'static Handle, dst: Addr) -> core::result::
     if (domain == libc::AF_INET) != dst.is_v4() && domain == libc::AF_INET {
         return Err(Reason::Remote);
     }
-    let mut src = options::kernel_name(fd, true);
-    if src.port == 0 {
+    if !h.was(touched::BOUND) {
         // The kernel reserves the port, as for any connection of its own. The address stays open: if this becomes the
         // kernel's connection after all, choosing it is its business.
         let any = if domain == libc::AF_INET { Addr::V4_ANY } else { Addr::V6_ANY };
         options::kernel_bind(fd, domain, Addr { ip: any, port: 0 }).map_err(|_| Reason::Source)?;
-        src = options::kernel_name(fd, true);
+        h.touched.fetch_or(touched::BOUND, Ordering::Relaxed);
     }
+    let mut src = options::kernel_name(fd, true);
     if src.is_wildcard() {
         src.ip = source_for(dst).ip;
     }
@@ -147,7 +144,7 @@ fn through_coordinator(fd: i32, h: &'static Handle, dst: Addr) -> core::result::
         }
     };
     sock.set_addrs(src, dst);
-    options::inherit_kernel_flags(fd, sock);
+    options::take_over(fd, h, sock);
     if socket::join(h, sock, conn, 0).is_none() {
         let _ = coordinator::post(Request::Close { conn, side: 0, finished: false });
         sock.free();
@@ -162,7 +159,7 @@ fn through_coordinator(fd: i32, h: &'static Handle, dst: Addr) -> core::result::
 pub fn kernel_connected(fd: i32, result: i32) {
     let Some(h) = table::get(fd) else { return };
     let in_progress = result < 0 && sys::errno().0 == libc::EINPROGRESS;
-    if h.kind() == Kind::Kernel && (result == 0 || in_progress) && !process::is_borrowed() {
+    if h.kind() == Kind::Kernel && (result == 0 || in_progress) {
         let reason = match (h.is_tcp(), process::is_attached()) {
             (false, _) => Reason::Family,
             (true, false) => Reason::NoAgent,

@@ -6,7 +6,7 @@
 //!
 //! All of it is under one lock: registrations, ready lists and the scan for news. Nobody sleeps with it.
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{Ordering, fence};
 
 use ring::wake;
 
@@ -163,7 +163,9 @@ pub fn closed(h: &Handle) {
     for i in 0..st.regs.len() {
         if st.regs.get(i).is_some_and(|r| r.used && r.instance == index) {
             st.unlink(i);
-            st.regs[i] = NO_REG;
+            if let Some(r) = st.regs.get_mut(i) {
+                *r = NO_REG;
+            }
         }
     }
     if let Some(inst) = st.instances.get_mut(index as usize) {
@@ -311,7 +313,10 @@ impl State {
         if let Some(s) = h.stream() {
             let lane = self.lane_for(h, instance);
             let value = u32::try_from(lane + 1).unwrap_or(1);
-            if s.in_dir.rx_watch.swap(value, Ordering::AcqRel) != value {
+            let before = s.in_dir.rx_watch.swap(value, Ordering::AcqRel);
+            // A set that sleeps on the lane from before must announce itself on this one.
+            self.kick |= before != 0 && before != value;
+            if before != value {
                 // The peer may not see the watch yet. Level-triggered: look directly until a barrier has passed.
                 // Edge-triggered: have the barrier now, since looking twice would make an edge of it.
                 if events & ET != 0 { barrier() } else { self.set_fresh(index, true) }
@@ -400,10 +405,14 @@ impl State {
         let mut n = 0;
         let turns = self.instances.get(instance).map_or(0, |i| i.ready_len);
         for _ in 0..turns {
-            let Some(place) = out.get_mut(n) else { break };
+            let Some(place) = out.get_mut(n) else {
+                // More than this call can take: another thread that sleeps on the instance may have it.
+                self.kick |= self.instances.get(instance).is_some_and(|i| i.asleep > 0);
+                break;
+            };
             let Some(index) = self.pop_ready(instance) else { break };
-            if self.regs.get(index).is_none_or(|r| r.dead) {
-                self.regs[index] = NO_REG;
+            if let Some(r) = self.regs.get_mut(index).filter(|r| r.dead) {
+                *r = NO_REG;
                 continue;
             }
             if settled {
@@ -550,6 +559,7 @@ pub fn became_stream(h: &Handle) {
         crate::epoll_wait::kernel_delete(r.ep, r.fd);
         st.watch(index);
     }
+    st.finish();
 }
 
 /// A kernel socket became a listener in both worlds: its kernel registrations stay, and ours begin.
@@ -566,6 +576,7 @@ pub fn became_listener(h: &Handle) {
         }
         st.queue(index);
     }
+    st.finish();
 }
 
 /// A write found the ring full: sets that ask for `EPOLLOUT` hear when there is space again.
@@ -582,6 +593,7 @@ pub fn wants_space(h: &Handle) {
             st.queue(index);
         }
     }
+    st.finish();
 }
 
 /// A handle is torn down: its registrations go.
@@ -597,12 +609,15 @@ pub fn forget_handle(h: &Handle) {
 
 /// Something about a connection or listener changed, other than by news: look at it.
 pub fn handle_changed(h: &Handle) {
+    // SeqCst: what changed was stored before this; who registers now looks at it afterwards (it holds the lock, a full fence,
+    // in between). So either we see the registration, or it sees the change.
+    fence(Ordering::SeqCst);
     if h.regs.load(Ordering::Relaxed) == 0 {
         return;
     }
     if let Some(mut st) = STATE.take() {
         st.queue_all(h);
-        st.kick = false;
+        st.finish();
     }
 }
 
@@ -637,12 +652,8 @@ pub fn look(e: &Handle, out: &mut [libc::epoll_event], settled: bool) -> Look {
     let instance = e.place.load(Ordering::Relaxed) as usize;
     let Some(mut st) = STATE.take() else { return Look { n: 0, kernel: true, listeners: true } };
     let n = st.harvest(instance, out, settled);
-    let kick = core::mem::take(&mut st.kick);
     let inst = st.instances.get(instance).copied().unwrap_or(NO_INSTANCE);
-    drop(st);
-    if kick {
-        wait::kick_others();
-    }
+    st.finish();
     if inst.fresh > FRESH_MAX {
         settle(instance);
     }
@@ -721,6 +732,17 @@ pub fn begin_kernel_sleep(e: &Handle) -> bool {
             true
         }
         _ => false,
+    }
+}
+
+impl crate::lock::Guard<'_, State> {
+    /// Lets go of the lock, and wakes those who sleep on an instance that has got something to look at.
+    fn finish(mut self) {
+        let kick = core::mem::take(&mut self.kick);
+        drop(self);
+        if kick {
+            wait::kick_others();
+        }
     }
 }
 

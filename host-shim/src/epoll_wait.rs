@@ -11,7 +11,7 @@ use ring::atomic::Heavy;
 use crate::handle::Handle;
 use crate::sys::{Membarrier, Result};
 use crate::wait::{Asleep, Sleeper, Spin};
-use crate::{coordinator, epoll, real, stats, sys};
+use crate::{coordinator, epoll, real, stats, sys, wait};
 
 /// Ticks between two looks at the kernel while connections in user space keep an instance busy (about 30 µs).
 const KERNEL_TICKS: u64 = 80_000;
@@ -96,17 +96,37 @@ fn merge_twins(out: &mut [libc::epoll_event], ours: usize, all: usize) -> usize 
 
 /// Both worlds, without waiting. The kernel is asked when nothing else is there, or it has not been for a while.
 fn look(ep: i32, e: &Handle, out: &mut [libc::epoll_event], settled: bool, ask: bool) -> Result<usize> {
+    let (n, rung) = look_once(ep, e, out, settled, ask)?;
+    match (n, rung) {
+        // The edge was meant for a sleeper, and we took it: what it tells of may have come after our look.
+        (0, true) => Ok(epoll::look(e, out, false).n),
+        (_, true) => {
+            wait::kick_others();
+            Ok(n)
+        }
+        (_, false) => Ok(n),
+    }
+}
+
+/// [`look`], and whether an edge for the instance's sleeper was taken from the kernel's set.
+fn look_once(
+    ep: i32,
+    e: &Handle,
+    out: &mut [libc::epoll_event],
+    settled: bool,
+    ask: bool,
+) -> Result<(usize, bool)> {
     let ours = epoll::look(e, out, settled);
     let now = sys::ticks();
     let due = ask || now.wrapping_sub(LAST_KERNEL.load(Ordering::Relaxed)) > KERNEL_TICKS;
     if !ours.kernel || !due || ours.n >= out.len() {
-        return Ok(ours.n);
+        return Ok((ours.n, false));
     }
     LAST_KERNEL.store(now, Ordering::Relaxed);
     let rest = out.get_mut(ours.n..).unwrap_or(&mut []);
-    let (k, _) = ask_kernel(ep, rest, Some(Duration::ZERO), core::ptr::null())?;
+    let (k, rung) = ask_kernel(ep, rest, Some(Duration::ZERO), core::ptr::null())?;
     let all = ours.n + k;
-    Ok(if ours.listeners && ours.n > 0 { merge_twins(out, ours.n, all) } else { all })
+    Ok((if ours.listeners && ours.n > 0 { merge_twins(out, ours.n, all) } else { all }, rung))
 }
 
 /// epoll_pwait2(2) of an instance that has connections of ours in it. The number of events.
@@ -187,13 +207,19 @@ fn sleep(
     timeout: Option<Duration>,
     mask: *const libc::sigset_t,
 ) -> Result<usize> {
-    let _asleep = Asleep::announce();
+    let asleep = Asleep::announce();
     let sleeper = epoll::announce_sleep(e, ep);
     let result = sleep_announced(ep, e, out, timeout, mask, sleeper);
     epoll::end_sleep(e);
-    result
+    drop(asleep);
+    // Awake again, so that what this look finds wakes others only.
+    match result? {
+        0 => look(ep, e, out, false, false),
+        n => Ok(n),
+    }
 }
 
+/// The number of the kernel's events, or of all that the last look before the sleep found.
 fn sleep_announced(
     ep: i32,
     e: &Handle,
@@ -206,8 +232,12 @@ fn sleep_announced(
     if coordinator::arm() {
         return Ok(0);
     }
-    let n = look(ep, e, out, true, true)?;
-    if n > 0 {
+    let (n, rung) = look_once(ep, e, out, true, true)?;
+    if rung && let Some(s) = sleeper {
+        Sleeper::kept(s).drain();
+    }
+    // Rung: the edge would have ended this sleep, so there is none.
+    if n > 0 || rung {
         return Ok(n);
     }
     let timeout = if sleeper.is_some() { timeout } else { Some(timeout.map_or(SLICE, |t| t.min(SLICE))) };
@@ -218,6 +248,9 @@ fn sleep_announced(
     let (k, rung) = result?;
     if rung && let Some(s) = sleeper {
         Sleeper::kept(s).drain();
+        if k > 0 {
+            wait::kick_others();
+        }
     }
-    if k > 0 { Ok(k) } else { look(ep, e, out, false, false) }
+    Ok(k)
 }

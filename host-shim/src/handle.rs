@@ -61,7 +61,18 @@ pub struct Handle {
     pub ready: AtomicU32,
     /// Listener: accepts so far, so that the kernel's queue gets its turn.
     pub turns: AtomicU32,
-    pad: [AtomicU32; 1],
+    /// [`touched`] bits: what the application did to a kernel socket, so that we need not ask the kernel.
+    pub touched: AtomicU32,
+}
+
+/// Bits of [`Handle::touched`].
+pub mod touched {
+    /// A timeout or lingering was set.
+    pub const TIMES: u32 = 1;
+    /// It is bound.
+    pub const BOUND: u32 = 2;
+    /// The kernel connected it, or tries to.
+    pub const CONNECTED: u32 = 4;
 }
 
 static HANDLES: [Handle; HANDLES_MAX] = [const { Handle::new() }; HANDLES_MAX];
@@ -121,7 +132,7 @@ impl Handle {
             regs: AtomicU32::new(0),
             ready: AtomicU32::new(0),
             turns: AtomicU32::new(0),
-            pad: [const { AtomicU32::new(0) }; 1],
+            touched: AtomicU32::new(0),
         }
     }
 
@@ -226,6 +237,12 @@ impl Handle {
         self.set_kind(Kind::Free);
     }
 
+    /// Has any of these [`touched`] bits been set?
+    #[must_use]
+    pub fn was(&self, bits: u32) -> bool {
+        self.touched.load(Ordering::Relaxed) & bits != 0
+    }
+
     /// Domain and type of the socket.
     #[must_use]
     pub fn family(&self) -> (i32, i32) {
@@ -275,6 +292,7 @@ pub fn allocate(kind: Kind, fd: i32, domain: i32, ty: i32) -> Option<&'static Ha
             h.regs.store(0, Ordering::Relaxed);
             h.ready.store(0, Ordering::Relaxed);
             h.turns.store(0, Ordering::Relaxed);
+            h.touched.store(0, Ordering::Relaxed);
             let packed = (domain.cast_unsigned() & 0xffff) | ty.cast_unsigned() << 16;
             h.family_type.store(packed, Ordering::Relaxed);
             USED.fetch_max(h.index() + 1, Ordering::Relaxed);

@@ -29,7 +29,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// After a successful listen(2): announce it to the coordinator.
 pub fn listening(fd: i32, backlog: i32) {
     let Some(h) = table::get(fd) else { return };
-    if h.kind() != Kind::Kernel || !h.is_tcp() || !process::is_attached() || process::is_borrowed() {
+    if h.kind() != Kind::Kernel || !h.is_tcp() || !process::is_attached() {
         return;
     }
     let _no_signals = NoSignals::new();
@@ -46,7 +46,7 @@ pub fn listening(fd: i32, backlog: i32) {
         Ok(Completion::Done { status: Status::Ok, value }) => {
             sock.listener.store(value, Ordering::Relaxed);
             sock.set_addrs(local, Addr::default());
-            options::inherit_kernel_flags(fd, sock);
+            options::take_over_listener(fd, sock);
             options::set_kernel_nonblocking(fd);
             h.set_sock(sock);
             h.set_kind(Kind::Listener);

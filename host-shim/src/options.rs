@@ -11,7 +11,7 @@ use core::time::Duration;
 
 use ring::msg::Addr;
 
-use crate::handle::{Handle, Kind, Stream};
+use crate::handle::{Handle, Kind, Stream, touched};
 use crate::sock::{Sock, shut};
 use crate::sys::{Errno, Result};
 use crate::{poll, real, sys};
@@ -120,11 +120,6 @@ pub fn kernel_name(fd: i32, local: bool) -> Addr {
     if result != 0 { Addr::default() } else { read_addr(out, len).unwrap_or_default() }
 }
 
-/// The kernel's socket is connected.
-pub fn kernel_connected(fd: i32) -> bool {
-    kernel_name(fd, false).port != 0
-}
-
 fn kernel_option<T: Default>(fd: i32, level: i32, name: i32) -> Option<T> {
     let mut value = T::default();
     let mut len = socklen::<T>();
@@ -169,8 +164,16 @@ const INHERITED: [(i32, i32); 3] = [
     (libc::SOL_SOCKET, libc::SO_OOBINLINE),
 ];
 
-/// Takes over what the application set on the kernel's socket before it became ours.
-pub fn inherit_kernel_flags(fd: i32, sock: &Sock) {
+/// Takes over what the application set on the kernel's socket before it became a connection.
+pub fn take_over(fd: i32, h: &Handle, sock: &Sock) {
+    sock.nonblock.store(u32::from(kernel_flags(fd) & libc::O_NONBLOCK != 0), Ordering::Relaxed);
+    if h.was(touched::TIMES) {
+        reload(fd, sock);
+    }
+}
+
+/// The same for a listener, with what accepted sockets inherit.
+pub fn take_over_listener(fd: i32, sock: &Sock) {
     sock.nonblock.store(u32::from(kernel_flags(fd) & libc::O_NONBLOCK != 0), Ordering::Relaxed);
     let bits = INHERITED.iter().enumerate().filter(|(_, (level, name))| kernel_flag(fd, *level, *name));
     sock.options.store(bits.fold(0, |sum, (bit, _)| sum | 1 << bit), Ordering::Relaxed);
@@ -227,16 +230,30 @@ pub fn inherit(parent: &Sock, sock: &Sock, fd: i32) {
     }
 }
 
-/// After a successful setsockopt(2) on one of ours.
-pub fn option_set(fd: i32, h: &Handle) {
-    let Some(sock) = h.sock() else { return };
-    match h.kind() {
-        Kind::Listener => {
+/// `SO_RCVTIMEO` and `SO_SNDTIMEO` under all their numbers, and `SO_LINGER`.
+fn is_about_time(level: i32, name: i32) -> bool {
+    const RCVTIMEO_NEW: i32 = 66;
+    const SNDTIMEO_NEW: i32 = 67;
+    level == libc::SOL_SOCKET
+        && matches!(
+            name,
+            libc::SO_RCVTIMEO | libc::SO_SNDTIMEO | libc::SO_LINGER | RCVTIMEO_NEW | SNDTIMEO_NEW
+        )
+}
+
+/// After a successful setsockopt(2) on a socket that we know.
+pub fn option_set(fd: i32, h: &Handle, level: i32, name: i32) {
+    let about_time = is_about_time(level, name);
+    match (h.kind(), h.sock()) {
+        (Kind::Listener, Some(sock)) => {
             let nonblocking = sock.nonblock.load(Ordering::Relaxed);
-            inherit_kernel_flags(fd, sock);
+            take_over_listener(fd, sock);
             sock.nonblock.store(nonblocking, Ordering::Relaxed);
         }
-        Kind::Stream => reload(fd, sock),
+        (Kind::Stream, Some(sock)) if about_time => reload(fd, sock),
+        (Kind::Kernel, _) if about_time => {
+            h.touched.fetch_or(touched::TIMES, Ordering::Relaxed);
+        }
         _ => {}
     }
 }

@@ -7,17 +7,13 @@ use ring::segment::state;
 use ring::stats::{Reason, SocketState};
 use ring::stream;
 
-use crate::handle::{self, Handle, Kind, NewStream, Stream};
+use crate::handle::{self, Handle, Kind, NewStream, Stream, touched};
 use crate::sock::{self, Sock, shut};
 use crate::sys::NoSignals;
 use crate::{coordinator, epoll, process, segments, stats, table};
 
 /// A socket that the kernel has just made: from now on we know it. TCP sockets attach the process first.
 pub fn made(fd: i32, domain: i32, ty: i32) {
-    if process::is_borrowed() {
-        return;
-    }
-    let _no_signals = NoSignals::new();
     let kind = ty & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
     let tcp = (domain == libc::AF_INET || domain == libc::AF_INET6) && kind == libc::SOCK_STREAM;
     let attached = if tcp { process::ensure_attached() } else { process::is_attached() };
@@ -44,6 +40,7 @@ fn forget(fd: i32) {
 
 /// The kernel connected this socket, or accepted it.
 pub fn went_to_kernel(fd: i32, h: &Handle, reason: Reason) {
+    h.touched.fetch_or(touched::CONNECTED, Ordering::Relaxed);
     let (local, peer) = (crate::options::kernel_name(fd, true), crate::options::kernel_name(fd, false));
     stats::set_state(h.index(), SocketState::Kernel, reason, Some((local, peer)));
 }
@@ -175,10 +172,13 @@ pub fn shutdown(h: &Handle, s: &Stream, how: i32) -> crate::sys::Result<()> {
 
 /// Before close(2), dup2(2) onto it, and the like: `fd` stops being ours. The kernel's descriptor is still open.
 pub fn closing(fd: i32) {
-    if table::get(fd).is_none() || process::is_borrowed() {
+    let Some(h) = table::get(fd) else { return };
+    if process::is_borrowed() {
         return;
     }
-    let _no_signals = NoSignals::new();
+    // Locks are taken only for these.
+    let locks = h.kind() != Kind::Kernel || h.regs.load(Ordering::Relaxed) != 0;
+    let _no_signals = locks.then(NoSignals::new);
     if let Some(h) = table::remove(fd) {
         release(h);
     }

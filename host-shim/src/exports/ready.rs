@@ -12,7 +12,7 @@ use crate::handle::{self, Handle, Kind};
 use crate::poll::{self, Select, Set};
 use crate::scratch::Scratch;
 use crate::sys::{self, Errno, Result};
-use crate::{epoll, epoll_wait, process, real, socket, table};
+use crate::{epoll, epoll_wait, real, socket, table};
 
 /// A timespec of the application; a negative one counts as none left.
 pub fn duration(t: &timespec) -> Duration {
@@ -165,7 +165,7 @@ pub unsafe extern "C" fn pselect(
 
 /// A new epoll descriptor: from now on we see what is added to it.
 fn epoll_made(fd: c_int) -> c_int {
-    if fd >= 0 && !process::is_borrowed() {
+    if fd >= 0 {
         socket::closing(fd);
         if let Some(h) = handle::allocate(Kind::Epoll, fd, 0, 0)
             && !(epoll::created(h) && table::set(fd, h))

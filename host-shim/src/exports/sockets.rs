@@ -1,12 +1,14 @@
 //! Sockets: made, named, connected, accepted.
 #![allow(unsafe_code, clippy::missing_safety_doc, missing_docs)]
 
+use core::sync::atomic::Ordering;
+
 use libc::{c_int, c_void, sockaddr, socklen_t};
 use ring::stats::Reason;
 
 use super::{fail, number, status};
 use crate::connect::{self, Path};
-use crate::handle::{Handle, Kind};
+use crate::handle::{Handle, Kind, touched};
 use crate::listener::{self, PeerOut};
 use crate::sys::{Errno, keep_errno};
 use crate::{options, real, socket, stats, table};
@@ -29,7 +31,11 @@ pub unsafe extern "C" fn bind(fd: c_int, addr: *const sockaddr, len: socklen_t) 
         return fail(Errno(libc::EINVAL));
     }
     // SAFETY: as above.
-    unsafe { real::bind(fd, addr, len) }
+    let r = unsafe { real::bind(fd, addr, len) };
+    if let (0, Some(h)) = (r, table::get(fd)) {
+        h.touched.fetch_or(touched::BOUND, Ordering::Relaxed);
+    }
+    r
 }
 
 #[unsafe(no_mangle)]
@@ -152,7 +158,7 @@ pub unsafe extern "C" fn setsockopt(
         // SAFETY: as above.
         let r = unsafe { real::setsockopt(fd, level, name, value, len) };
         if let (0, Some(h)) = (r, table::get(fd)) {
-            options::option_set(fd, h);
+            options::option_set(fd, h, level, name);
         }
         r
     })
