@@ -208,12 +208,9 @@ impl Sock {
     /// Both addresses, once, before anybody else sees the socket.
     pub fn set_addrs(&self, local: Addr, peer: Addr) {
         for (words, addr) in [(&self.local_ip, local), (&self.peer_ip, peer)] {
-            let v = u128::from_le_bytes(addr.ip);
-            let [lo, hi] = words;
-            #[allow(clippy::cast_possible_truncation)] // halves of a word
-            lo.store(v as u64, Ordering::Relaxed);
-            #[allow(clippy::cast_possible_truncation)] // halves of a word
-            hi.store((v >> 64) as u64, Ordering::Relaxed);
+            for (word, value) in words.iter().zip(addr.words()) {
+                word.store(value, Ordering::Relaxed);
+            }
         }
         self.ports.store(u32::from(local.port) | u32::from(peer.port) << 16, Ordering::Relaxed);
     }
@@ -221,16 +218,11 @@ impl Sock {
     /// Local and peer address.
     #[allow(clippy::cast_possible_truncation)] // halves of a word
     pub fn addrs(&self) -> (Addr, Addr) {
-        let ip = |words: &[AtomicU64; 2]| {
-            let [lo, hi] = words;
-            let v = u128::from(lo.load(Ordering::Relaxed)) | u128::from(hi.load(Ordering::Relaxed)) << 64;
-            v.to_le_bytes()
-        };
         let ports = self.ports.load(Ordering::Relaxed);
-        (
-            Addr { ip: ip(&self.local_ip), port: ports as u16 },
-            Addr { ip: ip(&self.peer_ip), port: (ports >> 16) as u16 },
-        )
+        let load = |[lo, hi]: &[AtomicU64; 2], port| {
+            Addr::from_words(lo.load(Ordering::Relaxed), hi.load(Ordering::Relaxed), port)
+        };
+        (load(&self.local_ip, ports as u16), load(&self.peer_ip, (ports >> 16) as u16))
     }
 
     /// `O_NONBLOCK` is set.

@@ -80,11 +80,15 @@ impl Addr {
     pub fn is_loopback(&self) -> bool {
         (self.is_v4() && self.ip[12] == 127) || self.ip == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]
     }
-    fn words(&self) -> [u64; 2] {
+    /// The address as two words, for entries and shared memory.
+    #[must_use]
+    pub fn words(&self) -> [u64; 2] {
         let [a, b, c, d, e, f, g, h, rest @ ..] = self.ip;
         [u64::from_le_bytes([a, b, c, d, e, f, g, h]), u64::from_le_bytes(rest)]
     }
-    fn from_words(w0: u64, w1: u64, port: u16) -> Self {
+    /// From [`Addr::words`] and a port.
+    #[must_use]
+    pub fn from_words(w0: u64, w1: u64, port: u16) -> Self {
         let mut ip = [0; 16];
         let (lo, hi) = ip.split_at_mut(8);
         lo.copy_from_slice(&w0.to_le_bytes());

@@ -193,24 +193,11 @@ reasons! {
     Unknown = 255, "unknown", "unknown reason";
 }
 
-fn ip_words(ip: [u8; 16]) -> [u64; 2] {
-    let [a, b, c, d, e, f, g, h, rest @ ..] = ip;
-    [u64::from_le_bytes([a, b, c, d, e, f, g, h]), u64::from_le_bytes(rest)]
-}
-
-fn load_ip(words: &[AtomicU64; 2]) -> [u8; 16] {
-    let mut ip = [0; 16];
-    for (to, from) in ip.chunks_exact_mut(8).zip(words) {
-        to.copy_from_slice(&from.load(Ordering::Relaxed).to_le_bytes());
-    }
-    ip
-}
-
 impl SocketStats {
     /// Shows both addresses.
     pub fn set_addrs(&self, local: Addr, peer: Addr) {
         for (words, addr) in [(&self.local_ip, local), (&self.peer_ip, peer)] {
-            for (word, value) in words.iter().zip(ip_words(addr.ip)) {
+            for (word, value) in words.iter().zip(addr.words()) {
                 word.store(value, Ordering::Relaxed);
             }
         }
@@ -222,10 +209,10 @@ impl SocketStats {
     #[allow(clippy::cast_possible_truncation)] // halves of a word
     pub fn addrs(&self) -> (Addr, Addr) {
         let ports = self.ports.load(Ordering::Relaxed);
-        (
-            Addr { ip: load_ip(&self.local_ip), port: ports as u16 },
-            Addr { ip: load_ip(&self.peer_ip), port: (ports >> 16) as u16 },
-        )
+        let load = |[lo, hi]: &[AtomicU64; 2], port| {
+            Addr::from_words(lo.load(Ordering::Relaxed), hi.load(Ordering::Relaxed), port)
+        };
+        (load(&self.local_ip, ports as u16), load(&self.peer_ip, (ports >> 16) as u16))
     }
 }
 
