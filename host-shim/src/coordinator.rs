@@ -7,14 +7,15 @@
 //! `unsafe` is allowed here: one look at the next completion without the lock.
 #![allow(unsafe_code)]
 
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, fence};
 use core::time::Duration;
 
-use ring::msg::{Completion, Request};
+use ring::msg::{Completion, ConnId, Request, Status};
 use ring::window::{Consumer, HostMemory, Producer, Raw, Window};
 
-use crate::handle::{self, Handle, Kind};
-use crate::lock::Guarded;
+use crate::handle::{self, Handle};
+use crate::lock::{Guarded, Lock};
+use crate::sys::NoSignals;
 use crate::wait::{self, Spin};
 use crate::{process, segments, sock, sys};
 
@@ -33,6 +34,8 @@ struct Rings {
 }
 
 static RINGS: Guarded<Option<Rings>> = Guarded::new(None);
+/// Held while completions are taken and acted on.
+static DISPATCH: Lock = Lock::new();
 static NEXT_TOKEN: AtomicU32 = AtomicU32::new(1);
 
 /// Header of the completion that comes next, and what it will be: kept up to date under the lock.
@@ -110,9 +113,9 @@ fn has_news() -> bool {
     })
 }
 
-/// For the fork handlers.
-pub fn lock() -> &'static crate::lock::Lock {
-    RINGS.lock()
+/// For the fork handlers: what is held while completions are acted on, and what guards the rings.
+pub fn locks() -> [&'static Lock; 2] {
+    [&DISPATCH, RINGS.lock()]
 }
 
 /// Posts a request that is not answered, or whose answer is awaited with a ticket.
@@ -285,76 +288,159 @@ pub fn pump() -> bool {
 
 #[cold]
 fn take_all() -> bool {
+    // A handler that ran in the middle of this could not get its own answers.
+    let _no_signals = NoSignals::new();
     let mut any = false;
     loop {
-        let mut batch = [Raw::default(); BATCH];
-        let mut n = 0;
-        {
-            let Some(mut guard) = RINGS.take() else { return any };
-            let Some(rings) = guard.as_mut() else { return any };
-            for place in &mut batch {
-                match rings.completions.pop() {
-                    Ok(Some((raw, credit))) => {
-                        // The coordinator is trusted; a wrong credit would only stall us.
-                        let _ = rings.requests.take_credit(credit);
-                        *place = raw;
-                        n += 1;
-                    }
-                    Ok(None) => break,
-                    Err(_) => {
-                        process::become_inert();
-                        break;
-                    }
-                }
-            }
-            show_next(&rings.completions);
-        }
-        if n == 0 {
+        let mut refused = [const { None }; BATCH];
+        if !take_batch(&mut refused) {
             return any;
         }
         any = true;
-        for raw in batch.iter().take(n) {
-            dispatch(raw);
+        for request in refused.into_iter().flatten() {
+            let _ = push(request, 0);
         }
         wait::kick_others();
     }
 }
 
-fn dispatch(raw: &Raw) {
+/// Takes up to [`BATCH`] completions, and acts on them in their order: what is said of a listener last must stay the
+/// last word (SPEC 3.8). False: there were none.
+fn take_batch(refused: &mut [Option<Request>; BATCH]) -> bool {
+    let Some(_in_order) = DISPATCH.take() else { return false };
+    let mut batch = [Raw::default(); BATCH];
+    let mut n = 0;
+    {
+        let Some(mut guard) = RINGS.take() else { return false };
+        let Some(rings) = guard.as_mut() else { return false };
+        for place in &mut batch {
+            match rings.completions.pop() {
+                Ok(Some((raw, credit))) => {
+                    // The coordinator is trusted; a wrong credit would only stall us.
+                    let _ = rings.requests.take_credit(credit);
+                    *place = raw;
+                    n += 1;
+                }
+                Ok(None) => break,
+                Err(_) => {
+                    process::become_inert();
+                    break;
+                }
+            }
+        }
+        show_next(&rings.completions);
+    }
+    for (raw, refused) in batch.iter().take(n).zip(refused) {
+        *refused = dispatch(raw);
+    }
+    n > 0
+}
+
+/// Returns what to tell the coordinator, if something came that nobody here waits for any more.
+fn dispatch(raw: &Raw) -> Option<Request> {
     match Completion::from_raw(raw) {
         Ok(Completion::Ready { listener, waiting }) => {
-            for h in listeners(listener) {
-                h.ready.store(u32::from(waiting), Ordering::Release);
-                crate::epoll::handle_changed(h);
+            if !tell_ready(listener, waiting) {
+                note_early(listener_key(listener), u32::from(waiting));
+                tell_ready(listener, waiting);
             }
         }
         Ok(Completion::PeerGone { conn, reset }) => {
-            for side in 0..2 {
-                let Some(h) = segments::find_connection(conn, side) else { continue };
-                if let Some(sock) = h.sock() {
-                    sock.dead.store(if reset { sock::DEAD_RESET } else { sock::DEAD }, Ordering::Release);
-                }
-                crate::epoll::handle_changed(h);
+            let how = if reset { sock::DEAD_RESET } else { sock::DEAD };
+            if !tell_gone(conn, how) {
+                note_early(conn.0, how);
+                tell_gone(conn, how);
             }
         }
         Ok(Completion::Credit | Completion::MakeSegment { .. } | Completion::DropSegment { .. }) | Err(_) => {
         }
-        // An accepted connection that nobody waits for any more: give it back.
-        Ok(Completion::Accepted { status: ring::msg::Status::Ok, conn, .. }) => {
+        Ok(answer) => {
             if !deliver(raw) {
-                let _ = post(Request::Requeue { conn });
+                return match answer {
+                    Completion::Accepted { status: Status::Ok, conn, .. } => Some(Request::Requeue { conn }),
+                    Completion::Connected { status: Status::Ok, conn } => {
+                        Some(Request::Close { conn, side: 0, finished: false })
+                    }
+                    _ => None,
+                };
             }
         }
-        Ok(_) => {
-            deliver(raw);
-        }
     }
+    None
+}
+
+/// The other side of a connection is gone: everybody here who waits for it looks at that.
+pub fn peer_gone(h: &'static Handle, how: u32) {
+    let Some(_pinned) = h.pin() else { return };
+    let Some(s) = h.stream() else { return };
+    s.sock.dead.store(how, Ordering::Release);
+    Handle::wake_own(&s);
+    crate::epoll::handle_changed(h);
+}
+
+/// False: this process does not have the connection (yet).
+fn tell_gone(conn: ConnId, how: u32) -> bool {
+    let mut found = false;
+    for h in (0..2).filter_map(|side| segments::find_connection(conn, side)) {
+        peer_gone(h, how);
+        found = true;
+    }
+    found
+}
+
+/// False: this process does not have the listener (yet).
+fn tell_ready(listener: u32, waiting: bool) -> bool {
+    let mut found = false;
+    for h in listeners(listener) {
+        h.ready.store(u32::from(waiting), Ordering::Release);
+        crate::epoll::handle_changed(h);
+        found = true;
+    }
+    found
+}
+
+/// Announcements about connections and listeners that came before the thread that makes them had put them in their place:
+/// they may come right behind the answer. What each is about (0: nothing), and what it says. Stored under [`DISPATCH`].
+static EARLY: [(AtomicU64, AtomicU32); 256] = [const { (AtomicU64::new(0), AtomicU32::new(0)) }; 256];
+static NEXT_EARLY: AtomicU32 = AtomicU32::new(0);
+
+/// A listener as a key of [`EARLY`]. Connections have a generation in the low bits, never 0.
+fn listener_key(number: u32) -> u64 {
+    (u64::from(number) + 1) << 24
+}
+
+fn note_early(key: u64, what: u32) {
+    let again = EARLY.iter().find(|(k, _)| k.load(Ordering::Relaxed) == key);
+    let next = || EARLY.get(NEXT_EARLY.fetch_add(1, Ordering::Relaxed) as usize % EARLY.len());
+    if let Some((k, says)) = again.or_else(next) {
+        says.store(what, Ordering::Relaxed);
+        k.store(key, Ordering::Release);
+    }
+    // Pairs with the fence in `take_early`: we find the thing in its place afterwards, or its thread finds the note.
+    fence(Ordering::SeqCst);
+}
+
+/// For a thread that has just put something in its place.
+fn take_early(key: u64) -> Option<u32> {
+    fence(Ordering::SeqCst);
+    let (k, says) = EARLY.iter().find(|(k, _)| k.load(Ordering::Acquire) == key)?;
+    let what = says.load(Ordering::Relaxed);
+    k.compare_exchange(key, 0, Ordering::AcqRel, Ordering::Relaxed).ok().map(|_| what)
+}
+
+/// For a new connection of ours: [`sock::DEAD`] or [`sock::DEAD_RESET`] if its other side is gone already.
+pub fn gone_early(conn: ConnId) -> Option<u32> {
+    take_early(conn.0)
+}
+
+/// For a new listener of ours: connections wait already.
+pub fn ready_early(listener: u32) -> bool {
+    take_early(listener_key(listener)).is_some_and(|waiting| waiting != 0)
 }
 
 fn listeners(number: u32) -> impl Iterator<Item = &'static Handle> {
-    handle::all().filter(move |h| {
-        h.kind() == Kind::Listener && h.sock().is_some_and(|s| s.listener.load(Ordering::Relaxed) == number)
-    })
+    crate::listener::all()
+        .filter(move |h| h.sock().is_some_and(|s| s.listener.load(Ordering::Relaxed) == number))
 }
 
 /// Asks for an interrupt when the coordinator sends the next completion. True: something is already there.

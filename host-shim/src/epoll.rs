@@ -12,7 +12,7 @@ use ring::wake;
 
 use crate::handle::{self, Handle, Kind};
 use crate::lock::Guarded;
-use crate::segments::{self, Mapped};
+use crate::segments;
 use crate::sys::{Errno, Membarrier, Result};
 use crate::{listener, poll, wait};
 
@@ -618,15 +618,6 @@ pub fn handle_changed(h: &Handle) {
     if let Some(mut st) = STATE.take() {
         st.queue_all(h);
         st.finish();
-    }
-}
-
-/// The other group of a segment is gone: look at all its connections.
-pub fn segment_changed(m: &Mapped) {
-    for slot in 0..m.slots_used() {
-        if let Some(h) = m.owner(slot) {
-            handle_changed(h);
-        }
     }
 }
 

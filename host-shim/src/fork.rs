@@ -23,8 +23,9 @@ pub fn install() {
 }
 
 /// Private locks, in the order in which they are ever nested.
-fn locks() -> [&'static Lock; 5] {
-    [process::lock(), segments::lock(), agent::lock(), epoll::lock(), coordinator::lock()]
+fn locks() -> [&'static Lock; 6] {
+    let [dispatch, rings] = coordinator::locks();
+    [process::lock(), dispatch, segments::lock(), agent::lock(), epoll::lock(), rings]
 }
 
 extern "C" fn before() {
@@ -72,5 +73,6 @@ extern "C" fn after_in_child() {
     if nonce != 0 {
         process::attach(PARENT.load(Ordering::Relaxed), nonce);
     }
+    socket::forget_calls();
     epoll::look_at_shared();
 }

@@ -12,8 +12,9 @@ use ring::shared::Region;
 use ring::stats::{Reason, SOCKETS_MAX, SocketState};
 use ring::stream::RingBytes;
 
+use crate::places::Places;
 use crate::sock::Sock;
-use crate::stats;
+use crate::{socket, stats};
 
 /// Handles of one process.
 pub const HANDLES_MAX: usize = SOCKETS_MAX;
@@ -38,7 +39,7 @@ pub enum Kind {
 #[repr(C, align(64))]
 pub struct Handle {
     kind: AtomicU32,
-    /// Descriptors of this process, plus calls that sleep on it.
+    /// Descriptors of this process, plus calls under way ([`Handle::pin`]).
     refs: AtomicU32,
     /// Changes each time the place is used anew.
     pub incarnation: AtomicU32,
@@ -61,6 +62,8 @@ pub struct Handle {
     pub ready: AtomicU32,
     /// Listener: accepts so far, so that the kernel's queue gets its turn.
     pub turns: AtomicU32,
+    /// How many of `refs` are calls under way: a forked child has none of them.
+    pins: AtomicU32,
     /// [`touched`] bits: what the application did to a kernel socket, so that we need not ask the kernel.
     pub touched: AtomicU32,
 }
@@ -76,8 +79,7 @@ pub mod touched {
 }
 
 static HANDLES: [Handle; HANDLES_MAX] = [const { Handle::new() }; HANDLES_MAX];
-static CURSOR: AtomicU32 = AtomicU32::new(0);
-static USED: AtomicU32 = AtomicU32::new(0);
+static PLACES: Places = Places::new(HANDLES_MAX);
 
 const _: () = assert!(size_of::<Handle>() == 128);
 
@@ -132,6 +134,7 @@ impl Handle {
             regs: AtomicU32::new(0),
             ready: AtomicU32::new(0),
             turns: AtomicU32::new(0),
+            pins: AtomicU32::new(0),
             touched: AtomicU32::new(0),
         }
     }
@@ -179,11 +182,13 @@ impl Handle {
     /// The connection, if it is one.
     ///
     /// Rule: the directions and rings may be touched only while the connection cannot be torn down: under `sock.tx` or
-    /// `sock.rx` with [`Stream::current`] checked after taking it, or while holding a reference ([`Handle::retain`]).
+    /// `sock.rx` with [`Stream::current`] checked after taking it, under the lock of [`crate::epoll`] if asked for under it,
+    /// or if asked for while pinned ([`Handle::pin`]).
     #[inline(always)]
     #[must_use]
     pub fn stream(&self) -> Option<Stream> {
-        if self.kind() != Kind::Stream {
+        let conn = ConnId(self.conn.load(Ordering::Relaxed));
+        if self.kind() != Kind::Stream || conn.0 == 0 {
             return None;
         }
         // SAFETY: set together before the kind became Stream; arenas are never unmapped, and segments stay mapped while
@@ -198,7 +203,7 @@ impl Handle {
                 in_dir: self.in_dir.load(Ordering::Relaxed).as_ref()?,
                 out_ring: ring(&self.out_ring)?,
                 in_ring: ring(&self.in_ring)?,
-                conn: ConnId(self.conn.load(Ordering::Relaxed)),
+                conn,
             })
         }
     }
@@ -218,9 +223,29 @@ impl Handle {
         self.set_kind(Kind::Stream);
     }
 
-    /// One more descriptor, or one more sleeping call.
-    pub fn retain(&self) {
-        self.refs.fetch_add(1, Ordering::Relaxed);
+    /// One more descriptor or call, unless the last one is gone already: false then.
+    #[must_use]
+    pub fn retain(&self) -> bool {
+        let more = |n: u32| if n == 0 { None } else { n.checked_add(1) };
+        self.refs.fetch_update(Ordering::Acquire, Ordering::Relaxed, more).is_ok()
+    }
+
+    /// Keeps it from being torn down while a call uses it, as the kernel keeps a file. `None`: too late.
+    #[must_use]
+    pub fn pin(&self) -> Option<Pinned<'_>> {
+        if !self.retain() {
+            return None;
+        }
+        // After `refs`, and before it in `drop`: a fork in between leaves one reference too many, never one too few.
+        self.pins.fetch_add(1, Ordering::AcqRel);
+        Some(Pinned { handle: self, era: ERA.load(Ordering::Relaxed) })
+    }
+
+    /// After fork, in the child: the calls of the parent's threads are not ours. True if they were all that was left.
+    #[must_use]
+    pub fn forget_pins(&self) -> bool {
+        let pins = self.pins.swap(0, Ordering::AcqRel);
+        pins != 0 && self.refs.fetch_sub(pins, Ordering::AcqRel) == pins
     }
 
     /// One less; true if that was the last and the caller must tear it down.
@@ -259,11 +284,35 @@ impl Handle {
 }
 
 impl Stream {
-    /// After taking one of the locks: is this still the connection that was looked up?
+    /// After taking one of the locks: is this still the connection that was looked up? Whoever tears it down says no under both.
     #[inline(always)]
     #[must_use]
-    pub fn current(&self) -> bool {
-        self.sock.conn.load(Ordering::Relaxed) == self.conn.0
+    pub fn current(&self, h: &Handle) -> bool {
+        h.conn.load(Ordering::Relaxed) == self.conn.0
+    }
+}
+
+/// Counts the forks that led to this process: pins of the time before are forgotten ([`Handle::forget_pins`]).
+static ERA: AtomicU32 = AtomicU32::new(0);
+
+/// After fork, in the child.
+pub fn next_era() {
+    ERA.fetch_add(1, Ordering::Relaxed);
+}
+
+/// See [`Handle::pin`].
+pub struct Pinned<'a> {
+    handle: &'a Handle,
+    era: u32,
+}
+
+impl Drop for Pinned<'_> {
+    fn drop(&mut self) {
+        // In a child that was forked in the middle of a call (by a signal handler) this pin is forgotten already.
+        if self.era == ERA.load(Ordering::Relaxed) {
+            self.handle.pins.fetch_sub(1, Ordering::AcqRel);
+            socket::release(self.handle);
+        }
     }
 }
 
@@ -276,18 +325,19 @@ pub fn by_index(index: u32) -> Option<&'static Handle> {
 
 /// Every handle that may be in use.
 pub fn all() -> impl Iterator<Item = &'static Handle> {
-    HANDLES.iter().take(USED.load(Ordering::Relaxed) as usize).filter(|h| h.kind() != Kind::Free)
+    HANDLES.iter().take(PLACES.window()).filter(|h| h.kind() != Kind::Free)
 }
 
 /// A fresh handle of `kind` with one reference; `None` if all are in use.
 pub fn allocate(kind: Kind, fd: i32, domain: i32, ty: i32) -> Option<&'static Handle> {
-    for _ in 0..HANDLES_MAX {
-        let at = CURSOR.fetch_add(1, Ordering::Relaxed) as usize % HANDLES_MAX;
+    for at in PLACES.candidates() {
         let h = HANDLES.get(at)?;
         if h.kind.load(Ordering::Relaxed) == 0
             && h.kind.compare_exchange(0, kind as u32, Ordering::AcqRel, Ordering::Relaxed).is_ok()
         {
             h.incarnation.fetch_add(1, Ordering::Relaxed);
+            h.pins.store(0, Ordering::Relaxed);
+            h.conn.store(0, Ordering::Relaxed);
             h.refs.store(1, Ordering::Relaxed);
             h.regs.store(0, Ordering::Relaxed);
             h.ready.store(0, Ordering::Relaxed);
@@ -295,7 +345,6 @@ pub fn allocate(kind: Kind, fd: i32, domain: i32, ty: i32) -> Option<&'static Ha
             h.touched.store(0, Ordering::Relaxed);
             let packed = (domain.cast_unsigned() & 0xffff) | ty.cast_unsigned() << 16;
             h.family_type.store(packed, Ordering::Relaxed);
-            USED.fetch_max(h.index() + 1, Ordering::Relaxed);
             if kind != Kind::Epoll {
                 stats::show(h.index(), fd, packed, SocketState::Idle, Reason::None);
             }

@@ -6,12 +6,12 @@ use core::time::Duration;
 
 use ring::wake;
 
-use crate::handle::{Handle, Stream};
+use crate::handle::{Handle, Pinned, Stream};
 use crate::sock::shut;
 use crate::stream::{Buffers, Cursor, End, ReadHow};
 use crate::sys::{Errno, Result};
 use crate::wait::{self, Spin};
-use crate::{coordinator, epoll, socket, sys};
+use crate::{coordinator, epoll, sys};
 
 /// recv(2) and all its forms. Returns the number of bytes.
 ///
@@ -35,6 +35,7 @@ fn receive_slow(h: &Handle, s: &Stream, to: &Buffers<'_>, flags: i32, how: ReadH
     if flags & libc::MSG_OOB != 0 {
         return Err(Errno(libc::EINVAL));
     }
+    let _pinned = pin(h, s)?;
     let want = to.total();
     let all = flags & libc::MSG_WAITALL != 0;
     let nonblocking = flags & libc::MSG_DONTWAIT != 0 || s.sock.is_nonblocking();
@@ -65,7 +66,7 @@ fn receive_slow(h: &Handle, s: &Stream, to: &Buffers<'_>, flags: i32, how: ReadH
         }
         let peeked = if how.peek { at.done } else { 0 };
         let more = || s.input_ended() || if peeked > 0 { s.available() > peeked } else { s.has_data() };
-        match wait_for(h, &s.in_dir.rx_wait, &more, timeout.zip(start)) {
+        match wait_for(&s.in_dir.rx_wait, &more, timeout.zip(start)) {
             Ok(()) => {}
             Err(_) if at.done > 0 => return Ok(at.done),
             Err(e) => return Err(e),
@@ -95,6 +96,7 @@ fn send_slow(
     mut at: Cursor,
     mut last: Result<()>,
 ) -> Result<usize> {
+    let _pinned = pin(h, s)?;
     let nonblocking = flags & libc::MSG_DONTWAIT != 0 || s.sock.is_nonblocking();
     let timeout = timeout_of(s.sock.tx_timeout_us.load(Ordering::Relaxed));
     let start = timeout.map(|_| sys::now());
@@ -114,7 +116,7 @@ fn send_slow(
             epoll::wants_space(h);
             return if at.done > 0 { Ok(at.done) } else { Err(Errno(libc::EAGAIN)) };
         }
-        match wait_for(h, &s.out_dir.tx_wait, &|| s.writable(), timeout.zip(start)) {
+        match wait_for(&s.out_dir.tx_wait, &|| s.writable(), timeout.zip(start)) {
             Ok(()) => {}
             Err(_) if at.done > 0 => return Ok(at.done),
             Err(e) => return Err(e),
@@ -138,6 +140,13 @@ pub fn send_file(
     mut offset: Option<&mut libc::off_t>,
     n: usize,
 ) -> Result<usize> {
+    let _pinned = pin(h, s)?;
+    // Only what never blocks is read under the connection's lock; Linux wants a file, too.
+    let kind =
+        rustix::fs::fstat(sys::borrow(input)).map(|f| rustix::fs::FileType::from_raw_mode(f.st_mode))?;
+    if kind != rustix::fs::FileType::RegularFile && kind != rustix::fs::FileType::BlockDevice {
+        return Err(Errno(libc::EINVAL));
+    }
     let timeout = timeout_of(s.sock.tx_timeout_us.load(Ordering::Relaxed));
     let start = timeout.map(|_| sys::now());
     let mut done = 0;
@@ -158,7 +167,7 @@ pub fn send_file(
                 epoll::wants_space(h);
                 return if done > 0 { Ok(done) } else { Err(Errno(libc::EAGAIN)) };
             }
-            Ok(None) => match wait_for(h, &s.out_dir.tx_wait, &|| s.writable(), timeout.zip(start)) {
+            Ok(None) => match wait_for(&s.out_dir.tx_wait, &|| s.writable(), timeout.zip(start)) {
                 Ok(()) => {}
                 Err(_) if done > 0 => break,
                 Err(e) => return Err(e),
@@ -179,20 +188,13 @@ fn timeout_of(us: u64) -> Option<Duration> {
     (us != 0).then(|| Duration::from_micros(us))
 }
 
-/// Blocks until `ready`; keeps the connection alive meanwhile, as the kernel keeps a file that a call sleeps on.
-fn wait_for(
-    h: &Handle,
-    word: &core::sync::atomic::AtomicU32,
-    ready: &dyn Fn() -> bool,
-    limit: Option<(Duration, Duration)>,
-) -> Result<()> {
-    h.retain();
-    let result = wait_retained(word, ready, limit);
-    socket::release(h);
-    result
+/// Keeps the connection while a call works on it, as the kernel keeps a file.
+fn pin<'a>(h: &'a Handle, s: &Stream) -> Result<Pinned<'a>> {
+    h.pin().filter(|_| s.current(h)).ok_or(Errno(libc::EBADF))
 }
 
-fn wait_retained(
+/// Blocks until `ready`.
+fn wait_for(
     word: &core::sync::atomic::AtomicU32,
     ready: &dyn Fn() -> bool,
     limit: Option<(Duration, Duration)>,

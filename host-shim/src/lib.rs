@@ -11,7 +11,7 @@
 //! | symbols | [`exports`] | the C functions that we define in libc's place |
 //! | sockets | [`socket`], [`stream`], [`io`], [`listener`], [`connect`], [`options`] | what a descriptor of ours does |
 //! | readiness | [`epoll`], [`epoll_wait`], [`poll`], [`wait`] | waiting: spin, yield, sleep |
-//! | descriptors | [`table`], [`handle`], [`fds`] | which descriptor is what; our own descriptors |
+//! | descriptors | [`table`], [`handle`], [`fds`], [`places`] | which descriptor is what; our own descriptors |
 //! | shared state | [`sock`], [`lock`], [`segments`] | what forked processes share; mapped segments |
 //! | process | [`process`], [`agent`], [`coordinator`], [`fork`], [`stats`] | attach, requests and completions, fork |
 //! | ground | [`real`], [`sys`], [`config`], [`scratch`] | libc's originals, system calls, settings |
@@ -32,6 +32,7 @@ mod io;
 mod listener;
 mod lock;
 mod options;
+mod places;
 mod poll;
 mod process;
 mod real;

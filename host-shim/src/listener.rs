@@ -8,7 +8,7 @@
 #![allow(unsafe_code)]
 
 use core::ptr;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use core::time::Duration;
 
 use ring::msg::{ACCEPT_WAIT, Addr, Completion, LISTEN_V6ONLY, Request, Status};
@@ -25,6 +25,35 @@ use crate::{coordinator, options, process, real, socket, stats, sys, table};
 const KERNEL_TURN: u32 = 8;
 /// Longest sleep of a blocked accept before it looks at the kernel's queue by itself.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Listeners of this process: as many as the coordinator allows one.
+static LISTENERS: [AtomicU32; 1024] = [const { AtomicU32::new(0) }; 1024];
+
+/// Places of [`LISTENERS`] that were ever used.
+static LISTENERS_USED: AtomicUsize = AtomicUsize::new(0);
+
+/// Enters a listener into the list of them.
+fn note(h: &Handle) {
+    let value = h.index() + 1;
+    let free = |l: &AtomicU32| l.compare_exchange(0, value, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+    if let Some(at) = LISTENERS.iter().position(free) {
+        LISTENERS_USED.fetch_max(at + 1, Ordering::AcqRel);
+    }
+}
+
+/// Takes it out again.
+pub fn forget(h: &Handle) {
+    let value = h.index() + 1;
+    let _ =
+        LISTENERS.iter().any(|l| l.compare_exchange(value, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok());
+}
+
+/// Every listener of this process.
+pub fn all() -> impl Iterator<Item = &'static Handle> {
+    let used = LISTENERS.iter().take(LISTENERS_USED.load(Ordering::Acquire));
+    let entered = used.filter_map(|l| l.load(Ordering::Acquire).checked_sub(1));
+    entered.filter_map(handle::by_index).filter(|h| h.kind() == Kind::Listener)
+}
 
 /// After a successful listen(2): announce it to the coordinator.
 pub fn listening(fd: i32, backlog: i32) {
@@ -50,25 +79,20 @@ pub fn listening(fd: i32, backlog: i32) {
             options::set_kernel_nonblocking(fd);
             h.set_sock(sock);
             h.set_kind(Kind::Listener);
+            note(h);
+            if coordinator::ready_early(value) {
+                h.ready.store(1, Ordering::Release);
+            }
             stats::set_state(h.index(), SocketState::Listening, Reason::None, Some((local, Addr::default())));
             crate::epoll::became_listener(h);
         }
-        Ok(_) => {
-            stats::set_state(
-                h.index(),
-                SocketState::Listening,
-                Reason::Quota,
-                Some((local, Addr::default())),
-            );
-            sock.free();
-        }
-        Err(_) => {
-            stats::set_state(
-                h.index(),
-                SocketState::Listening,
-                Reason::CoordinatorGone,
-                Some((local, Addr::default())),
-            );
+        answer => {
+            let reason = match answer {
+                Ok(Completion::Done { status: Status::Denied, .. }) => Reason::Denied,
+                Ok(_) => Reason::Quota,
+                Err(_) => Reason::CoordinatorGone,
+            };
+            stats::set_state(h.index(), SocketState::Listening, reason, Some((local, Addr::default())));
             sock.free();
         }
     }
@@ -125,9 +149,9 @@ pub fn accept(fd: i32, h: &'static Handle, out: PeerOut, flags: i32) -> Result<i
         if timeout.is_some_and(|t| t.is_zero()) {
             return Err(Errno(libc::EAGAIN));
         }
-        h.retain();
+        let pinned = h.pin().ok_or(Errno(libc::EBADF))?;
         let result = block(fd, h, sock, out, flags, timeout);
-        socket::release(h);
+        drop(pinned);
         if let Some(new) = result? {
             return Ok(new);
         }
@@ -214,11 +238,17 @@ fn install(h: &Handle, parent: &Sock, new: Accepted, out: PeerOut, flags: i32) -
     sock.nonblock.store(u32::from(flags & libc::SOCK_NONBLOCK != 0), Ordering::Relaxed);
     options::inherit(parent, sock, fd);
     // The table knows it only when it is complete: another thread can't have the number yet.
-    if socket::join(n, sock, new.conn, 1).is_none() || !table::set(fd, n) {
+    if socket::join(n, sock, new.conn, 1).is_none() {
         socket::release(n);
+        sock.free();
         sys::close(fd);
         let _ = coordinator::post(Request::Close { conn: new.conn, side: 1, finished: false });
         return Err(Errno(libc::ECONNABORTED));
+    }
+    if !table::set(fd, n) {
+        socket::release(n);
+        sys::close(fd);
+        return Err(Errno(libc::EMFILE));
     }
     options::write_addr(new.peer, domain, out.addr, out.len);
     Ok(fd)
@@ -302,6 +332,7 @@ pub fn shut_down(fd: i32) {
     let _no_signals = NoSignals::new();
     let Some(sock) = h.sock() else { return };
     let listener = sock.listener.load(Ordering::Relaxed);
+    forget(h);
     h.set_kind(Kind::Kernel);
     stats::set_state(h.index(), SocketState::Idle, Reason::None, None);
     let _ = coordinator::post(Request::Unlisten { listener });

@@ -279,6 +279,7 @@ pub fn get(
     value: *mut c_void,
     len: *mut libc::socklen_t,
 ) -> Option<i32> {
+    let _pinned = h.pin().filter(|_| s.current(h))?;
     match (level, name) {
         (libc::SOL_SOCKET, libc::SO_ERROR) => {
             // SAFETY: the application's pointers; at most its own length is written.
@@ -322,6 +323,7 @@ pub fn name(
     out: *mut libc::sockaddr,
     len: *mut libc::socklen_t,
 ) -> Result<()> {
+    let _pinned = h.pin().filter(|_| s.current(h)).ok_or(Errno(libc::EBADF))?;
     if !local && poll::is_dead(s) {
         return Err(Errno(libc::ENOTCONN));
     }
@@ -378,6 +380,7 @@ pub fn ioctl(
         let wanted = if on { flags | libc::O_NONBLOCK } else { flags & !libc::O_NONBLOCK };
         return Some(fcntl(fd, h, libc::F_SETFL, flag_word(wanted)).ok_or(Errno(libc::EBADF)));
     }
+    let _pinned = h.pin()?;
     let s = h.stream()?;
     let value = match request {
         libc::FIONREAD => i32::try_from(s.available()).unwrap_or(i32::MAX),

@@ -74,6 +74,7 @@ fn ours(fd: i32, wanted: u32) -> Option<u32> {
     let h = table::get(fd)?;
     match h.kind() {
         Kind::Stream => {
+            let _pinned = h.pin()?;
             let s = h.stream()?;
             Some(events(h, &s) & (wanted | ALWAYS))
         }
@@ -175,6 +176,7 @@ impl Set<'_> {
             if h.kind() == Kind::Epoll {
                 epoll::announce_for_poll(h);
             }
+            let Some(_pinned) = h.pin() else { continue };
             let Some(s) = h.stream() else { continue };
             wake::announce(&s.in_dir.rx_wait, wake::WIRE);
             if wanted(p) & OUT != 0 {

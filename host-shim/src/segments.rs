@@ -153,7 +153,7 @@ impl Mapped {
     }
 
     /// Looks whether the other group is gone.
-    fn check(&self) {
+    pub fn check(&self) {
         let mut set = [PollFd::from_borrowed_fd(sys::borrow(self.wire()), PollFlags::RDHUP)];
         let gone = PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR;
         let ready = rustix::event::poll(&mut set, Some(&sys::timespec(core::time::Duration::ZERO)));
@@ -168,16 +168,16 @@ impl Mapped {
             return;
         }
         for slot in 0..self.slots_used() {
-            if let Some(sock) = self.owner(slot).and_then(Handle::sock) {
-                sock.dead.store(1, Ordering::Release);
+            if let Some(h) = self.owner(slot) {
+                crate::coordinator::peer_gone(h, crate::sock::DEAD);
             }
         }
-        crate::epoll::segment_changed(self);
+        // Threads that were told of the hang-up, too, may have looked before all of that was stored.
+        crate::wait::kick_others();
     }
 
-    /// One more connection of ours, in `slot`.
+    /// The connection that the segment was mapped for is in `slot`.
     pub fn enter(&self, slot: u16, handle: &Handle) {
-        self.live.fetch_add(1, Ordering::AcqRel);
         self.slots_used.fetch_max(u32::from(slot) + 1, Ordering::Relaxed);
         if let Some(owner) = self.owners.get(usize::from(slot)) {
             owner.store(handle.index() + 1, Ordering::Release);
@@ -189,7 +189,7 @@ impl Mapped {
         }
     }
 
-    /// The connection in `slot` is gone; so may be the segment.
+    /// The connection in `slot` is gone, or did not come to be; so may be the segment.
     pub fn leave(&self, slot: u16) {
         if let Some(owner) = self.owners.get(usize::from(slot)) {
             owner.store(0, Ordering::Release);
@@ -244,17 +244,20 @@ pub fn find_connection(conn: ConnId, side: u32) -> Option<&'static Handle> {
     m.owner(usize::from(conn.slot())).filter(|h| h.conn.load(Ordering::Relaxed) == conn.0)
 }
 
-/// Index of the segment `number`, mapped as `side`; asks the agent for it at first contact. The caller
-/// must [`Mapped::enter`] before anything else could drop it.
+/// Index of the segment `number`, mapped as `side`; asks the agent for it at first contact. It is kept for one more
+/// connection of ours: the caller must [`Mapped::leave`] it.
 pub fn map(number: u32, side: u32) -> Option<(u32, &'static Mapped)> {
     let key = key_of(number, side);
-    if let Some(found) = all().find(|(_, m)| m.key.load(Ordering::Acquire) == key) {
-        return Some(found);
-    }
+    // Under this lock nobody unmaps it before it is counted.
     let _mapping = MAPPING.take()?;
-    if let Some(found) = all().find(|(_, m)| m.key.load(Ordering::Acquire) == key) {
-        return Some(found);
-    }
+    let (index, mapped) =
+        all().find(|(_, m)| m.key.load(Ordering::Acquire) == key).or_else(|| map_new(number, side, key))?;
+    mapped.live.fetch_add(1, Ordering::AcqRel);
+    Some((index, mapped))
+}
+
+/// Under the lock.
+fn map_new(number: u32, side: u32, key: u64) -> Option<(u32, &'static Mapped)> {
     let (index, place) = (0u32..).zip(SEGMENTS.iter()).find(|(_, m)| m.key.load(Ordering::Relaxed) == 0)?;
     let answer = agent::call(Call::Segment { segment: number, side }).ok()?;
     let [memory, wire, rest @ ..] = answer.fds;

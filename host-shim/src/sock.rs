@@ -12,6 +12,7 @@ use ring::msg::Addr;
 use ring::stream::{Reader, Writer};
 
 use crate::lock::Lock;
+use crate::places::Places;
 
 /// Connections and listeners that one process makes itself.
 const ARENA_SOCKS: usize = 65_536;
@@ -88,7 +89,7 @@ const _: () = {
 };
 
 static ARENA: AtomicPtr<Sock> = AtomicPtr::new(core::ptr::null_mut());
-static CURSOR: AtomicU32 = AtomicU32::new(0);
+static PLACES: Places = Places::new(ARENA_SOCKS);
 
 fn arena() -> Option<&'static [Sock]> {
     let mut base = ARENA.load(Ordering::Acquire);
@@ -126,14 +127,12 @@ fn map_arena() -> Option<*mut Sock> {
 /// After fork, in the child: new ones go to an arena of its own.
 pub fn leave_arena() {
     ARENA.store(core::ptr::null_mut(), Ordering::Release);
-    CURSOR.store(0, Ordering::Relaxed);
 }
 
 /// A fresh one with one process, or `None` if the arena is full.
 pub fn allocate() -> Option<&'static Sock> {
     let arena = arena()?;
-    for _ in 0..ARENA_SOCKS {
-        let at = CURSOR.fetch_add(1, Ordering::Relaxed) as usize % ARENA_SOCKS;
+    for at in PLACES.candidates() {
         let sock = arena.get(at)?;
         // Acquire: pairs with the Release in `free`: the last user's stores are behind us.
         if sock.used.load(Ordering::Relaxed) == 0
@@ -190,11 +189,14 @@ impl Sock {
         self.seen.store(w.seen, Ordering::Relaxed);
     }
 
-    /// Under `rx`: our position in the incoming stream; without the lock, a hint.
+    /// Under `rx`: our position in the incoming stream. Without the lock a hint, which may take a taken record for a new one, and
+    /// never a new one for a taken one.
     #[inline(always)]
     #[allow(clippy::cast_possible_truncation)] // halves of a word
     pub fn reader(&self) -> Reader {
-        let record = self.record.load(Ordering::Relaxed);
+        // Acquire: pairs with the Release in `set_reader`: never the end of a record with an older position, where a header
+        // may be overwritten by now.
+        let record = self.record.load(Ordering::Acquire);
         Reader { pos: self.pos.load(Ordering::Relaxed), left: record as u32, len: (record >> 32) as u32 }
     }
 
@@ -202,7 +204,7 @@ impl Sock {
     #[inline(always)]
     pub fn set_reader(&self, r: Reader) {
         self.pos.store(r.pos, Ordering::Relaxed);
-        self.record.store(u64::from(r.left) | u64::from(r.len) << 32, Ordering::Relaxed);
+        self.record.store(u64::from(r.left) | u64::from(r.len) << 32, Ordering::Release);
     }
 
     /// Both addresses, once, before anybody else sees the socket.

@@ -10,7 +10,7 @@ use ring::stream;
 use crate::handle::{self, Handle, Kind, NewStream, Stream, touched};
 use crate::sock::{self, Sock, shut};
 use crate::sys::NoSignals;
-use crate::{coordinator, epoll, process, segments, stats, table};
+use crate::{coordinator, epoll, listener, process, segments, stats, table};
 
 /// A socket that the kernel has just made: from now on we know it. TCP sockets attach the process first.
 pub fn made(fd: i32, domain: i32, ty: i32) {
@@ -48,6 +48,20 @@ pub fn went_to_kernel(fd: i32, h: &Handle, reason: Reason) {
 /// Makes `h` a connection in user space. `None`: the segment can't be mapped; `h` and `sock` are unchanged.
 pub fn join(h: &'static Handle, sock: &'static Sock, conn: ConnId, side: u32) -> Option<()> {
     let (index, mapped) = segments::map(conn.segment(), side)?;
+    let joined = join_mapped(h, sock, conn, side, (index, mapped));
+    if joined.is_none() {
+        mapped.leave(conn.slot());
+    }
+    joined
+}
+
+fn join_mapped(
+    h: &'static Handle,
+    sock: &'static Sock,
+    conn: ConnId,
+    side: u32,
+    (index, mapped): (u32, &'static segments::Mapped),
+) -> Option<()> {
     let segment = mapped.segment()?;
     let slot = segment.slots.get(usize::from(conn.slot()))?;
     let [d0, d1] = &slot.directions;
@@ -62,6 +76,9 @@ pub fn join(h: &'static Handle, sock: &'static Sock, conn: ConnId, side: u32) ->
     let s = h.stream()?;
     stream::open(&s.out_ring, s.out_dir, conn.generation());
     mapped.enter(conn.slot(), h);
+    if let Some(how) = coordinator::gone_early(conn) {
+        sock.dead.store(how, Ordering::Release);
+    }
     stats::set_state(h.index(), SocketState::User, Reason::None, Some(sock.addrs()));
     epoll::became_stream(h);
     Some(())
@@ -85,6 +102,7 @@ fn tear_down(h: &Handle) {
             }
         }
         Kind::Listener => {
+            listener::forget(h);
             if let Some(sock) = h.sock() {
                 let listener = sock.listener.load(Ordering::Relaxed);
                 let _ = coordinator::post(Request::Unlisten { listener });
@@ -102,13 +120,15 @@ fn tear_down(h: &Handle) {
 /// This process's last descriptor of a connection is gone. The last process of the family ends the stream.
 fn close_stream(h: &Handle, s: &Stream) {
     let last = s.sock.processes.fetch_sub(1, Ordering::AcqRel) == 1;
+    // Calls of other threads that hold a lock finish first; later ones see that the connection is no longer theirs.
+    let tx = s.sock.tx.take();
+    let rx = s.sock.rx.take();
+    h.conn.store(0, Ordering::Relaxed);
     if last {
-        // Calls of other threads that hold a lock finish first; later ones see that the connection is no longer theirs.
-        let tx = s.sock.tx.take();
-        let rx = s.sock.rx.take();
         end_stream(s);
-        s.sock.conn.store(0, Ordering::Relaxed);
-        drop((tx, rx));
+    }
+    drop((tx, rx));
+    if last {
         h.notify_all(s);
     }
     let side = h.side.load(Ordering::Relaxed);
@@ -146,13 +166,14 @@ pub fn shutdown(h: &Handle, s: &Stream, how: i32) -> crate::sys::Result<()> {
         libc::SHUT_RDWR => shut::READ | shut::WRITE,
         _ => return Err(crate::sys::Errno(libc::EINVAL)),
     };
+    let _pinned = h.pin().ok_or(crate::sys::Errno(libc::EBADF))?;
+    if !s.current(h) {
+        return Err(crate::sys::Errno(libc::EBADF));
+    }
     if crate::poll::is_dead(s) {
         return Err(crate::sys::Errno(libc::ENOTCONN));
     }
     let tx = s.sock.tx.take();
-    if !s.current() {
-        return Err(crate::sys::Errno(libc::EBADF));
-    }
     s.sock.shut.fetch_or(bits, Ordering::Relaxed);
     if bits & shut::WRITE != 0 && s.out_dir.state.load(Ordering::Relaxed) == state::OPEN {
         s.out_dir.state.store(state::FIN, Ordering::Release);
@@ -160,11 +181,7 @@ pub fn shutdown(h: &Handle, s: &Stream, how: i32) -> crate::sys::Result<()> {
     drop(tx);
     h.notify_all(s);
     // Our own threads that sleep on it look again, too.
-    for word in [&s.in_dir.rx_wait, &s.out_dir.tx_wait] {
-        if ring::wake::sleepers(word) & ring::wake::FUTEX != 0 {
-            crate::sys::futex_wake_all(word);
-        }
-    }
+    Handle::wake_own(s);
     epoll::handle_changed(h);
     crate::wait::kick_others();
     Ok(())
@@ -191,8 +208,7 @@ pub fn duplicated(old: i32, new: i32) {
     }
     let _no_signals = NoSignals::new();
     forget(new);
-    let Some(h) = table::get(old) else { return };
-    h.retain();
+    let Some(h) = table::get(old).filter(|h| h.retain()) else { return };
     if !table::set(new, h) {
         release(h);
     }
@@ -203,6 +219,16 @@ pub fn count_child() {
     for h in handle::all() {
         if let (Kind::Stream | Kind::Listener, Some(sock)) = (h.kind(), h.sock()) {
             sock.processes.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+}
+
+/// After fork, in the child: calls that the parent's other threads were in keep nothing open here.
+pub fn forget_calls() {
+    handle::next_era();
+    for h in handle::all() {
+        if h.forget_pins() {
+            tear_down(h);
         }
     }
 }

@@ -102,7 +102,7 @@ impl Handle {
     #[inline(always)]
     pub fn try_write(&self, s: &Stream, from: &Buffers<'_>, at: &mut Cursor) -> Result<bool> {
         let Some(_tx) = s.sock.tx.take() else { return Err(Errno(libc::EAGAIN)) };
-        if !s.current() {
+        if !s.current(self) {
             return Err(Errno(libc::EBADF));
         }
         if s.sock.shut.load(Ordering::Relaxed) & (shut::WRITE | shut::BROKEN) != 0 || s.reader_is_gone() {
@@ -130,6 +130,8 @@ impl Handle {
             if stream::commit(&s.out_ring, &mut w, span.len).is_err() {
                 return Err(s.violated());
             }
+            // With each record: a process that is killed in here leaves a relative who goes on at the right place.
+            s.sock.set_writer(w);
             at.offset += span.len;
             at.done += span.len;
             if wake_is_due(s.out_dir) {
@@ -149,7 +151,7 @@ impl Handle {
     /// As sendfile(2).
     pub fn try_write_file(&self, s: &Stream, input: i32, at: Option<u64>, n: usize) -> Result<Option<usize>> {
         let Some(_tx) = s.sock.tx.take() else { return Err(Errno(libc::EAGAIN)) };
-        if !s.current() {
+        if !s.current(self) {
             return Err(Errno(libc::EBADF));
         }
         if s.sock.shut.load(Ordering::Relaxed) & (shut::WRITE | shut::BROKEN) != 0 || s.reader_is_gone() {
@@ -216,7 +218,7 @@ impl Handle {
     #[inline(always)]
     pub fn try_read(&self, s: &Stream, to: &Buffers<'_>, at: &mut Cursor, how: ReadHow) -> Result<bool> {
         let Some(_rx) = s.sock.rx.take() else { return Err(Errno(libc::EAGAIN)) };
-        if !s.current() {
+        if !s.current(self) {
             return Err(Errno(libc::EBADF));
         }
         let mut r = s.sock.reader();
@@ -295,6 +297,21 @@ impl Handle {
         }
         if ring_wire {
             m.ring();
+        }
+    }
+
+    /// Wakes our own side's threads that sleep in a read or write, for a reason that is not in the ring. Those in poll(2) are
+    /// woken by [`crate::wait::kick_others`]; what they announced to the peer stays.
+    #[cold]
+    pub fn wake_own(s: &Stream) {
+        for word in [&s.in_dir.rx_wait, &s.out_dir.tx_wait] {
+            let how = wake::sleepers(word);
+            if how & wake::WIRE != 0 {
+                wake::announce(word, wake::WIRE);
+            }
+            if how & wake::FUTEX != 0 {
+                sys::futex_wake_all(word);
+            }
         }
     }
 

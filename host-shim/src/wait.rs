@@ -121,6 +121,12 @@ pub fn sleep_on_word(word: &AtomicU32, ready: &dyn Fn() -> bool) -> Result<()> {
 
 fn sleep_on(word: &AtomicU32, notice: &AtomicU32, ready: &dyn Fn() -> bool, beat: Duration) -> Result<()> {
     let seen = notice.load(Ordering::Acquire);
+    // Who counts this notice as seen must look at what it told of (SPEC 6.5): completions, and, once for each, the wires.
+    static LOOKED: AtomicU32 = AtomicU32::new(0);
+    if LOOKED.swap(seen, Ordering::AcqRel) != seen {
+        segments::check_wires();
+    }
+    coordinator::pump();
     let value = ring::wake::announce_and_fence(word, ring::wake::FUTEX, &Membarrier);
     if ready() {
         return Ok(());
@@ -130,7 +136,7 @@ fn sleep_on(word: &AtomicU32, notice: &AtomicU32, ready: &dyn Fn() -> bool, beat
     let result = sys::futex_wait2((word, value), (notice, seen), beat);
     let slept = sys::now() - start;
     Spin::learn(slept);
-    if notice.load(Ordering::Acquire) != seen || slept >= beat {
+    if slept >= beat {
         coordinator::pump();
         segments::check_wires();
     }
@@ -169,7 +175,11 @@ impl Sleeper {
             }
             let mut fd = place.epoll.load(Ordering::Relaxed);
             if fd < 0 {
-                fd = make_set()?;
+                let Some(new) = make_set() else {
+                    place.taken.store(0, Ordering::Release);
+                    return None;
+                };
+                fd = new;
                 place.epoll.store(fd, Ordering::Relaxed);
             }
             let s = Sleeper { index, fd };
@@ -229,7 +239,9 @@ impl Sleeper {
                     continue;
                 };
                 if flags.intersects(EventFlags::HUP | EventFlags::RDHUP) {
-                    m.hang_up();
+                    // Asked of the wire itself: the event may be of an earlier segment in this place, whose wire a forked
+                    // relative still holds.
+                    m.check();
                     m.unmap_if_unused();
                 } else {
                     m.drain();
@@ -302,6 +314,8 @@ impl Drop for Asleep {
 
 /// Wakes this process's other threads that sleep on a [`Sleeper`]: this thread took news that may be theirs.
 pub fn kick_others() {
+    // Pairs with the heavy barrier of whoever goes to sleep: its second look sees what this thread did, or we see it asleep.
+    ring::atomic::light_barrier();
     if ASLEEP.load(Ordering::Acquire) > 0 {
         let _ = rustix::io::write(sys::borrow(process::irq(0)), &1u64.to_ne_bytes());
     }
