@@ -308,9 +308,14 @@ fn unpark(listener: u32, ticket: Ticket) -> Option<Completion> {
     ticket.finish()
 }
 
-/// Without a coordinator only the kernel's queue is left.
+/// Without a coordinator only the kernel's queue is left; with too many accepts parked there, the others wait for their turn.
 fn block_in_kernel(fd: i32, timeout: Option<Duration>) -> Result<Option<i32>> {
-    let ms = timeout.map_or(-1, |t| i32::try_from(t.as_millis().max(1)).unwrap_or(i32::MAX));
+    let turn = process::is_attached().then_some(LOOK_AGAIN);
+    let ms = timeout
+        .into_iter()
+        .chain(turn)
+        .min()
+        .map_or(-1, |t| i32::try_from(t.as_millis().max(1)).unwrap_or(i32::MAX));
     let mut set = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
     // SAFETY: one pollfd of ours.
     if unsafe { real::poll(ptr::from_mut(&mut set), 1, ms) } < 0 {
