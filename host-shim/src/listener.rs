@@ -19,7 +19,7 @@ use crate::handle::{self, Handle, Kind};
 use crate::sock::Sock;
 use crate::sys::{Errno, NoSignals, Result};
 use crate::wait::{self, Spin};
-use crate::{coordinator, options, process, real, socket, stats, sys, table};
+use crate::{coordinator, options, process, real, segments, socket, stats, sys, table};
 
 /// Every so many accepts the kernel's queue goes first, so that neither starves.
 const KERNEL_TURN: u32 = 8;
@@ -221,8 +221,11 @@ struct Accepted {
 fn install(h: &Handle, parent: &Sock, new: Accepted, out: PeerOut, flags: i32) -> Result<i32> {
     let _no_signals = NoSignals::new();
     let (domain, ty) = h.family();
+    // Not while another thread maps a segment: its descriptors are low ones for a moment, and ours is to be the lowest free one.
+    let mapping = segments::lock().take();
     // SAFETY: no pointers.
     let fd = unsafe { real::socket(domain, ty | flags, libc::IPPROTO_TCP) };
+    drop(mapping);
     if fd < 0 {
         let e = sys::errno();
         let _ = coordinator::post(Request::Requeue { conn: new.conn });
