@@ -1,0 +1,166 @@
+//! What is ready: the scan for news, the events of a registration, and the harvest of an instance.
+
+use core::sync::atomic::Ordering;
+
+use ring::wake;
+
+use super::set::{NO_REG, State};
+use super::{barrier, is_shared};
+use crate::handle::{Handle, Kind};
+use crate::{listener, poll, segments};
+
+/// The lane that all instances share, for connections that are in several sets.
+pub(super) const SHARED_LANE: usize = 0;
+/// Sets within sets, as deep as the kernel allows them.
+pub(super) const NESTING_MAX: u32 = 4;
+
+const ET: u32 = libc::EPOLLET.cast_unsigned();
+const ONESHOT: u32 = libc::EPOLLONESHOT.cast_unsigned();
+/// Bits that are not events.
+const OPTIONS: u32 = ET | ONESHOT | libc::EPOLLWAKEUP.cast_unsigned() | libc::EPOLLEXCLUSIVE.cast_unsigned();
+impl State {
+    /// Which lane a connection's news goes to: its set's, or the shared one if it is in several.
+    pub(super) fn lane_for(&mut self, h: &Handle, instance: u32) -> usize {
+        let elsewhere = self.of_handle(h).any(|i| self.regs.get(i).is_some_and(|r| r.instance != instance));
+        self.shared_lane |= elsewhere;
+        if elsewhere { SHARED_LANE } else { segments::lane_of(instance) }
+    }
+
+    /// A registration of a connection or listener in user space starts (again) to be watched.
+    pub(super) fn watch(&mut self, index: usize) {
+        let Some(h) = self.handle_of(index) else { return };
+        let Some((instance, events)) = self.regs.get(index).map(|r| (r.instance, r.interest.events)) else {
+            return;
+        };
+        if let Some(s) = h.stream() {
+            let lane = self.lane_for(h, instance);
+            let value = u32::try_from(lane + 1).unwrap_or(1);
+            let before = s.in_dir.rx_watch.swap(value, Ordering::AcqRel);
+            // A set that sleeps on the lane from before must announce itself on this one.
+            self.kick |= before != 0 && before != value;
+            if before != value {
+                // The peer may not see the watch yet. Level-triggered: look directly until a barrier has passed.
+                // Edge-triggered: have the barrier now, since looking twice would make an edge of it.
+                if events & ET != 0 { barrier() } else { self.set_fresh(index, true) }
+            }
+        }
+        self.queue(index);
+    }
+
+    /// Takes the news of one lane from all segments.
+    pub(super) fn scan(&mut self, lane: usize) {
+        for (_, m) in segments::all() {
+            let mut from = 0;
+            while let Some(slot) = m.next_news(lane, from) {
+                from = slot + 1;
+                // A slot that is not ours belongs to a forked relative: its news are not ours to take.
+                let Some(h) = m.owner(slot) else { continue };
+                let flag = m.ours().and_then(|side| side.news.get(lane)?.get(slot));
+                if flag.is_some_and(wake::collect) {
+                    self.queue_all(h);
+                }
+            }
+        }
+    }
+
+    pub(super) fn queue_all(&mut self, h: &Handle) {
+        let mut next = h.regs.load(Ordering::Relaxed);
+        while let Some(index) = (next as usize).checked_sub(1) {
+            self.queue(index);
+            next = self.regs.get(index).map_or(0, |r| r.next_of_handle);
+        }
+    }
+
+    /// Current events of a registration, `EPOLLERR` and `EPOLLHUP` included unasked.
+    pub(super) fn events(&mut self, index: usize) -> u32 {
+        let Some(h) = self.handle_of(index) else { return 0 };
+        let Some((interest, instance)) = self.regs.get(index).map(|r| (r.interest.events, r.instance)) else {
+            return 0;
+        };
+        let mask = (interest & !OPTIONS) | poll::ALWAYS;
+        match h.kind() {
+            Kind::Listener if listener::ready_in_user(h) => poll::IN & mask,
+            Kind::Epoll if self.is_ready(h, NESTING_MAX) => poll::IN & mask,
+            Kind::Stream => {
+                let Some(s) = h.stream() else { return 0 };
+                let now = poll::events(h, &s) & mask;
+                if interest & poll::OUT != 0 && now & poll::OUT == 0 {
+                    let lane = self.lane_for(h, instance);
+                    let value = u32::try_from(lane + 1).unwrap_or(1);
+                    if s.out_dir.tx_watch.swap(value, Ordering::AcqRel) != value {
+                        if interest & ET != 0 {
+                            barrier();
+                            return poll::events(h, &s) & mask;
+                        }
+                        self.set_fresh(index, true);
+                    }
+                }
+                now
+            }
+            _ => 0,
+        }
+    }
+
+    /// Would epoll_wait(2) of this instance find something of ours? Nothing is taken.
+    pub(super) fn is_ready(&mut self, e: &Handle, depth: u32) -> bool {
+        let instance = e.place.load(Ordering::Relaxed);
+        self.scan(segments::lane_of(instance));
+        self.scan(SHARED_LANE);
+        let mut next = self.instances.get(instance as usize).map_or(0, |i| i.ready_head);
+        while let Some(index) = (next as usize).checked_sub(1) {
+            let Some(r) = self.regs.get(index).copied() else { break };
+            next = r.next_ready;
+            let nested = self.handle_of(index).is_some_and(|h| h.kind() == Kind::Epoll);
+            if !r.dead && (!nested || depth > 0) && self.events(index) != 0 {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Moves ready events to `out`. `settled`: a heavy barrier has passed since the last watch was set.
+    pub(super) fn harvest(&mut self, instance: usize, out: &mut [libc::epoll_event], settled: bool) -> usize {
+        self.scan(segments::lane_of(u32::try_from(instance).unwrap_or(0)));
+        if self.shared_lane {
+            self.scan(SHARED_LANE);
+        }
+        let mut n = 0;
+        let turns = self.instances.get(instance).map_or(0, |i| i.ready_len);
+        for _ in 0..turns {
+            let Some(place) = out.get_mut(n) else {
+                // More than this call can take: another thread that sleeps on the instance may have it.
+                self.kick |= self.instances.get(instance).is_some_and(|i| i.asleep > 0);
+                break;
+            };
+            let Some(index) = self.pop_ready(instance) else { break };
+            if let Some(r) = self.regs.get_mut(index).filter(|r| r.dead) {
+                *r = NO_REG;
+                continue;
+            }
+            if settled {
+                self.set_fresh(index, false);
+            }
+            let events = self.events(index);
+            let Some(r) = self.regs.get_mut(index) else { continue };
+            if events != 0 {
+                *place = libc::epoll_event { events, u64: r.interest.data };
+                n += 1;
+                if r.interest.events & ONESHOT != 0 {
+                    r.off = true;
+                    continue;
+                }
+            }
+            let level = r.interest.events & ET == 0;
+            let (fresh, h) = (r.fresh, self.handle_of(index));
+            if level && (events != 0 || fresh || h.is_some_and(needs_looking)) {
+                self.queue(index);
+            }
+        }
+        n
+    }
+}
+
+/// No news come of it: look at it each time. A forked relative has it, too, and may take its news; or it is another set.
+fn needs_looking(h: &Handle) -> bool {
+    h.kind() == Kind::Epoll || is_shared(h)
+}

@@ -1,0 +1,235 @@
+//! Registrations, instances and their ready lists: the data behind [`super`], without opinions about what is ready.
+
+use core::sync::atomic::Ordering;
+
+use crate::handle::{self, Handle};
+
+const INSTANCES_MAX: usize = 256;
+const REGS_MAX: usize = 65_536;
+
+/// What the application gave to epoll_ctl(2).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Interest {
+    /// `EPOLL*` bits.
+    pub events: u32,
+    /// Returned with each event.
+    pub data: u64,
+}
+
+/// One registration. Links are indexes plus one; 0 ends a list.
+#[derive(Clone, Copy)]
+pub(super) struct Reg {
+    pub(super) used: bool,
+    /// Taken out while in a ready list: freed when met there.
+    pub(super) dead: bool,
+    pub(super) queued: bool,
+    /// The watch was set after the last barrier: look at the connection itself.
+    pub(super) fresh: bool,
+    /// One-shot, and shot.
+    pub(super) off: bool,
+    /// The kernel serves it (so far): the connection is not in user space.
+    pub(super) in_kernel: bool,
+    pub(super) handle: u32,
+    pub(super) incarnation: u32,
+    pub(super) instance: u32,
+    pub(super) fd: i32,
+    pub(super) ep: i32,
+    pub(super) interest: Interest,
+    pub(super) next_of_handle: u32,
+    pub(super) next_ready: u32,
+}
+
+pub(super) const NO_REG: Reg = Reg {
+    used: false,
+    dead: false,
+    queued: false,
+    fresh: false,
+    off: false,
+    in_kernel: false,
+    handle: 0,
+    incarnation: 0,
+    instance: 0,
+    fd: 0,
+    ep: 0,
+    interest: Interest { events: 0, data: 0 },
+    next_of_handle: 0,
+    next_ready: 0,
+};
+
+#[derive(Clone, Copy)]
+pub(super) struct Instance {
+    /// Handle index plus one; 0: free.
+    pub(super) handle: u32,
+    pub(super) regs: u32,
+    pub(super) fresh: u32,
+    pub(super) ready_head: u32,
+    pub(super) ready_tail: u32,
+    pub(super) ready_len: u32,
+    pub(super) asleep: u32,
+    /// Registrations that the kernel must be asked about; sticky, since closed descriptors leave unseen.
+    pub(super) kernel: bool,
+    pub(super) listeners: bool,
+    /// Other instances are in the set.
+    pub(super) nested: bool,
+    /// Kept sleeper plus one; its set is inside the application's.
+    pub(super) sleeper: u32,
+}
+
+pub(super) const NO_INSTANCE: Instance = Instance {
+    handle: 0,
+    regs: 0,
+    fresh: 0,
+    ready_head: 0,
+    ready_tail: 0,
+    ready_len: 0,
+    asleep: 0,
+    kernel: false,
+    listeners: false,
+    nested: false,
+    sleeper: 0,
+};
+
+pub(super) struct State {
+    pub(super) instances: [Instance; INSTANCES_MAX],
+    pub(super) regs: [Reg; REGS_MAX],
+    pub(super) cursor: usize,
+    pub(super) shared_lane: bool,
+    /// A registration of a sleeping instance got ready: others must be kicked.
+    pub(super) kick: bool,
+}
+
+impl State {
+    pub(super) fn handle_of(&self, reg: usize) -> Option<&'static Handle> {
+        let r = self.regs.get(reg)?;
+        handle::by_index(r.handle).filter(|h| h.incarnation.load(Ordering::Relaxed) == r.incarnation)
+    }
+
+    /// Registrations of a handle, by index.
+    pub(super) fn of_handle(&self, h: &Handle) -> impl Iterator<Item = usize> + use<'_> {
+        let mut next = h.regs.load(Ordering::Relaxed);
+        core::iter::from_fn(move || {
+            let index = (next as usize).checked_sub(1)?;
+            next = self.regs.get(index)?.next_of_handle;
+            Some(index)
+        })
+    }
+
+    pub(super) fn find(&self, h: &Handle, instance: u32, fd: i32) -> Option<usize> {
+        self.of_handle(h).find(|i| self.regs.get(*i).is_some_and(|r| r.instance == instance && r.fd == fd))
+    }
+
+    pub(super) fn add(&mut self, h: &Handle, new: Reg) -> Option<usize> {
+        let n = self.regs.len();
+        let index =
+            (0..n).map(|k| (self.cursor + k) % n).find(|i| self.regs.get(*i).is_some_and(|r| !r.used))?;
+        self.cursor = index + 1;
+        let first = h.regs.load(Ordering::Relaxed);
+        *self.regs.get_mut(index)? = Reg { used: true, next_of_handle: first, ..new };
+        h.regs.store(link(index), Ordering::Relaxed);
+        self.count_reg(new.instance, 1);
+        Some(index)
+    }
+
+    /// Takes a registration out of its handle's list.
+    pub(super) fn unlink(&mut self, index: usize) {
+        let Some(h) = self.regs.get(index).and_then(|r| handle::by_index(r.handle)) else { return };
+        let next = self.regs.get(index).map_or(0, |r| r.next_of_handle);
+        if h.regs.load(Ordering::Relaxed) == link(index) {
+            h.regs.store(next, Ordering::Relaxed);
+            return;
+        }
+        let before =
+            self.of_handle(h).find(|i| self.regs.get(*i).is_some_and(|r| r.next_of_handle == link(index)));
+        if let Some(r) = before.and_then(|b| self.regs.get_mut(b)) {
+            r.next_of_handle = next;
+        }
+    }
+
+    pub(super) fn remove(&mut self, index: usize) {
+        self.unlink(index);
+        let Some(r) = self.regs.get_mut(index) else { return };
+        let (instance, queued, fresh) = (r.instance, r.queued, r.fresh);
+        if queued {
+            r.dead = true;
+        } else {
+            *r = NO_REG;
+        }
+        self.count_reg(instance, -1);
+        if let Some(inst) = self.instances.get_mut(instance as usize) {
+            inst.fresh = inst.fresh.saturating_sub(u32::from(fresh));
+        }
+    }
+
+    /// Keeps count of an instance's registrations, in its handle, too.
+    pub(super) fn count_reg(&mut self, instance: u32, by: i32) {
+        let Some(inst) = self.instances.get_mut(instance as usize) else { return };
+        inst.regs = inst.regs.saturating_add_signed(by);
+        if let Some(e) = inst.handle.checked_sub(1).and_then(handle::by_index) {
+            e.ready.store(inst.regs, Ordering::Relaxed);
+        }
+    }
+
+    /// Puts a registration into its instance's ready list: it will be looked at.
+    pub(super) fn queue(&mut self, index: usize) {
+        let Some(r) = self.regs.get_mut(index) else { return };
+        if r.queued || r.off || r.in_kernel {
+            return;
+        }
+        r.queued = true;
+        r.next_ready = 0;
+        let instance = r.instance as usize;
+        let Some(inst) = self.instances.get_mut(instance) else { return };
+        let tail = inst.ready_tail;
+        inst.ready_tail = link(index);
+        inst.ready_len += 1;
+        self.kick |= inst.asleep > 0;
+        match (tail as usize).checked_sub(1) {
+            None => inst.ready_head = link(index),
+            Some(t) => {
+                if let Some(last) = self.regs.get_mut(t) {
+                    last.next_ready = link(index);
+                }
+            }
+        }
+    }
+
+    pub(super) fn pop_ready(&mut self, instance: usize) -> Option<usize> {
+        let inst = self.instances.get_mut(instance)?;
+        let index = (inst.ready_head as usize).checked_sub(1)?;
+        let r = self.regs.get_mut(index)?;
+        inst.ready_head = r.next_ready;
+        inst.ready_len = inst.ready_len.saturating_sub(1);
+        if inst.ready_head == 0 {
+            inst.ready_tail = 0;
+        }
+        r.queued = false;
+        r.next_ready = 0;
+        Some(index)
+    }
+
+    pub(super) fn set_fresh(&mut self, index: usize, fresh: bool) {
+        let Some(r) = self.regs.get_mut(index) else { return };
+        if r.fresh == fresh {
+            return;
+        }
+        r.fresh = fresh;
+        if let Some(inst) = self.instances.get_mut(r.instance as usize) {
+            inst.fresh = if fresh { inst.fresh + 1 } else { inst.fresh.saturating_sub(1) };
+        }
+    }
+}
+
+pub(super) fn link(index: usize) -> u32 {
+    u32::try_from(index + 1).unwrap_or(0)
+}
+
+impl State {
+    /// Nothing is registered.
+    pub(super) const EMPTY: State = State {
+        instances: [NO_INSTANCE; INSTANCES_MAX],
+        regs: [NO_REG; REGS_MAX],
+        cursor: 0,
+        shared_lane: false,
+        kick: false,
+    };
+}
