@@ -1,7 +1,7 @@
 //! `listen` and `accept`: order, flags, queues, clients that leave early.
 
 use harness::wire::Op;
-use libc::{AF_INET, POLLIN, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM};
+use libc::{AF_INET, EPOLLIN, POLLIN, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM};
 
 use crate::driver::{Duo, v4};
 use crate::{
@@ -19,6 +19,7 @@ pub const CASES: &[Case] = &[
     ("accept::client_closed_before", User, client_closed),
     ("accept::client_reset_before", Any, client_reset),
     ("accept::client_process_exited_before", User, client_exited),
+    ("accept::clients_killed_before", User, clients_killed),
     ("accept::poll_sees_a_waiting_client", User, poll_listener),
     ("accept::poll_goes_quiet_when_the_queue_is_empty", User, poll_quiet),
     ("accept::bad_flags", Any, bad_flags),
@@ -33,6 +34,7 @@ pub const CASES: &[Case] = &[
     ("listen::in_use", Any, in_use),
     ("listen::after_close_the_port_is_free", User, rebind),
     ("listen::shutdown_then_listen_again", Any, listen_shutdown_listen),
+    ("listen::a_client_comes_at_once", Any, at_once),
     ("listen::udp_cannot", Any, udp),
     ("listen::connected_cannot", User, connected),
 ];
@@ -142,6 +144,31 @@ fn client_exited(t: &Duo) {
     let s = t.s.accept(l);
     t.s.recv(s, 64);
     t.s.recv(s, 64);
+}
+
+/// The parent of the killed clients lives on and keeps a connection of its own, which goes on.
+fn clients_killed(t: &Duo) {
+    let (l, addr) = t.listener();
+    let kept = t.c.tcp();
+    t.c.connect(kept, &addr);
+    let kept_s = t.s.accept(l);
+    for words in [b"testament".as_slice(), b""] {
+        let Some(child) = t.c.fork("k") else { return };
+        let c = child.tcp();
+        child.connect(c, &addr);
+        if !words.is_empty() {
+            child.send(c, words);
+        }
+        child.kill();
+        let s = t.s.accept(l);
+        if !words.is_empty() {
+            t.s.recv(s, 64);
+        }
+        t.s.recv(s, 64);
+        t.s.close(s);
+    }
+    t.c.send(kept, b"still here");
+    t.s.recv(kept_s, 64);
 }
 
 fn poll_listener(t: &Duo) {
@@ -286,6 +313,39 @@ fn listen_shutdown_listen(t: &Duo) {
     t.s.sockname(l);
     let c = t.c.tcp();
     t.c.connect(c, &addr);
+}
+
+/// Clients that connect while `listen` is still at work are seen by a server that only asks epoll. Which path such a
+/// connection takes depends on how far `listen` was.
+fn at_once(t: &Duo) {
+    // All bound before the first is closed, so that no port comes twice.
+    let listeners: Vec<_> = (0..50)
+        .map(|_| {
+            let l = t.s.socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK);
+            t.s.bind(l, &v4());
+            (l, t.s.sockname(l))
+        })
+        .collect();
+    for (round, (l, addr)) in listeners.into_iter().enumerate() {
+        let c = t.c.tcp();
+        let ep = t.s.epoll();
+        if round % 2 == 0 {
+            t.s.epoll_add(ep, l, EPOLLIN);
+        }
+        let knocking = t.c.start(Op::Knock { fd: c, addr });
+        t.s.listen(l, 8);
+        if round % 2 == 1 {
+            t.s.epoll_add(ep, l, EPOLLIN);
+        }
+        t.s.epoll_wait(ep, 5000);
+        let s = t.s.accept(l);
+        t.c.join(knocking);
+        t.s.close(s);
+        t.c.recv(c, 4);
+        t.s.close(l);
+        t.s.close(ep);
+        t.c.close(c);
+    }
 }
 
 fn udp(t: &Duo) {

@@ -8,10 +8,11 @@ use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::time::Duration;
 
-use harness::child::{self, Guarded, wait_for};
+use harness::child::{self, Guarded, signal_pid, wait_for};
 use harness::instance::{Instance, fresh_socket};
 use harness::wire::{Addr, Bytes, Op, Out, PollBy, RecvBy, SendBy, get, put};
 use harness::{Failure, Outcome, fail};
+use rustix::process::Signal;
 
 /// Bound on every call and start.
 const CALL_BOUND: Duration = Duration::from_secs(10);
@@ -80,6 +81,7 @@ impl Transcript {
         match op {
             Op::Bind { fd, addr } => Op::Bind { fd: *fd, addr: self.neutral(addr) },
             Op::Connect { fd, addr } => Op::Connect { fd: *fd, addr: self.neutral(addr) },
+            Op::Knock { fd, addr } => Op::Knock { fd: *fd, addr: self.neutral(addr) },
             Op::Start { op } => Op::Start { op: Box::new(self.neutral_op(op)) },
             Op::Fork { .. } => Op::Fork { control: String::new() },
             op => op.clone(),
@@ -297,9 +299,19 @@ impl Side {
     pub fn exit(&self) {
         let mut link = self.worker.link.borrow_mut();
         let _ = put(&mut *link, &Op::Exit);
+        self.note_end("exits");
+    }
+
+    /// Kills the worker, and waits until it is gone.
+    pub fn kill(&self) {
+        signal_pid(self.worker.pid, Signal::KILL);
+        self.note_end("is killed");
+    }
+
+    fn note_end(&self, how: &str) {
         let gone = wait_for(CALL_BOUND, || Ok((!child::alive(self.worker.pid)).then_some(())));
         self.transcript.lines.borrow_mut().push(format!(
-            "{} exits: {}",
+            "{} {how}: {}",
             self.name,
             matches!(gone, Ok(Some(())))
         ));

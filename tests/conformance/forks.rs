@@ -2,7 +2,7 @@
 
 use libc::{EPOLLIN, POLLIN, SHUT_WR};
 
-use crate::driver::Duo;
+use crate::driver::{Duo, Pair, Side};
 use crate::{Case, Expect::User};
 
 pub const CASES: &[Case] = &[
@@ -11,6 +11,8 @@ pub const CASES: &[Case] = &[
     ("fork::both_write", User, both_write),
     ("fork::both_read_in_turns", User, both_read),
     ("fork::eof_only_after_the_last_holder", User, last_holder),
+    ("fork::last_holder_is_a_parent_that_was_receiving", User, receiving_parent_last),
+    ("fork::last_holder_is_the_child_of_a_receiving_parent", User, receiving_parents_child_last),
     ("fork::child_exit_does_not_close", User, child_exit),
     ("fork::child_shutdown_reaches_the_parent", User, child_shutdown),
     ("fork::child_accepts", User, child_accepts),
@@ -80,6 +82,36 @@ fn last_holder(t: &Duo) {
     t.c.poll(&[(p.c, POLLIN)], 50);
     child.close(p.s);
     t.c.recv(p.c, 4);
+}
+
+/// A fork while another thread of the parent is inside `recv`: the child has that connection's descriptor, but not
+/// the call that uses it.
+fn fork_while_receiving(t: &Duo) -> Option<(Pair, Side)> {
+    let p = t.pair();
+    let waiting = t.s.start_recv(p.s, 4);
+    t.pause();
+    let child = t.s.fork("k")?;
+    t.c.send(p.c, b"x");
+    t.s.join(waiting);
+    Some((p, child))
+}
+
+fn receiving_parent_last(t: &Duo) {
+    let Some((p, child)) = fork_while_receiving(t) else { return };
+    child.close(p.s);
+    t.c.poll(&[(p.c, POLLIN)], 50);
+    t.s.close(p.s);
+    t.c.recv(p.c, 4);
+    child.exit();
+}
+
+fn receiving_parents_child_last(t: &Duo) {
+    let Some((p, child)) = fork_while_receiving(t) else { return };
+    t.s.close(p.s);
+    t.c.poll(&[(p.c, POLLIN)], 50);
+    child.close(p.s);
+    t.c.recv(p.c, 4);
+    child.exit();
 }
 
 fn child_exit(t: &Duo) {

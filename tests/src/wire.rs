@@ -110,6 +110,11 @@ pub enum Op {
         fd: i32,
         addr: Addr,
     },
+    /// `connect` over and over until somebody listens there.
+    Knock {
+        fd: i32,
+        addr: Addr,
+    },
     /// `accept` without flags, `accept4` with.
     Accept {
         fd: i32,

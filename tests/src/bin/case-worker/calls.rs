@@ -5,11 +5,15 @@
 
 use std::io;
 use std::ptr::null_mut;
+use std::time::{Duration, Instant};
 
-use harness::wire::{Bytes, Op, Out};
+use harness::wire::{Addr, Bytes, Op, Out};
 
 use crate::address::Sockaddr;
 use crate::{control, data, ready};
+
+/// How long `Knock` knocks.
+const KNOCK_BOUND: Duration = Duration::from_secs(10);
 
 /// The answer for a C return value; `errno` is read at once, before anything else can change it.
 pub fn answer(ret: impl Into<i64>) -> Out {
@@ -39,6 +43,7 @@ pub fn make(op: &Op) -> Out {
             // SAFETY: the address lives across the call and its length is right.
             answer(unsafe { libc::connect(*fd, c.as_ptr(), c.len) })
         }
+        Op::Knock { fd, addr } => knock(*fd, addr),
         Op::Accept { fd, flags } => named(|addr, len| match flags {
             // SAFETY: `named` gives an address buffer and its length.
             None => unsafe { libc::accept(*fd, addr, len) },
@@ -94,6 +99,17 @@ pub fn make(op: &Op) -> Out {
         Op::Signals { signal } => control::signals(*signal),
         Op::Start { .. } | Op::Join { .. } | Op::Interrupt { .. } | Op::Fork { .. } | Op::Exit => {
             Out { ret: -1, errno: libc::ENOSYS, ..Out::default() }
+        }
+    }
+}
+
+/// Connects as soon as somebody listens: the answer of the first `connect` that is not refused.
+fn knock(fd: i32, addr: &Addr) -> Out {
+    let end = Instant::now() + KNOCK_BOUND;
+    loop {
+        let out = make(&Op::Connect { fd, addr: addr.clone() });
+        if out.errno != libc::ECONNREFUSED || Instant::now() > end {
+            return out;
         }
     }
 }

@@ -115,7 +115,8 @@ impl Threads {
 
 /// Forks; `true` in the child.
 pub fn fork() -> (Out, bool) {
-    // SAFETY: only the calling thread goes on in the child; cases fork while no other call runs.
+    // SAFETY: only the calling thread goes on in the child; other threads are at most inside one socket call, so
+    // they hold none of the locks that the child needs.
     let pid = unsafe { libc::fork() };
     // The pid is not part of a transcript.
     (answer(pid.min(1)), pid == 0)

@@ -54,7 +54,8 @@ fn serve(name: &str) -> io::Result<()> {
                 let (out, child) = control::fork();
                 if child {
                     driver = report_for_duty(&control)?;
-                    threads = control::Threads::default();
+                    // Forgotten, not dropped: the parent's threads are not in this process, so there is nothing to detach.
+                    std::mem::forget(std::mem::take(&mut threads));
                     continue;
                 }
                 out
