@@ -123,9 +123,16 @@ impl Poller {
         Ok(())
     }
 
-    /// Unmaps a function, whose process is gone. Its holdings go at once: the number may be mapped again before the
+    /// Unmaps a function, whose process is gone. What it asked for before is done first: a process that forks and ends at
+    /// once, as daemons do, has announced its child. Its holdings go at once: the number may be mapped again before the
     /// agent's `Detach` is read.
-    pub fn unmap(&mut self, number: u32) {
+    pub fn unmap(&mut self, number: u32, now_us: u64) {
+        // Not for ever: a child of the process still has the ring mapped, too.
+        for _ in 0..=ring::window::ENTRIES as usize / REQUESTS_PER_TURN {
+            if !self.serve(number, now_us) {
+                break;
+            }
+        }
         if let Some(place) = self.ports.get_mut(number as usize) {
             *place = None;
         }

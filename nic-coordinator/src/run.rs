@@ -291,7 +291,10 @@ impl Card<'_> {
                     };
                     self.bus.send(answer)?;
                 }
-                BusMsg::Unmap { function } => self.poller.unmap(function),
+                BusMsg::Unmap { function } => {
+                    let now_us = self.now_us();
+                    self.poller.unmap(function, now_us);
+                }
                 // Not from an agent: both are of one release.
                 other => tracing::warn!("unexpected message on the bus: {other:?}"),
             }
