@@ -123,16 +123,10 @@ impl Poller {
         Ok(())
     }
 
-    /// Unmaps a function, whose process is gone. What it asked for before is done first: a process that forks and ends at
-    /// once, as daemons do, has announced its child. Its holdings go at once: the number may be mapped again before the
+    /// Unmaps a function, whose process is gone. Its holdings go at once: the number may be mapped again before the
     /// agent's `Detach` is read.
     pub fn unmap(&mut self, number: u32, now_us: u64) {
-        // Not for ever: a child of the process still has the ring mapped, too.
-        for _ in 0..=ring::window::ENTRIES as usize / REQUESTS_PER_TURN {
-            if !self.serve(number, now_us) {
-                break;
-            }
-        }
+        self.finish(number, now_us);
         if let Some(place) = self.ports.get_mut(number as usize) {
             *place = None;
         }
@@ -200,19 +194,31 @@ impl Poller {
     }
 
     fn take_requests(&mut self, number: u32, now_us: u64) -> Result<u64, Offence> {
-        let Poller { ports, logic, out, .. } = self;
-        let Some(port) = ports.get_mut(number as usize).and_then(Option::as_mut) else { return Ok(0) };
         let mut taken = 0;
-        if port.dropped || port.outbox.len() >= OUTBOX_MAX {
+        if self.port(number).is_none_or(|port| port.dropped || port.outbox.len() >= OUTBOX_MAX) {
             return Ok(0);
         }
         for _ in 0..REQUESTS_PER_TURN {
+            let Some(port) = self.port_mut(number) else { break };
             let Some(raw) = port.memory.next_request()? else { break };
             taken += 1;
             let request = Request::from_raw(&raw)?;
-            logic.handle(number, raw.token, request, now_us, out)?;
+            if let (AGENT_FUNCTION, Request::Detach { function }) = (number, request) {
+                self.finish(function, now_us);
+            }
+            self.logic.handle(number, raw.token, request, now_us, &mut self.out)?;
         }
         Ok(taken)
+    }
+
+    /// Does what a process asked for before it ended: one that forks and ends at once, as daemons do, has announced its child.
+    fn finish(&mut self, number: u32, now_us: u64) {
+        // Not for ever: a child of the process still has the ring mapped, too.
+        for _ in 0..=ENTRIES as usize / REQUESTS_PER_TURN {
+            if number == AGENT_FUNCTION || !self.serve(number, now_us) {
+                break;
+            }
+        }
     }
 
     /// Brings what the logic said to the functions' outboxes and on from there.
