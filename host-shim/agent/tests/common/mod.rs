@@ -42,9 +42,12 @@ pub fn fresh_socket() -> String {
 }
 
 pub fn process_exists(pid: u32) -> bool {
-    // A zombie has ended; who started it has just not looked yet.
-    std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| !stat.rsplit(") ").next().unwrap_or("").starts_with('Z'))
+    // A zombie has ended; who started it has just not looked yet. But not while other threads of it are still ending:
+    // they hold its sockets.
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    threads > 1
+        || std::fs::read_to_string(format!("/proc/{pid}/stat"))
+            .is_ok_and(|stat| !stat.rsplit(") ").next().unwrap_or("").starts_with('Z'))
 }
 
 pub fn kill9(pid: u32) {
