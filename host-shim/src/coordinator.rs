@@ -451,9 +451,6 @@ pub fn arm() -> bool {
     // A posted write; the coordinator compares it with what it has pushed, so no fence is needed (SPEC 2.5).
     rings.window.header.armed.store(consumed + 1, Ordering::Release);
     ring::atomic::light_barrier();
-    if rings.host.header.doorbell_wanted.load(Ordering::Relaxed) != 0 && rings.completions.ready() {
-        return true;
-    }
     rings.completions.ready()
 }
 

@@ -33,14 +33,8 @@ pub fn lock() -> &'static crate::lock::Lock {
 }
 
 /// Keeps scans and registrations out while held.
-pub fn exclude() -> Option<impl Drop> {
-    STATE.take().map(Excluded)
-}
-
-struct Excluded<'a>(#[allow(dead_code)] crate::lock::Guard<'a, State>);
-
-impl Drop for Excluded<'_> {
-    fn drop(&mut self) {}
+pub fn exclude() -> Option<impl Sized> {
+    STATE.take()
 }
 
 /// A new epoll instance behind `h`. False: too many, the kernel alone serves it.
@@ -179,31 +173,27 @@ pub fn undo_add(e: &Handle, fd: i32, h: &Handle) {
 /// A kernel socket became a connection of ours: its registrations move here.
 pub fn became_stream(h: &Handle) {
     let Some(mut st) = STATE.take() else { return };
-    let mut next = h.regs.load(Ordering::Relaxed);
-    while let Some(index) = (next as usize).checked_sub(1) {
-        let Some(r) = st.regs.get_mut(index) else { break };
-        next = r.next_of_handle;
+    st.each(h, |st, index| {
+        let Some(r) = st.regs.get_mut(index) else { return };
         r.in_kernel = false;
         crate::epoll_wait::kernel_delete(r.ep, r.fd);
         st.watch(index);
-    }
+    });
     st.finish();
 }
 
 /// A kernel socket became a listener in both worlds: its kernel registrations stay, and ours begin.
 pub fn became_listener(h: &Handle) {
     let Some(mut st) = STATE.take() else { return };
-    let mut next = h.regs.load(Ordering::Relaxed);
-    while let Some(index) = (next as usize).checked_sub(1) {
-        let Some(r) = st.regs.get_mut(index) else { break };
-        next = r.next_of_handle;
+    st.each(h, |st, index| {
+        let Some(r) = st.regs.get_mut(index) else { return };
         r.in_kernel = false;
         let instance = r.instance as usize;
         if let Some(inst) = st.instances.get_mut(instance) {
             inst.listeners = true;
         }
         st.queue(index);
-    }
+    });
     st.finish();
 }
 
@@ -213,14 +203,12 @@ pub fn wants_space(h: &Handle) {
         return;
     }
     let Some(mut st) = STATE.take() else { return };
-    let mut next = h.regs.load(Ordering::Relaxed);
-    while let Some(index) = (next as usize).checked_sub(1) {
-        let Some(r) = st.regs.get(index).copied() else { break };
-        next = r.next_of_handle;
-        if r.interest.events & poll::OUT != 0 && st.events(index) & poll::OUT != 0 {
+    st.each(h, |st, index| {
+        let wanted = st.regs.get(index).is_some_and(|r| r.interest.events & poll::OUT != 0);
+        if wanted && st.events(index) & poll::OUT != 0 {
             st.queue(index);
         }
-    }
+    });
     st.finish();
 }
 

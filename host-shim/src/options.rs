@@ -266,7 +266,7 @@ pub fn take_error(h: &Handle, s: &Stream) -> i32 {
         s.sock.shut.fetch_or(shut::RESET_SEEN | shut::BROKEN, Ordering::Relaxed);
         return libc::ECONNRESET;
     }
-    s.sock.error.swap(0, Ordering::AcqRel).cast_signed()
+    0
 }
 
 /// getsockopt(2) of a connection: what the placeholder can't know. `None`: ask the kernel.

@@ -61,8 +61,7 @@ pub struct Sock {
     pub shut: AtomicU32,
     /// [`DEAD`] or [`DEAD_RESET`]: the coordinator or the wire says that the peer's side is gone.
     pub dead: AtomicU32,
-    /// Pending `SO_ERROR`.
-    pub error: AtomicU32,
+    pad6: AtomicU32,
     /// `SO_RCVTIMEO` in microseconds, 0: none.
     pub rx_timeout_us: AtomicU64,
     /// `SO_SNDTIMEO` in microseconds, 0: none.
@@ -158,7 +157,6 @@ impl Sock {
             &self.nonblock,
             &self.shut,
             &self.dead,
-            &self.error,
             &self.linger_reset,
             &self.listener,
             &self.fresh_connect,

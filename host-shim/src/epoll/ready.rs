@@ -64,11 +64,7 @@ impl State {
     }
 
     pub(super) fn queue_all(&mut self, h: &Handle) {
-        let mut next = h.regs.load(Ordering::Relaxed);
-        while let Some(index) = (next as usize).checked_sub(1) {
-            self.queue(index);
-            next = self.regs.get(index).map_or(0, |r| r.next_of_handle);
-        }
+        self.each(h, State::queue);
     }
 
     /// Current events of a registration, `EPOLLERR` and `EPOLLHUP` included unasked.

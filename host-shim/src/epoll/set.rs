@@ -114,6 +114,15 @@ impl State {
         })
     }
 
+    /// Does something to every registration of a handle, which may change or requeue it, but not take it out.
+    pub(super) fn each(&mut self, h: &Handle, mut act: impl FnMut(&mut State, usize)) {
+        let mut next = h.regs.load(Ordering::Relaxed);
+        while let Some(index) = (next as usize).checked_sub(1) {
+            next = self.regs.get(index).map_or(0, |r| r.next_of_handle);
+            act(self, index);
+        }
+    }
+
     pub(super) fn find(&self, h: &Handle, instance: u32, fd: i32) -> Option<usize> {
         self.of_handle(h).find(|i| self.regs.get(*i).is_some_and(|r| r.instance == instance && r.fd == fd))
     }
