@@ -1,21 +1,16 @@
 //! Runs a case: two workers that make the calls, one script, one transcript.
 
 use std::cell::{Cell, RefCell};
-use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::time::Duration;
 
-use harness::child::{self, Guarded, signal_pid, wait_for};
-use harness::instance::{Instance, fresh_socket};
-use harness::wire::{Addr, Bytes, Op, Out, PollBy, RecvBy, SendBy, get, put};
-use harness::{Failure, Outcome, fail};
+use harness::child::{self, signal_pid, wait_for};
+use harness::instance::Instance;
+use harness::wire::{Addr, Bytes, Op, Out, PollBy, RecvBy, SendBy};
+use harness::worker::{CALL_BOUND, Worker, hire, meet, meeting_point};
+use harness::{Outcome, fail};
 use rustix::process::Signal;
-
-/// Bound on every call and start.
-const CALL_BOUND: Duration = Duration::from_secs(10);
 
 /// Which sides run under the shim, and whether both are one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,12 +94,6 @@ impl Transcript {
     }
 }
 
-/// A worker process as the driver sees it.
-struct Worker {
-    pid: u32,
-    link: RefCell<UnixStream>,
-}
-
 /// One party of a case; its methods are the calls that the party makes.
 #[derive(Clone)]
 pub struct Side {
@@ -127,7 +116,7 @@ impl Side {
         if self.transcript.broken.borrow().is_some() {
             return Out { ret: -1, ..Out::default() };
         }
-        match self.exchange(op) {
+        match self.worker.exchange(op) {
             Ok(out) => out,
             Err(e) => {
                 let text = format!("{} {op:?}: {}\n{}", self.name, e.0, child::describe(self.worker.pid));
@@ -135,15 +124,6 @@ impl Side {
                 Out { ret: -1, ..Out::default() }
             }
         }
-    }
-
-    fn exchange(&self, op: &Op) -> Outcome<Out> {
-        let mut link = self.worker.link.borrow_mut();
-        put(&mut *link, op)?;
-        get(&mut *link).map_err(|e| match e.kind() {
-            std::io::ErrorKind::WouldBlock => Failure(format!("no answer within {CALL_BOUND:?}")),
-            _ => Failure(format!("the worker is gone: {e}")),
-        })
     }
 
     fn fd(&self, op: Op) -> i32 {
@@ -297,8 +277,7 @@ impl Side {
 
     /// Ends the worker without closing anything, and waits until it is gone.
     pub fn exit(&self) {
-        let mut link = self.worker.link.borrow_mut();
-        let _ = put(&mut *link, &Op::Exit);
+        let _ = self.worker.tell(&Op::Exit);
         self.note_end("exits");
     }
 
@@ -443,35 +422,4 @@ pub fn run<T>(
         process.wait(CALL_BOUND)?;
     }
     Ok((Run { lines: transcript.lines.take(), skipped }, looked))
-}
-
-fn meeting_point() -> Outcome<(String, UnixListener)> {
-    let name = fresh_socket().trim_start_matches('@').replace("ipc-direct-test", "case-driver");
-    let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
-    listener.set_nonblocking(true)?;
-    Ok((name, listener))
-}
-
-fn meet(listener: &UnixListener, mut check: impl FnMut() -> Outcome) -> Outcome<Worker> {
-    let stream = wait_for(CALL_BOUND, || {
-        check()?;
-        Ok(listener.accept().ok())
-    })?;
-    let Some((mut stream, _)) = stream else { return fail("the worker did not report for duty") };
-    stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(CALL_BOUND))?;
-    let pid = get(&mut stream)?;
-    Ok(Worker { pid, link: RefCell::new(stream) })
-}
-
-/// Starts a worker, under the shim if there is an `instance`.
-fn hire(program: &Path, instance: Option<&Instance>) -> Outcome<(Worker, Guarded)> {
-    let (name, listener) = meeting_point()?;
-    let mut command = instance.map_or_else(|| Command::new(program), |i| i.shimmed(program));
-    let mut process = Guarded::spawn(command.arg(&name).stdin(Stdio::null()))?;
-    let worker = meet(&listener, || match process.ended()? {
-        Some(status) => fail(format!("the worker ended at once: {status}")),
-        None => Ok(()),
-    })?;
-    Ok((worker, process))
 }

@@ -12,6 +12,7 @@
 //! | [`redis`] | redis servers of one's own |
 //! | [`transfer`] | a transfer that runs until somebody dies |
 //! | [`wire`] | one socket call as data, for the conformance workers |
+//! | [`worker`] | starts those workers and talks to them |
 //! | [`suite`] | runs a list of tests and reports |
 
 pub mod bins;
@@ -25,6 +26,7 @@ pub mod scratch;
 pub mod suite;
 pub mod transfer;
 pub mod wire;
+pub mod worker;
 
 /// What went wrong in a test, as one text for people.
 #[derive(Debug)]

@@ -259,6 +259,11 @@ pub enum Op {
     Join {
         ticket: i64,
     },
+    /// As `Join`, for at most `ms`: then the answer is -1 with `EBUSY`, and the ticket stays good.
+    JoinWithin {
+        ticket: i64,
+        ms: u64,
+    },
     /// Sends a signal to exactly that thread.
     Interrupt {
         ticket: i64,

@@ -97,9 +97,12 @@ pub fn make(op: &Op) -> Out {
         Op::Pipe | Op::Eventfd { .. } | Op::Timerfd { .. } => ready::make_source(op),
         Op::Signal { signal, what, flags } => control::signal(*signal, *what, *flags),
         Op::Signals { signal } => control::signals(*signal),
-        Op::Start { .. } | Op::Join { .. } | Op::Interrupt { .. } | Op::Fork { .. } | Op::Exit => {
-            Out { ret: -1, errno: libc::ENOSYS, ..Out::default() }
-        }
+        Op::Start { .. }
+        | Op::Join { .. }
+        | Op::JoinWithin { .. }
+        | Op::Interrupt { .. }
+        | Op::Fork { .. }
+        | Op::Exit => Out { ret: -1, errno: libc::ENOSYS, ..Out::default() },
     }
 }
 

@@ -11,6 +11,7 @@ use std::os::unix::thread::JoinHandleExt as _;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use harness::wire::{Op, Out};
 
@@ -20,6 +21,9 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
 
 /// First descriptor number that the worker uses for itself.
 const OWN_FDS_FROM: i32 = 700;
+
+/// How often a bounded wait for a thread looks.
+const LOOK_EVERY: Duration = Duration::from_micros(200);
 
 /// How often each signal came.
 static COUNTS: [AtomicI64; 65] = [const { AtomicI64::new(0) }; 65];
@@ -102,6 +106,17 @@ impl Threads {
     pub fn join(&mut self, ticket: i64) -> Out {
         let none = Out { ret: -1, errno: libc::ESRCH, ..Out::default() };
         self.running.remove(&ticket).and_then(|t| t.join().ok()).unwrap_or(none)
+    }
+
+    pub fn join_within(&mut self, ticket: i64, ms: u64) -> Out {
+        let end = Instant::now() + Duration::from_millis(ms);
+        while self.running.get(&ticket).is_some_and(|t| !t.is_finished()) {
+            if Instant::now() >= end {
+                return Out { ret: -1, errno: libc::EBUSY, ..Out::default() };
+            }
+            thread::sleep(LOOK_EVERY);
+        }
+        self.join(ticket)
     }
 
     pub fn interrupt(&self, ticket: i64, signal: i32) -> Out {

@@ -49,6 +49,7 @@ fn serve(name: &str) -> io::Result<()> {
         let out = match op {
             Op::Start { op } => threads.start(*op),
             Op::Join { ticket } => threads.join(ticket),
+            Op::JoinWithin { ticket, ms } => threads.join_within(ticket, ms),
             Op::Interrupt { ticket, signal } => threads.interrupt(ticket, signal),
             Op::Fork { control } => {
                 let (out, child) = control::fork();
