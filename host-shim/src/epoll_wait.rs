@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
 use ring::atomic::Heavy;
+use ring::stats::Sleep;
 
 use crate::handle::Handle;
 use crate::sys::{Membarrier, Result};
@@ -241,9 +242,10 @@ fn sleep_announced(
         return Ok(n);
     }
     let timeout = if sleeper.is_some() { timeout } else { Some(timeout.map_or(SLICE, |t| t.min(SLICE))) };
-    stats::slept();
+    let shown = stats::asleep(Sleep::Epoll, Some(ep));
     let before = sys::now();
     let result = ask_kernel(ep, out, timeout, mask);
+    drop(shown);
     Spin::learn(sys::now() - before);
     let (k, rung) = result?;
     if rung && let Some(s) = sleeper {

@@ -8,6 +8,7 @@ use core::time::Duration;
 
 use ring::atomic::Heavy;
 use ring::segment::state;
+use ring::stats::Sleep;
 use ring::wake;
 
 use crate::handle::{Handle, Kind, Stream};
@@ -251,9 +252,10 @@ fn sleep(set: &mut Set<'_>, timeout: Option<Duration>, mask: *const libc::sigset
     if coordinator::arm() || set.look() > 0 {
         return Ok(0);
     }
-    stats::slept();
+    let shown = stats::asleep(Sleep::Poll, None);
     let before = sys::now();
     let result = set.ask_kernel(timeout, mask, Some(sleeper.fd()));
+    drop(shown);
     Spin::learn(sys::now() - before);
     sleeper.drain();
     result?;

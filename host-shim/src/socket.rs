@@ -79,6 +79,7 @@ fn join_mapped(
     if let Some(how) = coordinator::gone_early(conn) {
         sock.dead.store(how, Ordering::Release);
     }
+    stats::set_conn(h.index(), conn, side);
     stats::set_state(h.index(), SocketState::User, Reason::None, Some(sock.addrs()));
     epoll::became_stream(h);
     Some(())

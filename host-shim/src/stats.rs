@@ -5,11 +5,14 @@
 
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
-use ring::msg::Addr;
+use ring::msg::{Addr, ConnId};
 use ring::shared::Region;
-use ring::stats::{Reason, STATS_BYTES, SocketState, SocketStats, Stats, StatsHeader, Traffic, add};
+use ring::stats::{
+    Reason, STATS_BYTES, Sleep, SleeperStats, SocketState, SocketStats, Stats, StatsHeader, Traffic, add,
+};
 
 use crate::handle::{Handle, Kind};
+use crate::sys;
 
 static BASE: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
 
@@ -41,6 +44,9 @@ fn show_again(h: &Handle) {
     if let (Some(sock), Some(e)) = (h.sock(), entry(h.index())) {
         let (local, peer) = sock.addrs();
         e.set_addrs(local, peer);
+        e.conn.store(h.conn.load(Ordering::Relaxed), Ordering::Relaxed);
+        e.side.store(h.side.load(Ordering::Relaxed), Ordering::Relaxed);
+        e.tail.store(sock.writer().tail, Ordering::Relaxed);
     }
 }
 
@@ -62,6 +68,7 @@ pub fn show(index: u32, fd: i32, family_type: u32, state: SocketState, reason: R
     e.family_type.store(family_type, Ordering::Relaxed);
     e.reason.store(reason as u32, Ordering::Relaxed);
     e.conn.store(0, Ordering::Relaxed);
+    e.tail.store(0, Ordering::Relaxed);
     e.set_addrs(Addr::default(), Addr::default());
     // Release: a reader that sees the state sees a whole entry, for show.
     e.state.store(state as u32, Ordering::Release);
@@ -81,6 +88,14 @@ pub fn set_state(index: u32, state: SocketState, reason: Reason, addrs: Option<(
         SocketState::User => add(&s.header.user_conns, 1),
         SocketState::Kernel => add(&s.header.kernel_conns, 1),
         _ => {}
+    }
+}
+
+/// The socket is this connection in user space.
+pub fn set_conn(index: u32, conn: ConnId, side: u32) {
+    if let Some(e) = entry(index) {
+        e.conn.store(conn.0, Ordering::Relaxed);
+        e.side.store(side, Ordering::Relaxed);
     }
 }
 
@@ -105,6 +120,16 @@ pub fn sent(index: u32, bytes: usize) {
     }
 }
 
+/// [`sent`], into a stream, which is at `tail` now: on the line that was just written anyway.
+#[inline(always)]
+pub fn sent_to(index: u32, bytes: usize, tail: u64) {
+    if let Some(e) = entry(index) {
+        e.tail.store(tail, Ordering::Relaxed);
+        add(&e.traffic.tx_bytes, bytes as u64);
+        add(&e.traffic.tx_ops, 1);
+    }
+}
+
 /// Bytes received in one call.
 #[inline(always)]
 pub fn received(index: u32, bytes: usize) {
@@ -120,9 +145,31 @@ fn count(which: fn(&StatsHeader) -> &AtomicU64) {
     }
 }
 
-/// A thread goes to sleep.
-pub fn slept() {
+/// A thread goes to sleep on `what`, and maybe on `fd`: shown until the guard is dropped.
+#[must_use]
+pub fn asleep(what: Sleep, fd: Option<i32>) -> Asleep {
     count(|h| &h.sleeps);
+    let tid = sys::tid();
+    let free =
+        |s: &&SleeperStats| s.tid.compare_exchange(0, tid, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+    let place = stats().and_then(|s| s.sleepers.iter().find(free));
+    if let Some(s) = place {
+        s.what.store(what as u32, Ordering::Relaxed);
+        s.fd.store(fd.unwrap_or(-1).cast_unsigned(), Ordering::Relaxed);
+        s.since_ns.store(u64::try_from(sys::now().as_nanos()).unwrap_or(0), Ordering::Relaxed);
+    }
+    Asleep(place)
+}
+
+/// See [`asleep`].
+pub struct Asleep(Option<&'static SleeperStats>);
+
+impl Drop for Asleep {
+    fn drop(&mut self) {
+        if let Some(s) = self.0 {
+            s.tid.store(0, Ordering::Release);
+        }
+    }
 }
 
 /// A wake-up was sent.

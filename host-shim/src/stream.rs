@@ -140,7 +140,7 @@ impl Handle {
         }
         s.sock.set_writer(w);
         if at.done > before {
-            stats::sent(self.index(), at.done - before);
+            stats::sent_to(self.index(), at.done - before, w.tail);
         }
         Ok(!full)
     }
@@ -174,7 +174,7 @@ impl Handle {
                 return Err(s.violated());
             }
             s.sock.set_writer(w);
-            stats::sent(self.index(), got);
+            stats::sent_to(self.index(), got, w.tail);
             if wake_is_due(s.out_dir) {
                 self.notify_reader(s);
             }

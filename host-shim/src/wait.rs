@@ -13,6 +13,7 @@ use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 
 use ring::atomic::Heavy;
+use ring::stats::Sleep;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::IntoRawFd;
@@ -131,9 +132,10 @@ fn sleep_on(word: &AtomicU32, notice: &AtomicU32, ready: &dyn Fn() -> bool, beat
     if ready() {
         return Ok(());
     }
-    stats::slept();
+    let shown = stats::asleep(Sleep::Stream, None);
     let start = sys::now();
     let result = sys::futex_wait2((word, value), (notice, seen), beat);
+    drop(shown);
     let slept = sys::now() - start;
     Spin::learn(slept);
     if slept >= beat {
@@ -263,9 +265,10 @@ impl Sleeper {
         let other = PollFd::from_borrowed_fd(sys::borrow(extra.unwrap_or(self.fd)), PollFlags::IN);
         let mut set = [own, other];
         let end = timeout.map(sys::timespec);
-        stats::slept();
+        let shown = stats::asleep(Sleep::Answer, extra);
         let start = sys::now();
         let result = rustix::event::poll(&mut set, end.as_ref());
+        drop(shown);
         Spin::learn(sys::now() - start);
         self.drain();
         match result {

@@ -36,7 +36,10 @@ pub enum Call {
         side: u32,
     },
     /// What `ipc-direct ps` shows.
-    Report,
+    Report {
+        /// With the state of all rings and waiters.
+        verbose: bool,
+    },
     /// Keep the card alive while this socket is open (`ipc-direct run`).
     Lease,
 }
@@ -181,7 +184,7 @@ impl Call {
         match self {
             Call::Hello { parent, nonce } => frame(1, [parent, 0, 0], nonce, None),
             Call::Segment { segment, side } => frame(2, [segment, side, 0], 0, None),
-            Call::Report => frame(3, [0; 3], 0, None),
+            Call::Report { verbose } => frame(3, [u32::from(verbose), 0, 0], 0, None),
             Call::Lease => frame(4, [0; 3], 0, None),
         }
     }
@@ -195,7 +198,7 @@ impl Call {
         match kind {
             1 => Ok(Call::Hello { parent: a, nonce }),
             2 if b < 2 => Ok(Call::Segment { segment: a, side: b }),
-            3 => Ok(Call::Report),
+            3 if a < 2 => Ok(Call::Report { verbose: a == 1 }),
             4 => Ok(Call::Lease),
             _ => Err(BadMessage::Malformed),
         }

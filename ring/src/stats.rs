@@ -13,6 +13,10 @@ use crate::shared::{Region, Shared};
 pub const STATS_MAGIC: u32 = u32::from_le_bytes(*b"IPDS");
 /// Sockets that a process can show; more are handled, but not listed.
 pub const SOCKETS_MAX: usize = 32_768;
+/// Sleeping threads that a process can show.
+pub const SLEEPERS_MAX: usize = 64;
+/// Bytes before the first sleeper.
+pub const SLEEPERS_OFFSET: usize = 1024;
 /// Bytes before the first socket.
 pub const SOCKETS_OFFSET: usize = 4096;
 /// Bytes of a stats memory (sparse: pages are touched as sockets appear).
@@ -61,6 +65,51 @@ pub struct StatsHeader {
 // SAFETY: atomics only, repr(C).
 unsafe impl Shared for StatsHeader {}
 
+/// A thread that sleeps in our code.
+#[repr(C, align(32))]
+pub struct SleeperStats {
+    /// Thread id in the process's own pid namespace; 0: entry unused.
+    pub tid: AtomicU32,
+    /// [`Sleep`].
+    pub what: AtomicU32,
+    /// Descriptor that it waits for, or -1.
+    pub fd: AtomicU32,
+    pad: AtomicU32,
+    /// `CLOCK_MONOTONIC` when it fell asleep, in nanoseconds.
+    pub since_ns: AtomicU64,
+    pad2: AtomicU64,
+}
+// SAFETY: atomics only, repr(C).
+unsafe impl Shared for SleeperStats {}
+
+/// What a thread sleeps on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Sleep {
+    /// A futex: data or space of one connection.
+    Stream = 1,
+    /// The coordinator's answer, an accept, or a read or write with a time limit.
+    Answer = 2,
+    /// poll(2) or select(2).
+    Poll = 3,
+    /// epoll_wait(2).
+    Epoll = 4,
+}
+
+impl Sleep {
+    /// As `ipc-direct ps --verbose` prints it; unknown values are shown as such.
+    #[must_use]
+    pub fn name_of(v: u32) -> &'static str {
+        match v {
+            1 => "stream",
+            2 => "answer",
+            3 => "poll",
+            4 => "epoll",
+            _ => "unknown",
+        }
+    }
+}
+
 /// One socket.
 #[repr(C, align(128))]
 pub struct SocketStats {
@@ -78,10 +127,13 @@ pub struct SocketStats {
     peer_ip: [AtomicU64; 2],
     /// Local port in the low half, peer's in the high half.
     ports: AtomicU32,
-    pad: AtomicU32,
+    /// Connection in user space: our side, 0 or 1.
+    pub side: AtomicU32,
     /// On the path that the socket is on.
     pub traffic: Traffic,
-    pad2: [AtomicU64; 2],
+    /// Connection in user space: our position in the outgoing stream (SPEC 4.1).
+    pub tail: AtomicU64,
+    pad2: AtomicU64,
 }
 // SAFETY: atomics only, repr(C).
 unsafe impl Shared for SocketStats {}
@@ -92,7 +144,10 @@ const _: () = {
     assert!(size_of::<StatsHeader>() == 128);
     assert!(size_of::<SocketStats>() == 128);
     assert!(offset_of!(SocketStats, traffic) == 64);
-    assert!(size_of::<StatsHeader>() <= SOCKETS_OFFSET);
+    assert!(offset_of!(SocketStats, tail) == 96);
+    assert!(size_of::<SleeperStats>() == 32);
+    assert!(size_of::<StatsHeader>() <= SLEEPERS_OFFSET);
+    assert!(SLEEPERS_OFFSET + SLEEPERS_MAX * size_of::<SleeperStats>() <= SOCKETS_OFFSET);
 };
 
 /// What a socket is doing.
@@ -221,6 +276,8 @@ impl SocketStats {
 pub struct Stats<'a> {
     /// Header.
     pub header: &'a StatsHeader,
+    /// Sleeping threads.
+    pub sleepers: &'a [SleeperStats],
     /// Sockets, by the process's own numbering.
     pub sockets: &'a [SocketStats],
 }
@@ -229,7 +286,11 @@ impl<'a> Stats<'a> {
     /// Views `region` as stats memory; `None` if it is too small.
     #[must_use]
     pub fn over(region: Region) -> Option<Stats<'a>> {
-        Some(Stats { header: region.get(0)?, sockets: region.slice(SOCKETS_OFFSET, SOCKETS_MAX)? })
+        Some(Stats {
+            header: region.get(0)?,
+            sleepers: region.slice(SLEEPERS_OFFSET, SLEEPERS_MAX)?,
+            sockets: region.slice(SOCKETS_OFFSET, SOCKETS_MAX)?,
+        })
     }
 
     /// Fills in the header of fresh, zeroed memory.

@@ -319,6 +319,32 @@ impl<'a> Consumer<'a> {
     }
 }
 
+/// How far a ring is, as an onlooker sees it who is neither producer nor consumer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Entries pushed so far, modulo 2^32.
+    pub pushed: u32,
+    /// What the newest entry says of the other ring: entries consumed there, modulo 2^32.
+    pub credit: u32,
+}
+
+impl Progress {
+    /// Looks for the newest entry. For people: it may be written at the same moment.
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation)] // fields are cut out of words
+    pub fn of(entries: &[Entry]) -> Progress {
+        let read = |entry: &Entry| {
+            let [head, second, ..] = &entry.words;
+            let pushed = head.load(Ordering::Acquire) as u32;
+            Progress { pushed, credit: second.load(Ordering::Relaxed) as u32 }
+        };
+        let newer = |a: Progress, b: Progress| {
+            if b.pushed.wrapping_sub(a.pushed) < u32::MAX / 2 { b } else { a }
+        };
+        entries.iter().map(read).filter(|p| p.pushed != 0).reduce(newer).unwrap_or_default()
+    }
+}
+
 /// The parts of a mapped window, checked.
 #[derive(Clone, Copy)]
 pub struct Window<'a> {

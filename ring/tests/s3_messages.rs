@@ -81,7 +81,7 @@ fn call() -> impl Strategy<Value = Call> {
     prop_oneof![
         (any::<u32>(), any::<u64>()).prop_map(|(parent, nonce)| Call::Hello { parent, nonce }),
         (any::<u32>(), 0..2u32).prop_map(|(segment, side)| Call::Segment { segment, side }),
-        Just(Call::Report),
+        any::<bool>().prop_map(|verbose| Call::Report { verbose }),
         Just(Call::Lease),
     ]
 }
@@ -219,7 +219,7 @@ fn s3_5_addresses_know_what_they_are() {
 
 #[test]
 fn s7_2_another_version_is_named() {
-    let mut wire = Call::Report.to_wire();
+    let mut wire = Call::Report { verbose: false }.to_wire();
     wire[4] = 9;
     assert_eq!(Call::from_wire(&wire), Err(BadMessage::Version(9)));
     assert!(BadMessage::Version(9).to_string().contains("version 9"));

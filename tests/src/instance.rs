@@ -171,15 +171,19 @@ impl Instance {
         Ok(self.report()?.totals)
     }
 
-    /// Text for a failure report: what the agent knows, what it and the coordinator are doing.
+    /// What a stuck or failed test prints: the state of all rings and waiters (`ipc-direct ps --verbose`), and where in
+    /// the kernel agent, coordinator and every attached process are. Never waits long; what can't be had is said.
     #[must_use]
     pub fn describe(&self) -> String {
-        let ps = child::run(self.command().args(["ps", "--all"]), Duration::from_secs(5)).map_or_else(
+        let mut ps = self.command();
+        let ps = child::run(ps.args(["ps", "--verbose", "--all"]), Duration::from_secs(5)).map_or_else(
             |e| e.0,
             |o| format!("{}{}", String::from_utf8_lossy(&o.stdout), String::from_utf8_lossy(&o.stderr)),
         );
-        let coordinator = self.coordinator_pid().map(child::describe).unwrap_or_default();
-        format!("{ps}{}{coordinator}", child::describe(self.agent_pid()))
+        let attached = self.report().map(|r| r.processes).unwrap_or_default();
+        let trusted = [Some(self.agent_pid()).filter(|pid| *pid != 0), self.coordinator_pid().ok()];
+        let pids = trusted.into_iter().flatten().chain(attached.into_iter().map(|p| p.pid));
+        pids.fold(ps, |text, pid| text + &child::describe(pid))
     }
 
     /// Ends it as Ctrl-C does and waits until agent and coordinator are gone.

@@ -1,6 +1,7 @@
 //! What clients ask, one datagram at a time. Nothing here waits for a client: a message that makes no
 //! sense, or an answer that the client does not take, ends its connection.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
@@ -12,6 +13,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 
 use crate::clients::{Accepted, Role};
 use crate::identity;
+use crate::inspect::{CONNECTIONS_MAX, Tails};
 use crate::report::{AgentReport, ProcessReport, Report, SCHEMA_VERSION, SOCKETS_MAX, Totals};
 use crate::serve::{Agent, Watch};
 
@@ -71,7 +73,9 @@ impl Agent {
             (Call::Segment { segment, side }, Role::Attached(function)) => {
                 self.hand_out(id, function, segment, side);
             }
-            (Call::Report, Role::Fresh | Role::Attached(_) | Role::Lease) => self.report(id, client.uid),
+            (Call::Report { verbose }, Role::Fresh | Role::Attached(_) | Role::Lease) => {
+                self.report(id, client.uid, verbose);
+            }
             (Call::Lease, Role::Fresh) => {
                 self.clients.set(id, Role::Lease, None);
                 self.reply(id, &Reply::Leased, &[]);
@@ -146,9 +150,13 @@ impl Agent {
     }
 
     /// Root and the agent's own user see everything, others what is theirs.
-    fn report(&mut self, id: u32, uid: u32) {
+    fn report(&mut self, id: u32, uid: u32, verbose: bool) {
         let everything = uid == 0 || uid == self.own_uid;
-        match json_memfd(&self.build_report(|owner| everything || owner == uid)) {
+        let mut report = self.build_report(|owner| everything || owner == uid);
+        if verbose {
+            self.add_rings(&mut report);
+        }
+        match json_memfd(&report) {
             Ok(memfd) => {
                 self.reply(id, &Reply::Report, &[memfd.as_fd()]);
             }
@@ -180,7 +188,21 @@ impl Agent {
             segments: self.groups.segments() as u64,
             leases: self.clients.leases() as u64,
         };
-        Report { version: SCHEMA_VERSION, agent, totals, processes, sockets_omitted }
+        Report { version: SCHEMA_VERSION, agent, totals, processes, sockets_omitted, segments: None }
+    }
+
+    /// What `--verbose` adds, for the processes that the report shows and the segments of their groups.
+    fn add_rings(&self, report: &mut Report) {
+        let mut tails = Tails::default();
+        for process in &mut report.processes {
+            if let Some(function) = self.functions.get(&process.function) {
+                tails.add(function.stats());
+                process.rings = Some(function.rings());
+            }
+        }
+        let groups: BTreeSet<u32> = report.processes.iter().map(|p| p.group).collect();
+        let visible = |group| groups.contains(&group);
+        report.segments = Some(self.groups.inspect(visible, &tails, CONNECTIONS_MAX));
     }
 }
 

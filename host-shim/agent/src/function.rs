@@ -8,10 +8,11 @@ use emulator::memory::{Mapping, sealed_memfd};
 use ring::atomic::Ordering;
 use ring::attach::WELCOME_FDS;
 use ring::stats::{STATS_BYTES, Stats};
-use ring::window::{ENTRIES_OFFSET, HostHeader};
+use ring::window::{HOST_BYTES, HostMemory, WINDOW_BYTES, Window};
 use rustix::thread::futex;
 
 use crate::identity::Identity;
+use crate::inspect::ProcessRings;
 
 /// What the process gets by `Welcome`; closed here once it has it.
 #[derive(Debug)]
@@ -36,9 +37,10 @@ pub struct Function {
     /// Interrupt vector 1, watched edge-triggered and never read: reading it is the process's part.
     events: OwnedFd,
     stats: Stats<'static>,
-    header: &'static HostHeader,
+    host: HostMemory<'static>,
+    window: Window<'static>,
     gift: Option<Gift>,
-    _mappings: [Mapping; 2],
+    _mappings: [Mapping; 3],
 }
 
 impl Function {
@@ -54,9 +56,14 @@ impl Function {
         memory: FunctionMemory,
     ) -> io::Result<Function> {
         let stats = sealed_memfd("ipc-direct-stats", STATS_BYTES)?;
-        let mappings = [Mapping::new(&stats, STATS_BYTES)?, Mapping::new(&memory.host, ENTRIES_OFFSET)?];
-        let [stats_map, host_map] = &mappings;
-        let (Some(view), Some(header)) = (Stats::over(stats_map.region()), host_map.region().get(0)) else {
+        let mappings = [
+            Mapping::new(&stats, STATS_BYTES)?,
+            Mapping::new(&memory.host, HOST_BYTES)?,
+            Mapping::new(&memory.window, WINDOW_BYTES)?,
+        ];
+        let [counters, host, window] = mappings.each_ref().map(Mapping::region);
+        let views = (Stats::over(counters), HostMemory::over(host), Window::over(window));
+        let (Some(view), Some(host), Some(window)) = views else {
             return Err(io::ErrorKind::InvalidData.into());
         };
         view.format();
@@ -69,7 +76,8 @@ impl Function {
             parent,
             events,
             stats: view,
-            header,
+            host,
+            window,
             gift,
             _mappings: mappings,
         })
@@ -108,13 +116,19 @@ impl Function {
         &self.stats
     }
 
+    /// Where its rings are, and who sleeps.
+    #[must_use]
+    pub fn rings(&self) -> ProcessRings {
+        ProcessRings::of(&self.window, &self.host, &self.stats)
+    }
+
     /// Wakes every thread of the process that sleeps on data, to look at its events (SPEC 6.5).
     pub fn notice(&self) {
         // Release: what happened before (a wire closed, a completion pushed) is visible to whoever
         // reads the new value with Acquire. A sleeper that read the old one is in the futex queue by
         // the time of the wake, or its futex call sees the new value and does not sleep.
-        self.header.notice.fetch_add(1, Ordering::Release);
+        self.host.header.notice.fetch_add(1, Ordering::Release);
         // Shared, not private: the word is in another process's mapping, too. No waiter is no error.
-        let _ = futex::wake(&self.header.notice, futex::Flags::empty(), i32::MAX.cast_unsigned());
+        let _ = futex::wake(&self.host.header.notice, futex::Flags::empty(), i32::MAX.cast_unsigned());
     }
 }

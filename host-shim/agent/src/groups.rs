@@ -9,6 +9,8 @@ use emulator::packet;
 use ring::segment::{SEGMENT_BYTES, SegmentHeader, format};
 use rustix::net::SocketType;
 
+use crate::inspect::{SegmentReport, Tails};
+
 /// One segment: memory, and this side's and that side's end of the wire.
 #[derive(Debug)]
 struct Segment {
@@ -135,6 +137,29 @@ impl Groups {
     pub fn neighbours(&self, group: u32) -> BTreeSet<u32> {
         let segments = self.of_group.get(&group).into_iter().flatten();
         segments.filter_map(|s| self.segments.get(s)).flat_map(|s| s.groups).collect()
+    }
+
+    /// What [`crate::inspect`] shows of every segment; `room` bounds the connections.
+    #[must_use]
+    pub fn inspect(
+        &self,
+        visible: impl Fn(u32) -> bool,
+        tails: &Tails,
+        mut room: usize,
+    ) -> Vec<SegmentReport> {
+        let mut seen = Vec::new();
+        for (number, segment) in self.segments.iter().filter(|(_, s)| s.groups.into_iter().any(&visible)) {
+            let wires = segment.wires.each_ref().map(Option::is_some);
+            let sides = (segment.groups, wires);
+            match SegmentReport::of(*number, sides, segment.memory.as_fd(), tails, room) {
+                Ok(report) => {
+                    room -= report.connections.len();
+                    seen.push(report);
+                }
+                Err(e) => tracing::error!("segment {number} can't be looked at: {e}"),
+            }
+        }
+        seen
     }
 
     /// Number of segments.

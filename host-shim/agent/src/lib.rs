@@ -5,6 +5,7 @@
 //! | [`cli`] | the command line |
 //! | [`run`], [`start`] | `ipc-direct run`: a lease, the environment, exec; starting an agent that goes away by itself |
 //! | [`ps`], [`report`] | `ipc-direct ps`, and the report that it prints |
+//! | [`inspect`] | `ipc-direct ps --verbose`: rings and sleepers |
 //! | [`address`], [`dial`] | where an agent is, and talking to it |
 //! | [`serve`] | the agent: its event loop |
 //! | [`clients`], `calls` | client sockets, and what they ask |
@@ -25,6 +26,7 @@ pub mod dial;
 pub mod function;
 pub mod groups;
 pub mod identity;
+pub mod inspect;
 pub mod ps;
 pub mod report;
 pub mod run;

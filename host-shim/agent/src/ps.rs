@@ -11,6 +11,7 @@ use ring::attach::{Call, Reply};
 use crate::address::Address;
 use crate::cli::fail;
 use crate::dial::Agent;
+use crate::inspect::DirectionReport;
 use crate::report::{PathTotals, ProcessReport, Report, SCHEMA_VERSION, SocketReport};
 
 /// `ipc-direct ps [--json] [--all]`
@@ -19,6 +20,9 @@ pub struct PsArgs {
     /// Print JSON (docs/ps-json.md)
     #[arg(long)]
     json: bool,
+    /// Also show the state of all rings and who sleeps on what
+    #[arg(long)]
+    verbose: bool,
     /// Also list sockets that are neither connected nor listening
     #[arg(long)]
     all: bool,
@@ -30,7 +34,7 @@ pub struct PsArgs {
 /// Prints the report. Status 1 and one sentence if no agent answers.
 #[must_use]
 pub fn ps(arguments: &PsArgs) -> ExitCode {
-    let mut report = match fetch(&Address::choose(arguments.socket.as_deref())) {
+    let mut report = match fetch(&Address::choose(arguments.socket.as_deref()), arguments.verbose) {
         Ok(report) => report,
         Err(sentence) => return fail(&sentence),
     };
@@ -56,9 +60,9 @@ pub fn ps(arguments: &PsArgs) -> ExitCode {
 ///
 /// # Errors
 /// A sentence for the user.
-pub fn fetch(address: &Address) -> Result<Report, String> {
+pub fn fetch(address: &Address, verbose: bool) -> Result<Report, String> {
     let agent = Agent::connect(address).map_err(|e| e.to_string())?;
-    let (reply, fds) = agent.call(&Call::Report).map_err(|e| e.to_string())?;
+    let (reply, fds) = agent.call(&Call::Report { verbose }).map_err(|e| e.to_string())?;
     let (Reply::Report, Some(memfd)) = (reply, fds.into_iter().next()) else {
         return Err("the agent sent no report".into());
     };
@@ -92,7 +96,64 @@ fn render(report: &Report) -> String {
     if report.sockets_omitted > 0 {
         text += &format!("{} more sockets are not listed\n", report.sockets_omitted);
     }
+    text + &rings(report)
+}
+
+/// What `--verbose` adds: one line a process, a sleeping thread, a segment and a direction.
+fn rings(report: &Report) -> String {
+    let mut text = String::new();
+    for process in &report.processes {
+        let Some(r) = &process.rings else { continue };
+        text += &format!(
+            "\nprocess {} {} (function {}, group {}): requests {} posted, {} taken; completions {} sent, {} taken; \
+             interrupt {}; {} notices{}\n",
+            process.pid,
+            printable(&process.command),
+            process.function,
+            process.group,
+            r.requests_posted,
+            r.requests_taken,
+            r.completions_sent,
+            r.completions_taken,
+            r.armed_at.map_or("never asked".into(), |at| format!("asked after {at}")),
+            r.notices,
+            if r.doorbell_wanted { "; the coordinator sleeps" } else { "" },
+        );
+        for s in &r.sleepers {
+            let fd = if s.fd < 0 { String::new() } else { format!(" (fd {})", s.fd) };
+            text += &format!("  thread {} sleeps on {}{fd} for {} ms\n", s.tid, s.sleeps_on, s.since_ms);
+        }
+    }
+    for s in report.segments.iter().flatten() {
+        text += &format!(
+            "\nsegment {} of groups {:?}, wires {:?}: lanes asleep {:?}, news {:?}\n",
+            s.segment, s.groups, s.wires, s.lanes_asleep, s.news
+        );
+        for c in &s.connections {
+            for (name, d) in ["client to server", "server to client"].into_iter().zip(&c.directions) {
+                text += &format!("  {}.{}#{} {name}: {}\n", s.segment, c.slot, c.generation, direction(d));
+            }
+        }
+    }
     text
+}
+
+fn direction(d: &DirectionReport) -> String {
+    let number = |n: Option<u64>| n.map_or("?".to_owned(), |n| n.to_string());
+    format!(
+        "{}{}, opened for #{}, head {} tail {} fill {}; reader sleeps {} lane {}; writer sleeps {} lane {} until {}",
+        d.state,
+        if d.reader_closed { ", reader closed" } else { "" },
+        d.generation,
+        d.head,
+        number(d.tail),
+        number(d.fill),
+        d.reader_sleeps,
+        d.reader_lane,
+        d.writer_sleeps,
+        d.writer_lane,
+        d.writer_wakes_at,
+    )
 }
 
 /// No borders, and every row on one line, however wide: for grep.
@@ -181,6 +242,7 @@ mod tests {
             reason_text: "the server is not running under ipc-direct".into(),
             local: "127.0.0.1:40000".into(),
             peer: "127.0.0.1:6379".into(),
+            conn: "-".into(),
             tx_bytes: 10,
             rx_bytes: 20,
             tx_ops: 1,
@@ -194,6 +256,7 @@ mod tests {
             uid: 1000,
             totals: Totals::default(),
             sockets: vec![socket],
+            rings: None,
         };
         let agent = AgentReport {
             pid: 1,
@@ -204,7 +267,14 @@ mod tests {
             segments: 0,
             leases: 1,
         };
-        Report { version: 1, agent, totals: Totals::default(), processes: vec![process], sockets_omitted: 0 }
+        Report {
+            version: 1,
+            agent,
+            totals: Totals::default(),
+            processes: vec![process],
+            sockets_omitted: 0,
+            segments: None,
+        }
     }
 
     #[test]

@@ -3,10 +3,12 @@
 use std::ops::AddAssign;
 
 use ring::atomic::{AtomicU64, Ordering};
+use ring::msg::ConnId;
 use ring::stats::{Reason, SocketState, SocketStats, Stats, Traffic};
 use serde::{Deserialize, Serialize};
 
 use crate::function::Function;
+use crate::inspect::{ProcessRings, SegmentReport};
 
 /// Version of the schema; new fields may come without a new version.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -26,6 +28,9 @@ pub struct Report {
     pub processes: Vec<ProcessReport>,
     /// Sockets that were not listed because there are too many.
     pub sockets_omitted: u64,
+    /// Segments and their connections; only with `--verbose`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub segments: Option<Vec<SegmentReport>>,
 }
 
 /// The agent and its card.
@@ -92,6 +97,9 @@ pub struct ProcessReport {
     pub totals: Totals,
     /// Open sockets.
     pub sockets: Vec<SocketReport>,
+    /// Rings and sleepers; only with `--verbose`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rings: Option<ProcessRings>,
 }
 
 /// One open socket.
@@ -111,6 +119,8 @@ pub struct SocketReport {
     pub local: String,
     /// `ADDRESS:PORT`; `-` without a peer.
     pub peer: String,
+    /// Connection in user space, `SEGMENT.SLOT#GENERATION`; else `-`.
+    pub conn: String,
     /// Bytes sent.
     pub tx_bytes: u64,
     /// Bytes received.
@@ -157,7 +167,7 @@ fn path(traffic: &Traffic, connections: u64) -> PathTotals {
 }
 
 /// Entries that the process says it has used, whatever it says.
-fn used<'a>(stats: &Stats<'a>) -> &'a [SocketStats] {
+pub(crate) fn used<'a>(stats: &Stats<'a>) -> &'a [SocketStats] {
     let used = stats.header.used.load(Ordering::Relaxed) as usize;
     stats.sockets.get(..used).unwrap_or(stats.sockets)
 }
@@ -206,6 +216,10 @@ impl SocketReport {
             reason_text: reason.text().into(),
             local: if local.port == 0 { "-".into() } else { local.to_string() },
             peer: if peer.port == 0 { "-".into() } else { peer.to_string() },
+            conn: match ConnId(socket.conn.load(Ordering::Relaxed)) {
+                conn if path == "user-space" => format!("{conn:?}"),
+                _ => "-".into(),
+            },
             tx_bytes: traffic.tx_bytes,
             rx_bytes: traffic.rx_bytes,
             tx_ops: traffic.tx_ops,
@@ -230,6 +244,7 @@ impl ProcessReport {
             uid: function.identity.uid,
             totals: Totals::of(stats),
             sockets: listed,
+            rings: None,
         };
         (report, omitted)
     }

@@ -134,7 +134,9 @@ fn programs_that_run_at_once_share_one_agent() {
     };
     let programs = [spawn(), spawn(), spawn()];
     let address = Address::parse(&socket);
-    eventually("three leases", || ipc_direct_agent::ps::fetch(&address).is_ok_and(|r| r.agent.leases == 3));
+    eventually("three leases", || {
+        ipc_direct_agent::ps::fetch(&address, false).is_ok_and(|r| r.agent.leases == 3)
+    });
     // The other two agents, if they ever were, have found the address taken.
     eventually("one agent", || running(&installation.path("ipc-direct")).len() == 1);
     drop(programs);

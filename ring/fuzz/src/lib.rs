@@ -57,7 +57,7 @@ pub fn msg(data: &[u8]) {
 
 /// SPEC 7: datagrams between a process and the agent, as they are and behind an honest magic and version.
 pub fn attach(data: &[u8]) {
-    let mut framed = Call::Report.to_wire();
+    let mut framed = Call::Report { verbose: false }.to_wire();
     for (to, from) in framed.iter_mut().skip(8).zip(data) {
         *to = *from;
     }

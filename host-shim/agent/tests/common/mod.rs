@@ -86,7 +86,7 @@ impl TestAgent {
         let mut line = String::new();
         stdout.read_line(&mut line).unwrap();
         assert!(line.starts_with("ipc-direct is up"), "{line}");
-        let report = ipc_direct_agent::ps::fetch(&Address::parse(socket)).unwrap();
+        let report = ipc_direct_agent::ps::fetch(&Address::parse(socket), false).unwrap();
         let base = if rustix::process::getuid().is_root() {
             PathBuf::from("/var/run")
         } else {
@@ -107,7 +107,7 @@ impl TestAgent {
     }
 
     pub fn report(&self) -> ipc_direct_agent::report::Report {
-        ipc_direct_agent::ps::fetch(&self.address()).unwrap()
+        ipc_direct_agent::ps::fetch(&self.address(), false).unwrap()
     }
 
     /// Waits for the agent's end: its exit status.
