@@ -1,16 +1,20 @@
 //! Runs a case: two workers that make the calls, one script, one transcript.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
 use harness::child::{self, signal_pid, wait_for};
 use harness::instance::Instance;
-use harness::wire::{Addr, Bytes, Op, Out, PollBy, RecvBy, SendBy};
+use harness::scratch::Scratch;
+use harness::wire::{Addr, Bytes, ExecBy, Op, Out, PollBy, RecvBy, SendBy, SpawnBy};
 use harness::worker::{CALL_BOUND, Worker, hire, meet, meeting_point};
 use harness::{Outcome, fail};
 use rustix::process::Signal;
+
+use crate::WORKER;
+use crate::transcript::Transcript;
 
 /// Which sides run under the shim, and whether both are one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,60 +51,12 @@ impl Mode {
     }
 }
 
-/// What was called and answered, with ports replaced by their order of appearance.
-#[derive(Default)]
-struct Transcript {
-    lines: RefCell<Vec<String>>,
-    ports: RefCell<Vec<u16>>,
-    broken: RefCell<Option<String>>,
-}
-
-impl Transcript {
-    fn port(&self, port: u16) -> u16 {
-        if port < 1024 {
-            return port;
-        }
-        let mut ports = self.ports.borrow_mut();
-        let at = ports.iter().position(|p| *p == port).unwrap_or_else(|| {
-            ports.push(port);
-            ports.len() - 1
-        });
-        u16::try_from(at + 1).unwrap_or(u16::MAX)
-    }
-
-    fn neutral(&self, addr: &Addr) -> Addr {
-        Addr { ip: addr.ip.clone(), port: self.port(addr.port) }
-    }
-
-    fn neutral_op(&self, op: &Op) -> Op {
-        match op {
-            Op::Bind { fd, addr } => Op::Bind { fd: *fd, addr: self.neutral(addr) },
-            Op::Connect { fd, addr } => Op::Connect { fd: *fd, addr: self.neutral(addr) },
-            Op::Knock { fd, addr } => Op::Knock { fd: *fd, addr: self.neutral(addr) },
-            Op::Start { op } => Op::Start { op: Box::new(self.neutral_op(op)) },
-            Op::Fork { .. } => Op::Fork { control: String::new() },
-            op => op.clone(),
-        }
-    }
-
-    fn note(&self, who: &str, op: &Op, out: &Out) {
-        let addr = out.addr.as_ref().map(|addr| match op {
-            // Which port a client gets, and when a number comes again, is nobody's promise.
-            Op::Accept { .. } | Op::Join { .. } => Addr { port: u16::from(addr.port != 0), ..addr.clone() },
-            _ => self.neutral(addr),
-        });
-        let out = Out { addr, ..out.clone() };
-        self.lines.borrow_mut().push(format!("{who} {:?} = {out:?}", self.neutral_op(op)));
-    }
-}
-
 /// One party of a case; its methods are the calls that the party makes.
 #[derive(Clone)]
 pub struct Side {
     name: &'static str,
     worker: Rc<Worker>,
     transcript: Rc<Transcript>,
-    pids: Rc<RefCell<Vec<u32>>>,
 }
 
 impl Side {
@@ -119,8 +75,7 @@ impl Side {
         match self.worker.exchange(op) {
             Ok(out) => out,
             Err(e) => {
-                let text = format!("{} {op:?}: {}\n{}", self.name, e.0, child::describe(self.worker.pid));
-                *self.transcript.broken.borrow_mut() = Some(text);
+                self.transcript.give_up(format!("{} {op:?}: {}", self.name, e.0));
                 Out { ret: -1, ..Out::default() }
             }
         }
@@ -224,10 +179,50 @@ impl Side {
     }
     /// Both ends of a fresh pipe.
     pub fn pipe(&self) -> (i32, i32) {
-        match self.call(Op::Pipe).events.as_slice() {
-            [(r, _), (w, _)] => (*r, *w),
+        self.two(Op::Pipe)
+    }
+    /// A pair by `call`: `Op::Pipe`, `Op::Pipe2` or `Op::Socketpair`.
+    pub fn two(&self, op: Op) -> (i32, i32) {
+        match self.call(op).events.as_slice() {
+            [(a, _), (b, _)] => (*a, *b),
             _ => (-1, -1),
         }
+    }
+    /// Both ends of a fresh `AF_UNIX` pair.
+    pub fn socketpair(&self, ty: i32) -> (i32, i32) {
+        self.two(Op::Socketpair { domain: libc::AF_UNIX, ty, protocol: 0 })
+    }
+    pub fn write(&self, fd: i32, data: &[u8]) -> Out {
+        self.send_by(fd, data, SendBy::Write, 0)
+    }
+    pub fn read(&self, fd: i32, len: usize) -> Out {
+        self.recv_by(fd, len, RecvBy::Read, 0)
+    }
+    pub fn open(&self, path: &str, flags: i32) -> i32 {
+        self.fd(Op::Open { path: path.to_owned(), flags, mode: 0o600 })
+    }
+    /// Sends descriptors with `data`.
+    pub fn send_fds(&self, fd: i32, data: &[u8], fds: &[i32]) -> Out {
+        let (data, rights) = (data.into(), fds.to_vec());
+        self.call(Op::SendMessage {
+            fd,
+            data,
+            to: None,
+            rights,
+            credentials: None,
+            flags: libc::MSG_NOSIGNAL,
+        })
+    }
+    /// Receives up to 64 bytes and whatever comes with them.
+    pub fn recv_message(&self, fd: i32, flags: i32) -> Out {
+        self.call(Op::RecvMessage { fd, len: 64, control_len: 256, flags })
+    }
+    /// Receives one descriptor.
+    pub fn recv_fd(&self, fd: i32) -> i32 {
+        self.recv_message(fd, 0).events.first().map_or(-1, |(fd, _)| *fd)
+    }
+    pub fn peercred(&self, fd: i32) -> Out {
+        self.call(Op::Peercred { fd })
     }
     /// Starts a call in a thread of its own.
     pub fn start(&self, op: Op) -> i64 {
@@ -252,27 +247,71 @@ impl Side {
 
     /// Forks the worker; the child is a party of its own.
     pub fn fork(&self, name: &'static str) -> Option<Side> {
+        self.child(name, |control| Op::Fork { control })
+    }
+
+    /// Starts another worker program with descriptors moved; it is a party of its own.
+    pub fn spawn(&self, name: &'static str, by: SpawnBy, moves: &[(i32, i32)]) -> Option<Side> {
+        let argv = |control| vec![WORKER.to_owned(), control];
+        self.child(name, |control| Op::Spawn { by, argv: argv(control), moves: moves.to_vec() })
+    }
+
+    fn child(&self, name: &'static str, op: impl FnOnce(String) -> Op) -> Option<Side> {
         let (control, listener) = meeting_point().ok()?;
-        let out = self.call(Op::Fork { control });
+        let out = self.call(op(control));
         if out.ret != 1 {
             return None;
         }
         match meet(&listener, || Ok(())) {
             Ok(worker) => {
-                self.pids.borrow_mut().push(worker.pid);
-                let worker = Rc::new(worker);
-                Some(Side {
-                    name,
-                    worker,
-                    transcript: Rc::clone(&self.transcript),
-                    pids: Rc::clone(&self.pids),
-                })
+                self.transcript.pids.borrow_mut().push(worker.pid());
+                Some(Side { name, worker: Rc::new(worker), transcript: Rc::clone(&self.transcript) })
             }
             Err(e) => {
-                *self.transcript.broken.borrow_mut() = Some(format!("the forked child: {}", e.0));
+                self.transcript.give_up(format!("{name}, which {} made: {}", self.name, e.0));
                 None
             }
         }
+    }
+
+    /// Makes a call that takes the worker's link to the driver away: the worker reports anew.
+    fn call_and_meet(&self, op: impl FnOnce(String) -> Op, answers: bool) {
+        let renewed = || -> Outcome<(Op, Out)> {
+            let (control, listener) = meeting_point()?;
+            let op = op(control);
+            self.worker.tell(&op)?;
+            self.worker.meet_again(&listener)?;
+            let out = if answers { self.worker.answer()? } else { Out::default() };
+            Ok((op, out))
+        };
+        if self.transcript.broken.borrow().is_some() {
+            return;
+        }
+        match renewed() {
+            Ok((op, out)) => {
+                self.transcript.note(self.name, &op, &out);
+                let (pid, mut pids) = (self.worker.pid(), self.transcript.pids.borrow_mut());
+                if !pids.contains(&pid) {
+                    pids.push(pid);
+                }
+            }
+            Err(e) => self.transcript.give_up(format!("{}: {}", self.name, e.0)),
+        }
+    }
+
+    /// Replaces the worker's program by itself: descriptors without `FD_CLOEXEC` stay.
+    pub fn exec(&self, by: ExecBy) {
+        self.call_and_meet(|control| Op::Exec { by, argv: vec![WORKER.to_owned(), control] }, false);
+    }
+
+    /// `closefrom`, which closes all that the process has.
+    pub fn closefrom(&self, first: i32) {
+        self.call_and_meet(|control| Op::Closefrom { first, control }, true);
+    }
+
+    /// `daemon(3)`: the party goes on as a child of its own.
+    pub fn daemon(&self) {
+        self.call_and_meet(|control| Op::Daemon { control }, true);
     }
 
     /// Ends the worker without closing anything, and waits until it is gone.
@@ -283,22 +322,18 @@ impl Side {
 
     /// Kills the worker, and waits until it is gone.
     pub fn kill(&self) {
-        signal_pid(self.worker.pid, Signal::KILL);
+        signal_pid(self.worker.pid(), Signal::KILL);
         self.note_end("is killed");
     }
 
     fn note_end(&self, how: &str) {
-        let gone = wait_for(CALL_BOUND, || Ok((!child::alive(self.worker.pid)).then_some(())));
-        self.transcript.lines.borrow_mut().push(format!(
-            "{} {how}: {}",
-            self.name,
-            matches!(gone, Ok(Some(())))
-        ));
+        let gone = wait_for(CALL_BOUND, || Ok((!child::alive(self.worker.pid())).then_some(())));
+        self.transcript.push(&format!("{} {how}: {}", self.name, matches!(gone, Ok(Some(())))));
     }
 
     /// A line of the transcript that is not a call.
     pub fn remark(&self, text: &str) {
-        self.transcript.lines.borrow_mut().push(text.to_owned());
+        self.transcript.push(text);
     }
 }
 
@@ -310,6 +345,7 @@ pub struct Duo {
     pub s: Side,
     alone: bool,
     skipped: Cell<bool>,
+    scratch: Scratch,
 }
 
 /// A connection: the listener, the server's and the client's descriptor.
@@ -335,6 +371,21 @@ pub fn at(ip: &str, port: u16) -> Addr {
 }
 
 impl Duo {
+    /// A file name of this run's own.
+    pub fn path(&self, name: &str) -> String {
+        self.scratch.path().join(name).display().to_string()
+    }
+
+    /// `path` as the name of an `AF_UNIX` socket.
+    pub fn named(&self, name: &str) -> Addr {
+        at(&format!("unix:{}", self.path(name)), 0)
+    }
+
+    /// An abstract `AF_UNIX` name of this run's own.
+    pub fn abstract_name(&self, name: &str) -> Addr {
+        at(&format!("unix:@{}/{name}", self.s.transcript.own_name), 0)
+    }
+
     /// The server listens on `addr`; returns the listener and where it is.
     pub fn listener_at(&self, domain: i32, addr: &Addr, backlog: i32) -> (i32, Addr) {
         let l = self.s.socket(domain, libc::SOCK_STREAM);
@@ -398,20 +449,21 @@ pub fn run<T>(
         Some((w, p)) => (Rc::new(w), Some(p)),
         None => (Rc::clone(&server), None),
     };
-    let transcript = Rc::new(Transcript::default());
-    let pids = Rc::new(RefCell::new(vec![server.pid, client.pid]));
+    let scratch = Scratch::new()?;
+    let own_name = scratch.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let transcript = Rc::new(Transcript::new(own_name, vec![server.pid(), client.pid()]));
     let side = |name, worker: &Rc<Worker>| Side {
         name,
         worker: Rc::clone(worker),
         transcript: Rc::clone(&transcript),
-        pids: Rc::clone(&pids),
     };
-    let duo = Duo { c: side("c", &client), s: side("s", &server), alone, skipped: Cell::new(false) };
+    let skipped = Cell::new(false);
+    let duo = Duo { c: side("c", &client), s: side("s", &server), alone, skipped, scratch };
     case(&duo);
     let skipped = duo.skipped.get();
     if let Some(text) = transcript.broken.borrow().as_ref() {
         let so_far = transcript.lines.borrow().join("\n  ");
-        let others: Vec<String> = pids.borrow().iter().map(|pid| child::describe(*pid)).collect();
+        let others: Vec<String> = transcript.pids.borrow().iter().map(|pid| child::describe(*pid)).collect();
         return fail(format!("{mode:?} got stuck: {text}\nso far:\n  {so_far}\n{}", others.concat()));
     }
     let looked = look()?;

@@ -21,6 +21,7 @@ mod options;
 mod polling;
 mod signals;
 mod threads;
+mod transcript;
 mod transfers;
 
 use std::path::Path;

@@ -20,7 +20,9 @@ impl Scratch {
     pub fn new() -> Outcome<Scratch> {
         // Relaxed: only uniqueness matters.
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let dir = std::env::temp_dir().join(format!("ipc-direct-scratch-{}-{number}", std::process::id()));
+        let name = format!("ipc-direct-scratch-{}-{number}", std::process::id());
+        // Names are of one length, since the length of a socket's name shows in what calls answer.
+        let dir = std::env::temp_dir().join(format!("{name:_<40}"));
         fs::create_dir(&dir)?;
         Ok(Scratch(dir))
     }

@@ -27,19 +27,59 @@ impl From<&[u8]> for Bytes {
     }
 }
 
-/// An IP address (as text) and a port.
+/// An IP address (as text) and a port, or a name of the `AF_UNIX` family.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Addr {
-    /// `127.0.0.1`, `::1`, ...
+    /// `127.0.0.1`, `::1`, ...; `unix:/path`, `unix:@abstract`, `unix:` (no name).
     pub ip: String,
-    /// Host order.
+    /// Host order; 0 for a name.
     pub port: u16,
 }
 
 impl fmt::Debug for Addr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.ip.starts_with("unix:") {
+            return write!(f, "{}", self.ip);
+        }
         write!(f, "[{}]:{}", self.ip, self.port)
     }
+}
+
+/// Who a process is, as `SO_PEERCRED` and `SCM_CREDENTIALS` say it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cred {
+    /// Process id.
+    pub pid: i32,
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// Which call replaces the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExecBy {
+    /// `execve`
+    Execve,
+    /// `execv`
+    Execv,
+    /// `execvp`
+    Execvp,
+    /// `fexecve`
+    Fexecve,
+}
+
+/// Which calls start another program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SpawnBy {
+    /// `fork` and `execve`
+    Fork,
+    /// `vfork` and `execve`
+    Vfork,
+    /// `posix_spawn`
+    PosixSpawn,
+    /// `posix_spawnp`
+    PosixSpawnp,
 }
 
 /// Which call sends.
@@ -74,6 +114,12 @@ pub enum RecvBy {
     Recvmsg(usize),
     /// `recvmmsg`, into messages of this many bytes
     Recvmmsg(usize),
+    /// `__read_chk`: what `read` is in a program built with `_FORTIFY_SOURCE`
+    ReadChk,
+    /// `__recv_chk`
+    RecvChk,
+    /// `__recvfrom_chk`
+    RecvfromChk,
 }
 
 /// Which call waits for readiness.
@@ -87,6 +133,12 @@ pub enum PollBy {
     Select,
     /// `pselect`
     Pselect,
+    /// `__poll_chk`
+    PollChk,
+    /// `__ppoll_chk`
+    PpollChk,
+    /// `select` with sets that `__fdelt_chk` indexes
+    SelectChk,
 }
 
 /// A call. Descriptors are the worker's own numbers; constants are libc's.
@@ -202,8 +254,115 @@ pub enum Op {
         max: i32,
         timeout_ms: i32,
     },
+    /// `epoll_pwait`, or `epoll_pwait2` (`ns`), with `mask` as the signals that stay blocked.
+    EpollPwait {
+        ep: i32,
+        max: i32,
+        timeout_ms: i32,
+        mask: Option<Vec<i32>>,
+        ns: bool,
+    },
     /// The two ends come back in `events` as descriptors.
     Pipe,
+    /// As `Pipe`, by `pipe2`.
+    Pipe2 {
+        flags: i32,
+    },
+    /// As `Pipe`, by `socketpair`.
+    Socketpair {
+        domain: i32,
+        ty: i32,
+        protocol: i32,
+    },
+    /// `sendto` with an address.
+    SendTo {
+        fd: i32,
+        data: Bytes,
+        to: Addr,
+        flags: i32,
+    },
+    /// `sendmsg` with `SCM_RIGHTS` and `SCM_CREDENTIALS` (pid 0: the sender's own).
+    SendMessage {
+        fd: i32,
+        data: Bytes,
+        to: Option<Addr>,
+        rights: Vec<i32>,
+        credentials: Option<Cred>,
+        flags: i32,
+    },
+    /// `recvmsg` with a name and `control_len` bytes for control data; descriptors come back in `events` with their
+    /// `FD_CLOEXEC`, the flags in `value`.
+    RecvMessage {
+        fd: i32,
+        len: usize,
+        control_len: usize,
+        flags: i32,
+    },
+    /// `SO_PEERCRED`.
+    Peercred {
+        fd: i32,
+    },
+    CloseRange {
+        first: u32,
+        last: u32,
+        flags: i32,
+    },
+    /// `closefrom`; the worker's own descriptor goes, too, so it connects to the driver anew at `control`.
+    Closefrom {
+        first: i32,
+        control: String,
+    },
+    Mkfifo {
+        path: String,
+        mode: u32,
+    },
+    Open {
+        path: String,
+        flags: i32,
+        mode: u32,
+    },
+    Unlink {
+        path: String,
+    },
+    Chmod {
+        path: String,
+        mode: u32,
+    },
+    /// File type (`S_IFMT`) in `value`.
+    Fstat {
+        fd: i32,
+    },
+    Lseek {
+        fd: i32,
+        offset: i64,
+        whence: i32,
+    },
+    /// Becomes another user, or root again (real user id stays).
+    Seteuid {
+        uid: u32,
+    },
+    /// Replaces the program by `argv`; a new worker connects at `control`.
+    Exec {
+        by: ExecBy,
+        argv: Vec<String>,
+    },
+    /// Starts `argv` with descriptors moved (`dup2(from, to)`); 1 on success.
+    Spawn {
+        by: SpawnBy,
+        argv: Vec<String>,
+        moves: Vec<(i32, i32)>,
+    },
+    /// Waits for the program started last; its wait status in `value`.
+    Reap,
+    /// `daemon(3)`: forks, the parent ends, the child leads a new session; the child connects at `control`.
+    Daemon {
+        control: String,
+    },
+    /// `dlopen` of a library whose constructor makes a connection to itself; its two ends come back in `events`.
+    Dlopen {
+        path: String,
+        flags: i32,
+    },
     Eventfd {
         initial: u32,
         flags: i32,
@@ -292,6 +451,9 @@ pub struct Out {
     pub events: Vec<(i32, u32)>,
     /// Another value: `msg_flags`, `ioctl`'s, ...
     pub value: i64,
+    /// Who the other side is.
+    #[serde(default)]
+    pub credentials: Option<Cred>,
 }
 
 impl fmt::Debug for Out {
@@ -312,6 +474,9 @@ impl fmt::Debug for Out {
         }
         if self.value != 0 {
             write!(f, " value {:#x}", self.value)?;
+        }
+        if let Some(Cred { pid, uid, gid }) = self.credentials {
+            write!(f, " process {pid} of {uid}:{gid}")?;
         }
         Ok(())
     }

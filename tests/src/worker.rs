@@ -1,6 +1,6 @@
 //! A `case-worker` process as its driver sees it: started, met, told what to call.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
@@ -19,22 +19,45 @@ pub const CALL_BOUND: Duration = Duration::from_secs(10);
 /// A worker process.
 #[derive(Debug)]
 pub struct Worker {
-    /// Process id.
-    pub pid: u32,
+    pid: Cell<u32>,
     link: RefCell<UnixStream>,
 }
 
 impl Worker {
-    /// Makes one call there.
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.pid.get()
+    }
+
+    /// Waits for the worker to report at `listener` after a call that took its link away, and goes on with it there.
+    ///
+    /// # Errors
+    /// When it does not come within [`CALL_BOUND`].
+    pub fn meet_again(&self, listener: &UnixListener) -> Outcome {
+        let again = meet(listener, || Ok(()))?;
+        self.pid.set(again.pid());
+        self.link.replace(again.link.into_inner());
+        Ok(())
+    }
+
+    /// The answer to what was told.
     ///
     /// # Errors
     /// When there is no answer within [`CALL_BOUND`], or the worker is gone.
-    pub fn exchange(&self, op: &Op) -> Outcome<Out> {
-        self.tell(op)?;
+    pub fn answer(&self) -> Outcome<Out> {
         get(&mut *self.link.borrow_mut()).map_err(|e| match e.kind() {
             ErrorKind::WouldBlock => Failure(format!("no answer within {CALL_BOUND:?}")),
             _ => Failure(format!("the worker is gone: {e}")),
         })
+    }
+
+    /// Makes one call there.
+    ///
+    /// # Errors
+    /// As [`Worker::answer`].
+    pub fn exchange(&self, op: &Op) -> Outcome<Out> {
+        self.tell(op)?;
+        self.answer()
     }
 
     /// Says what to do, for what has no answer ([`Op::Exit`]).
@@ -70,7 +93,7 @@ pub fn meet(listener: &UnixListener, mut check: impl FnMut() -> Outcome) -> Outc
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(CALL_BOUND))?;
     let pid = get(&mut stream)?;
-    Ok(Worker { pid, link: RefCell::new(stream) })
+    Ok(Worker { pid: Cell::new(pid), link: RefCell::new(stream) })
 }
 
 /// Starts a worker, under the shim if there is an `instance`.

@@ -5,8 +5,12 @@
 
 use std::mem::{size_of, zeroed};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::slice;
 
 use harness::wire::Addr;
+
+/// Where the name begins in a `sockaddr_un`.
+const NAME_AT: usize = size_of::<libc::sa_family_t>();
 
 /// A C address with its length.
 pub struct Sockaddr {
@@ -23,6 +27,10 @@ impl Sockaddr {
 
     pub fn from_text(addr: &Addr) -> Sockaddr {
         let mut c = Sockaddr::room();
+        if let Some(name) = addr.ip.strip_prefix("unix:") {
+            c.set_name(name);
+            return c;
+        }
         match addr.ip.parse::<IpAddr>() {
             Ok(IpAddr::V4(ip)) => {
                 let v4: *mut libc::sockaddr_in = (&raw mut c.storage).cast();
@@ -48,7 +56,43 @@ impl Sockaddr {
         c
     }
 
+    /// An `AF_UNIX` name: nothing, a path, or `@` and an abstract name. Longer ones than the kernel takes are cut
+    /// where this structure ends, which is still too long.
+    fn set_name(&mut self, name: &str) {
+        self.storage.ss_family = libc::AF_UNIX as libc::sa_family_t;
+        let mut bytes = name.as_bytes().to_vec();
+        match bytes.first_mut() {
+            Some(first) if *first == b'@' => *first = 0,
+            Some(_) => bytes.push(0),
+            None => {}
+        }
+        bytes.truncate(size_of::<libc::sockaddr_storage>() - NAME_AT);
+        // SAFETY: the bytes fit behind the family, as they were just cut to.
+        unsafe {
+            let place: *mut u8 = (&raw mut self.storage).cast();
+            place.add(NAME_AT).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+        }
+        self.len = (NAME_AT + bytes.len()) as libc::socklen_t;
+    }
+
+    fn name(&self) -> String {
+        let len = (self.len as usize).clamp(NAME_AT, size_of::<libc::sockaddr_storage>()) - NAME_AT;
+        // SAFETY: `len` bytes from there are inside the structure, which was zeroed before anybody wrote to it.
+        let bytes =
+            unsafe { slice::from_raw_parts((&raw const self.storage).cast::<u8>().add(NAME_AT), len) };
+        let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+        match bytes.split_first() {
+            None => "unix:".to_owned(),
+            Some((0, rest)) => format!("unix:@{}", text(rest)),
+            Some(_) => format!("unix:{}", text(bytes.split(|b| *b == 0).next().unwrap_or(bytes))),
+        }
+    }
+
+    /// What a call left here; nothing if it gave no address.
     pub fn to_text(&self) -> Option<Addr> {
+        if self.len == 0 {
+            return None;
+        }
         match i32::from(self.storage.ss_family) {
             libc::AF_INET => {
                 let v4: *const libc::sockaddr_in = (&raw const self.storage).cast();
@@ -64,6 +108,7 @@ impl Sockaddr {
                 let ip = Ipv6Addr::from(v6.sin6_addr.s6_addr);
                 Some(Addr { ip: ip.to_string(), port: u16::from_be(v6.sin6_port) })
             }
+            libc::AF_UNIX => Some(Addr { ip: self.name(), port: 0 }),
             _ => None,
         }
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use harness::wire::{Addr, Bytes, Op, Out};
 
 use crate::address::Sockaddr;
-use crate::{control, data, ready};
+use crate::{control, data, messages, objects, programs, ready};
 
 /// How long `Knock` knocks.
 const KNOCK_BOUND: Duration = Duration::from_secs(10);
@@ -91,10 +91,27 @@ pub fn make(op: &Op) -> Out {
         | Op::Pump { .. }
         | Op::Drain { .. }
         | Op::Sendfile { .. } => data::make(op),
-        Op::Poll { .. } | Op::EpollCreate { .. } | Op::EpollCtl { .. } | Op::EpollWait { .. } => {
-            ready::make(op)
+        Op::Poll { .. }
+        | Op::EpollCreate { .. }
+        | Op::EpollCtl { .. }
+        | Op::EpollWait { .. }
+        | Op::EpollPwait { .. } => ready::make(op),
+        Op::Eventfd { .. } | Op::Timerfd { .. } => ready::make_source(op),
+        Op::Pipe
+        | Op::Pipe2 { .. }
+        | Op::Socketpair { .. }
+        | Op::CloseRange { .. }
+        | Op::Mkfifo { .. }
+        | Op::Open { .. }
+        | Op::Unlink { .. }
+        | Op::Chmod { .. }
+        | Op::Fstat { .. }
+        | Op::Lseek { .. }
+        | Op::Seteuid { .. } => objects::make(op),
+        Op::SendTo { .. } | Op::SendMessage { .. } | Op::RecvMessage { .. } | Op::Peercred { .. } => {
+            messages::make(op)
         }
-        Op::Pipe | Op::Eventfd { .. } | Op::Timerfd { .. } => ready::make_source(op),
+        Op::Exec { .. } | Op::Spawn { .. } | Op::Dlopen { .. } | Op::Reap => programs::make(op),
         Op::Signal { signal, what, flags } => control::signal(*signal, *what, *flags),
         Op::Signals { signal } => control::signals(*signal),
         Op::Start { .. }
@@ -102,6 +119,8 @@ pub fn make(op: &Op) -> Out {
         | Op::JoinWithin { .. }
         | Op::Interrupt { .. }
         | Op::Fork { .. }
+        | Op::Closefrom { .. }
+        | Op::Daemon { .. }
         | Op::Exit => Out { ret: -1, errno: libc::ENOSYS, ..Out::default() },
     }
 }
@@ -123,6 +142,7 @@ fn named(call: impl FnOnce(*mut libc::sockaddr, *mut libc::socklen_t) -> i32) ->
     let mut len = room.len;
     let mut out = answer(call(room.as_mut_ptr(), &raw mut len));
     if out.ret >= 0 {
+        room.len = len;
         out.addr = room.to_text();
         out.value = i64::from(len);
     }

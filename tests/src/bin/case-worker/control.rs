@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::mem::zeroed;
-use std::os::fd::OwnedFd;
+use std::os::fd::{IntoRawFd as _, OwnedFd};
 use std::os::unix::thread::JoinHandleExt as _;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -45,6 +45,11 @@ impl Driver {
         let low = socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
         connect(&low, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
         Ok(Driver(fcntl_dupfd_cloexec(&low, OWN_FDS_FROM)?))
+    }
+
+    /// Gives the descriptor up without closing it: a call of the case closes it.
+    pub fn leave(self) {
+        let _ = self.0.into_raw_fd();
     }
 }
 
@@ -135,6 +140,22 @@ pub fn fork() -> (Out, bool) {
     let pid = unsafe { libc::fork() };
     // The pid is not part of a transcript.
     (answer(pid.min(1)), pid == 0)
+}
+
+/// Closes everything from `first` on, the connection to the driver (which must be [`Driver::leave`]d before) included.
+pub fn closefrom(first: i32) -> Out {
+    unsafe extern "C" {
+        #[link_name = "closefrom"]
+        safe fn close_from(first: libc::c_int);
+    }
+    close_from(first);
+    Out::default()
+}
+
+/// `daemon(3)` with its standard streams on /dev/null; returns in the child only.
+pub fn daemon() -> Out {
+    // SAFETY: no pointers; as for `fork`.
+    answer(unsafe { libc::daemon(1, 0) })
 }
 
 /// Ends the process at once.

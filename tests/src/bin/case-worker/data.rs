@@ -13,6 +13,7 @@ use harness::wire::{Bytes, Op, Out, Pattern, PollBy, RecvBy, SendBy};
 
 use crate::address::Sockaddr;
 use crate::calls::answer;
+use crate::fortified;
 use crate::ready::poll;
 
 /// How long a bulk transfer waits for the other side, in milliseconds.
@@ -87,13 +88,23 @@ fn receive(fd: i32, len: usize, by: RecvBy, flags: i32) -> Out {
         RecvBy::Read => answer(unsafe { libc::read(fd, at, len) } as i64),
         // SAFETY: as above.
         RecvBy::Recv => answer(unsafe { libc::recv(fd, at, len, flags) } as i64),
-        RecvBy::Recvfrom => {
+        // SAFETY: as above, and the buffer's size is `len`, too.
+        RecvBy::ReadChk => answer(unsafe { fortified::__read_chk(fd, at, len, len) } as i64),
+        // SAFETY: as above.
+        RecvBy::RecvChk => answer(unsafe { fortified::__recv_chk(fd, at, len, len, flags) } as i64),
+        RecvBy::Recvfrom | RecvBy::RecvfromChk => {
             let mut from = Sockaddr::room();
-            let mut from_len = from.len;
-            // SAFETY: as above; the address buffer is as long as `from_len` says.
-            let ret = unsafe { libc::recvfrom(fd, at, len, flags, from.as_mut_ptr(), &raw mut from_len) };
-            let mut out = answer(ret as i64);
-            out.value = i64::from(from_len);
+            let (name, name_len) = (from.as_mut_ptr(), &raw mut from.len);
+            // SAFETY: as above; the address buffer is as long as its length says.
+            let mut out = answer(unsafe {
+                if by == RecvBy::Recvfrom {
+                    libc::recvfrom(fd, at, len, flags, name, name_len)
+                } else {
+                    fortified::__recvfrom_chk(fd, at, len, len, flags, name, name_len)
+                }
+            } as i64);
+            out.value = i64::from(from.len);
+            out.addr = from.to_text();
             out
         }
         RecvBy::Readv(each) => {

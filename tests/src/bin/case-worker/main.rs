@@ -9,6 +9,10 @@ mod address;
 mod calls;
 mod control;
 mod data;
+mod fortified;
+mod messages;
+mod objects;
+mod programs;
 mod ready;
 
 use std::io;
@@ -59,6 +63,17 @@ fn serve(name: &str) -> io::Result<()> {
                     std::mem::forget(std::mem::take(&mut threads));
                     continue;
                 }
+                out
+            }
+            Op::Closefrom { first, control } => {
+                driver.leave();
+                let out = control::closefrom(first);
+                driver = report_for_duty(&control)?;
+                out
+            }
+            Op::Daemon { control } => {
+                let out = control::daemon();
+                driver = report_for_duty(&control)?;
                 out
             }
             Op::Exit => control::exit_now(),

@@ -9,6 +9,7 @@ use std::ptr::{null, null_mut};
 use harness::wire::{Op, Out, PollBy};
 
 use crate::calls::answer;
+use crate::fortified;
 
 /// Makes one of this module's calls.
 pub fn make(op: &Op) -> Out {
@@ -21,7 +22,13 @@ pub fn make(op: &Op) -> Out {
             // SAFETY: the event lives across the call.
             answer(unsafe { libc::epoll_ctl(*ep, *op, *fd, &raw mut event) })
         }
-        Op::EpollWait { ep, max, timeout_ms } => epoll_wait(*ep, *max, *timeout_ms),
+        Op::EpollWait { ep, max, timeout_ms } => events_of(*max, |room| {
+            // SAFETY: room for `max` events.
+            unsafe { libc::epoll_wait(*ep, room, *max, *timeout_ms) }
+        }),
+        Op::EpollPwait { ep, max, timeout_ms, mask, ns } => {
+            epoll_pwait(*ep, *max, *timeout_ms, mask.as_deref(), *ns)
+        }
         _ => Out { ret: -1, errno: libc::ENOSYS, ..Out::default() },
     }
 }
@@ -29,13 +36,6 @@ pub fn make(op: &Op) -> Out {
 /// Makes a descriptor of another kind to wait for.
 pub fn make_source(op: &Op) -> Out {
     match op {
-        Op::Pipe => {
-            let mut ends = [0; 2];
-            // SAFETY: room for two descriptors.
-            let mut out = answer(unsafe { libc::pipe(ends.as_mut_ptr()) });
-            out.events = ends.iter().map(|fd| (*fd, 0)).collect();
-            out
-        }
         // SAFETY: no pointers.
         Op::Eventfd { initial, flags } => answer(unsafe { libc::eventfd(*initial, *flags) }),
         Op::Timerfd { ms } => {
@@ -60,7 +60,7 @@ fn timespec(ms: i64) -> libc::timespec {
 /// Waits by `by`; a negative time-out means for ever.
 pub fn poll(fds: &[(i32, i16)], timeout_ms: i32, by: PollBy) -> Out {
     match by {
-        PollBy::Poll | PollBy::Ppoll => {
+        PollBy::Poll | PollBy::Ppoll | PollBy::PollChk | PollBy::PpollChk => {
             let mut set: Vec<libc::pollfd> = fds
                 .iter()
                 .map(|(fd, events)| libc::pollfd { fd: *fd, events: *events, revents: 0 })
@@ -68,18 +68,22 @@ pub fn poll(fds: &[(i32, i16)], timeout_ms: i32, by: PollBy) -> Out {
             let count = set.len() as libc::nfds_t;
             let time = timespec(i64::from(timeout_ms));
             let time: *const libc::timespec = if timeout_ms < 0 { null() } else { &raw const time };
-            let mut out = answer(if by == PollBy::Poll {
-                // SAFETY: `count` entries.
-                unsafe { libc::poll(set.as_mut_ptr(), count, timeout_ms) }
-            } else {
-                // SAFETY: `count` entries; the time is null or lives across the call; no mask.
-                unsafe { libc::ppoll(set.as_mut_ptr(), count, time, null()) }
+            let at = set.as_mut_ptr();
+            let size = size_of_val(set.as_slice());
+            // SAFETY: `count` entries, `size` bytes; the time is null or lives across the call; no mask.
+            let mut out = answer(unsafe {
+                match by {
+                    PollBy::Poll => libc::poll(at, count, timeout_ms),
+                    PollBy::PollChk => fortified::__poll_chk(at, count, timeout_ms, size),
+                    PollBy::PpollChk => fortified::__ppoll_chk(at, count, time, null(), size),
+                    _ => libc::ppoll(at, count, time, null()),
+                }
             });
             let ready = set.iter().filter(|p| p.revents != 0);
             out.events = ready.map(|p| (p.fd, u32::from(p.revents as u16))).collect();
             out
         }
-        PollBy::Select | PollBy::Pselect => select(fds, timeout_ms, by),
+        PollBy::Select | PollBy::Pselect | PollBy::SelectChk => select(fds, timeout_ms, by),
     }
 }
 
@@ -91,12 +95,16 @@ fn select(fds: &[(i32, i16)], timeout_ms: i32, by: PollBy) -> Out {
     for (fd, events) in fds {
         highest = highest.max(*fd);
         for (set, _) in sets.iter_mut().zip(bits).filter(|(_, bit)| events & bit != 0) {
+            if by == PollBy::SelectChk {
+                // SAFETY: no pointers; it ends the program for a number that no set holds.
+                unsafe { fortified::__fdelt_chk(i64::from(*fd)) };
+            }
             // SAFETY: cases use descriptors below FD_SETSIZE.
             unsafe { libc::FD_SET(*fd, set) };
         }
     }
     let [r, w, e] = &mut sets;
-    let mut out = answer(if by == PollBy::Select {
+    let mut out = answer(if by == PollBy::Select || by == PollBy::SelectChk {
         let mut time = libc::timeval {
             tv_sec: i64::from(timeout_ms / 1000),
             tv_usec: i64::from(timeout_ms % 1000 * 1000),
@@ -125,10 +133,32 @@ fn select(fds: &[(i32, i16)], timeout_ms: i32, by: PollBy) -> Out {
     out
 }
 
-fn epoll_wait(ep: i32, max: i32, timeout_ms: i32) -> Out {
+fn epoll_pwait(ep: i32, max: i32, timeout_ms: i32, mask: Option<&[i32]>, ns: bool) -> Out {
+    // SAFETY: all-zero is a valid signal set, and `sigaddset` gets one.
+    let mut set: libc::sigset_t = unsafe { zeroed() };
+    for signal in mask.unwrap_or_default() {
+        // SAFETY: as above.
+        unsafe { libc::sigaddset(&raw mut set, *signal) };
+    }
+    let set: *const libc::sigset_t = if mask.is_some() { &raw const set } else { null() };
+    let time = timespec(i64::from(timeout_ms));
+    let time: *const libc::timespec = if timeout_ms < 0 { null() } else { &raw const time };
+    events_of(max, |room| {
+        // SAFETY: room for `max` events; mask and time are null or live across the call.
+        unsafe {
+            if ns {
+                libc::epoll_pwait2(ep, room, max, time, set)
+            } else {
+                libc::epoll_pwait(ep, room, max, timeout_ms, set)
+            }
+        }
+    })
+}
+
+/// Makes a call that fills in at most `max` events.
+fn events_of(max: i32, call: impl FnOnce(*mut libc::epoll_event) -> i32) -> Out {
     let mut room = vec![libc::epoll_event { events: 0, u64: 0 }; max.max(1) as usize];
-    // SAFETY: room for `max` events.
-    let mut out = answer(unsafe { libc::epoll_wait(ep, room.as_mut_ptr(), max, timeout_ms) });
+    let mut out = answer(call(room.as_mut_ptr()));
     room.truncate(out.ret.max(0) as usize);
     out.events = room.iter().map(|e| (e.u64 as i32, e.events)).collect();
     out.events.sort_unstable();
