@@ -30,8 +30,8 @@ pub enum AgentError {
     Absent,
     /// It is not ours or root's.
     Untrusted,
-    /// It said no.
-    Refused,
+    /// It said no, and why.
+    Refused(attach::Text),
 }
 
 /// A reply with its descriptors, which the caller owns from now on; missing ones are -1.
@@ -142,9 +142,9 @@ pub fn call(call: Call) -> Result<Answer, AgentError> {
     let answer = receive(sock)?;
     match answer.reply {
         Reply::Refused(why) => {
-            config::log(config::Log::Error, why.as_str());
+            config::log(config::Log::Error, &[why.as_str()]);
             answer.fds.iter().for_each(|fd| sys::close(*fd));
-            Err(AgentError::Refused)
+            Err(AgentError::Refused(why))
         }
         _ => Ok(answer),
     }

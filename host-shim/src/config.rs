@@ -49,9 +49,14 @@ pub fn load() {
     if let Some(text) = variable(c"IPC_DIRECT_SPIN_US") {
         match number(text) {
             Some(n) => SPIN_US_MAX.store(n.min(SPIN_US_LIMIT), Ordering::Relaxed),
-            None => log(Log::Error, "IPC_DIRECT_SPIN_US is not a number; using the default"),
+            None => log(Log::Error, &["IPC_DIRECT_SPIN_US is not a number; using the default"]),
         }
     }
+}
+
+/// `ipc-direct run --require`: rather not start than run unaccelerated.
+pub fn is_required() -> bool {
+    variable(c"IPC_DIRECT_REQUIRE") == Some(b"1")
 }
 
 /// The descriptor that `ipc-direct run` left open to keep the card alive is ours, not the application's.
@@ -73,7 +78,7 @@ pub fn spin_us_max() -> u32 {
 }
 
 /// One line on standard error, if the level asks for it; errno is preserved because rustix does not touch it.
-pub fn log(level: Log, text: &str) {
+pub fn log(level: Log, parts: &[&str]) {
     let on = match LOG.load(Ordering::Relaxed) {
         0 => Log::Off,
         1 => Log::Error,
@@ -82,9 +87,15 @@ pub fn log(level: Log, text: &str) {
     if level == Log::Off || level > on {
         return;
     }
+    say(parts);
+}
+
+/// One line on standard error, whatever the level.
+pub fn say(parts: &[&str]) {
     let mut line = [0u8; 256];
+    let text = parts.iter().flat_map(|p| p.as_bytes()).take(240);
     let mut n = 0;
-    for b in b"ipc-direct: ".iter().chain(text.as_bytes().iter().take(200)).chain(b"\n") {
+    for b in b"ipc-direct: ".iter().chain(text).chain(b"\n") {
         if let Some(place) = line.get_mut(n) {
             *place = *b;
             n += 1;

@@ -13,7 +13,7 @@ use ring::window::{HOST_BYTES, HostMemory, WINDOW_BYTES, Window};
 use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::agent::{self, AgentError};
-use crate::config::{Log, log};
+use crate::config::{self, Log, log};
 use crate::lock::Guarded;
 use crate::sys::NoSignals;
 use crate::{coordinator, fds, stats, sys};
@@ -75,46 +75,73 @@ pub fn ensure_attached() -> bool {
 /// The agent or the coordinator is gone: from now on everything new goes to the kernel.
 pub fn become_inert() {
     if STATE.swap(INERT, Ordering::AcqRel) == ATTACHED {
-        log(Log::Info, "the coordinator is gone; new connections use the kernel");
+        log(Log::Info, &["the coordinator is gone; new connections use the kernel"]);
     }
 }
 
 /// Attaches, as a fresh process (0, 0) or as the forked child that the parent announced.
 pub fn attach(parent: u32, nonce: u64) -> bool {
-    let Some(_once) = ATTACHING.take() else { return false };
-    if STATE.load(Ordering::Acquire) != UNTRIED {
-        return is_attached();
-    }
-    let state = match try_attach(parent, nonce) {
-        Ok(()) => ATTACHED,
+    match attach_once(parent, nonce) {
+        Ok(()) => true,
         Err(why) => {
-            agent::close();
-            log(
-                Log::Info,
-                match why {
-                    Why::Agent(AgentError::Absent) => "no agent answers; all sockets use the kernel",
-                    Why::Agent(AgentError::Untrusted) => {
-                        "the agent runs as another user; all sockets use the kernel"
-                    }
-                    Why::Agent(AgentError::Refused) => "the agent refused; all sockets use the kernel",
-                    Why::Memory => "the agent's memory could not be mapped; all sockets use the kernel",
-                    Why::Kernel => "this kernel has no membarrier; all sockets use the kernel",
-                },
-            );
-            INERT
+            log(Log::Info, &[why.text(), "; all sockets use the kernel"]);
+            false
         }
-    };
-    STATE.store(state, Ordering::Release);
-    if state == ATTACHED {
-        log(Log::Info, "attached");
     }
-    state == ATTACHED
+}
+
+fn attach_once(parent: u32, nonce: u64) -> Result<(), Why> {
+    let _once = ATTACHING.take().ok_or(Why::Busy)?;
+    match STATE.load(Ordering::Acquire) {
+        ATTACHED => return Ok(()),
+        INERT => return Err(Why::Inert),
+        _ => {}
+    }
+    let attached = try_attach(parent, nonce);
+    if attached.is_ok() {
+        STATE.store(ATTACHED, Ordering::Release);
+        log(Log::Info, &["attached"]);
+    } else {
+        agent::close();
+        STATE.store(INERT, Ordering::Release);
+    }
+    attached
+}
+
+/// Status of a program that was not to start unaccelerated, as `ipc-direct run` has it.
+const STATUS_REQUIRED: i32 = 125;
+
+/// For a user who asked for it (`IPC_DIRECT_REQUIRE`), before main: attaches now, or ends the process with one sentence.
+/// Nothing of the program has run then that could be lost.
+pub fn require() {
+    if let Err(why) = attach_once(0, 0) {
+        config::say(&["the program is not started, because IPC_DIRECT_REQUIRE is set and ", why.text()]);
+        sys::exit_now(STATUS_REQUIRED);
+    }
 }
 
 enum Why {
     Agent(AgentError),
+    Answer,
     Memory,
     Kernel,
+    Busy,
+    Inert,
+}
+
+impl Why {
+    fn text(&self) -> &str {
+        match self {
+            Why::Agent(AgentError::Absent) => "no agent answers",
+            Why::Agent(AgentError::Untrusted) => "the agent runs as another user",
+            Why::Agent(AgentError::Refused(why)) => why.as_str(),
+            Why::Answer => "the agent's answer makes no sense",
+            Why::Memory => "the agent's memory could not be mapped",
+            Why::Kernel => "this kernel has no membarrier",
+            Why::Busy => "a signal handler interrupted an attach",
+            Why::Inert => "the agent is gone",
+        }
+    }
 }
 
 fn try_attach(parent: u32, nonce: u64) -> Result<(), Why> {
@@ -123,7 +150,7 @@ fn try_attach(parent: u32, nonce: u64) -> Result<(), Why> {
     }
     agent::open().map_err(Why::Agent)?;
     let answer = agent::call(Call::Hello { parent, nonce }).map_err(Why::Agent)?;
-    let Reply::Welcome { function, .. } = answer.reply else { return Err(Why::Agent(AgentError::Refused)) };
+    let Reply::Welcome { function, .. } = answer.reply else { return Err(Why::Answer) };
     let [window, host, counters, doorbell, irq0, irq1] = answer.fds;
     let maps = (map(window, WINDOW_BYTES), map(host, HOST_BYTES), map(counters, STATS_BYTES));
     for fd in [window, host, counters] {

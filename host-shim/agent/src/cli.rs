@@ -11,7 +11,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::address::Address;
 use crate::serve::{Agent, Settings};
-use crate::{ps, run, start};
+use crate::{check, ps, run, start};
 
 /// Socket traffic of unmodified programs through shared memory.
 #[derive(Debug, Parser)]
@@ -27,6 +27,8 @@ enum Command {
     Run(run::RunArgs),
     /// Run the agent and the emulated card in the foreground; Ctrl-C ends them
     Up(UpArgs),
+    /// Say beforehand what of a program will be accelerated; status 0: it will be, 1: in part, 2: not
+    Check(check::CheckArgs),
     /// Show attached processes, their sockets, and why a socket is not accelerated
     Ps(ps::PsArgs),
     /// The agent itself, as `run` starts it
@@ -104,6 +106,7 @@ struct AgentArgs {
 pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(arguments) => run::run(&arguments),
+        Command::Check(arguments) => check::check(&arguments),
         Command::Ps(arguments) => ps::ps(&arguments),
         Command::Up(UpArgs { card, log }) => {
             log_to_stderr(log);

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`cli`] | the command line |
 //! | [`run`], [`start`] | `ipc-direct run`: a lease, the environment, exec; starting an agent that goes away by itself |
+//! | [`check`], [`program`] | `ipc-direct check`: what a command line would run, and what keeps the shim out of it |
 //! | [`ps`], [`report`] | `ipc-direct ps`, and the report that it prints |
 //! | [`inspect`] | `ipc-direct ps --verbose`: rings and sleepers |
 //! | [`address`], [`dial`] | where an agent is, and talking to it |
@@ -19,6 +20,7 @@
 pub mod address;
 mod attach;
 mod calls;
+pub mod check;
 pub mod cli;
 pub mod clients;
 pub mod death;
@@ -27,6 +29,7 @@ pub mod function;
 pub mod groups;
 pub mod identity;
 pub mod inspect;
+pub mod program;
 pub mod ps;
 pub mod report;
 pub mod run;

@@ -12,6 +12,7 @@ use clap::Args;
 use ring::attach::{Call, Reply};
 
 use crate::address::{Address, SOCKET_VARIABLE};
+use crate::check::Check;
 use crate::cli::{CardArgs, LogLevel};
 use crate::dial::{Agent, DialError};
 use crate::start::{Background, start};
@@ -20,6 +21,8 @@ use crate::start::{Background, start};
 pub const LOG_VARIABLE: &str = "IPC_DIRECT_LOG";
 /// Longest busy wait of the shim in microseconds.
 pub const SPIN_VARIABLE: &str = "IPC_DIRECT_SPIN_US";
+/// `1`: the shim ends a program before its main that it can't attach.
+pub const REQUIRE_VARIABLE: &str = "IPC_DIRECT_REQUIRE";
 /// The descriptor that keeps the card alive; the shim must not close it.
 pub const LEASE_VARIABLE: &str = "IPC_DIRECT_LEASE_FD";
 /// The preload library, beside this program.
@@ -51,6 +54,9 @@ pub struct RunArgs {
     /// Fail instead of running over the kernel when no agent can be started
     #[arg(long)]
     require_agent: bool,
+    /// Fail to start (status 125) rather than run unaccelerated: when the shim can't get into the program, or can't attach
+    #[arg(long)]
+    require: bool,
     /// Let an agent that this command starts log to this file (level: info)
     #[arg(long, value_name = "FILE")]
     agent_log: Option<PathBuf>,
@@ -69,6 +75,12 @@ struct Acceleration {
 #[must_use]
 pub fn run(arguments: &RunArgs) -> ExitCode {
     let Some((program, rest)) = arguments.program.split_first() else { return ExitCode::from(2) };
+    if arguments.require
+        && let Some(why) = Check::of_program(&arguments.program).obstacle()
+    {
+        say(&format!("{} would not be accelerated: {why}", program.display()));
+        return ExitCode::from(STATUS_FAILED);
+    }
     let address = Address::choose(arguments.card.socket.as_deref());
     let mut command = Command::new(program);
     command.args(rest);
@@ -84,7 +96,7 @@ pub fn run(arguments: &RunArgs) -> ExitCode {
             set_environment(&mut command, arguments, &address, &preload, &lease);
             Some(lease)
         }
-        Err(why) if arguments.require_agent => {
+        Err(why) if arguments.require_agent || arguments.require => {
             say(&why);
             return ExitCode::from(STATUS_FAILED);
         }
@@ -104,13 +116,22 @@ pub fn run(arguments: &RunArgs) -> ExitCode {
 }
 
 fn accelerate(background: &Background<'_>) -> Result<Acceleration, String> {
-    let library = std::env::current_exe().map_err(|e| e.to_string())?.with_file_name(LIBRARY);
-    if !library.is_file() {
-        return Err(format!("{} does not exist: build it (make build)", library.display()));
-    }
+    let library = library()?;
     let preload = preload(library.as_os_str(), std::env::var_os("LD_PRELOAD").as_deref())?;
     let lease = lease(background)?;
     Ok(Acceleration { lease, preload })
+}
+
+/// The preload library.
+///
+/// # Errors
+/// A sentence: it is not there.
+pub fn library() -> Result<PathBuf, String> {
+    let library = std::env::current_exe().map_err(|e| e.to_string())?.with_file_name(LIBRARY);
+    match library.is_file() {
+        true => Ok(library),
+        false => Err(format!("{} does not exist: build it (make build)", library.display())),
+    }
 }
 
 /// A lease from the agent that runs, or from one that is started.
@@ -173,6 +194,9 @@ fn set_environment(
     command.env("LD_PRELOAD", preload);
     command.env(LEASE_VARIABLE, lease.as_raw_fd().to_string());
     command.env(SOCKET_VARIABLE, address.to_string());
+    if arguments.require {
+        command.env(REQUIRE_VARIABLE, "1");
+    }
     if let Some(level) = arguments.log {
         command.env(LOG_VARIABLE, level.name());
     }

@@ -29,6 +29,9 @@ extern "C" fn on_load() {
     epoll_wait::choose_cookie();
     fork::install();
     config::adopt_lease();
+    if config::is_required() {
+        process::require();
+    }
     sys::set_errno(saved);
 }
 
