@@ -1,0 +1,40 @@
+//! What the operator sees: `check`, `run --require`, `ps` with its reasons and its state of all rings.
+
+mod check;
+mod require;
+mod verbose;
+
+use std::process::ExitCode;
+
+use harness::census::Census;
+use harness::instance::Instance;
+use harness::suite::{self, Test};
+use harness::{Outcome, fail};
+
+const TESTS: &[Test] = &[
+    ("check::programs_that_are_accelerated", check::accelerated),
+    ("check::programs_that_are_not", check::not_accelerated),
+    ("check::programs_that_are_in_part", check::partly),
+    ("check::privileged_programs", check::privileged),
+    ("check::scripts", check::scripts),
+    ("check::the_agent", check::agent),
+    ("require::runs_what_can_be_accelerated", require::accelerated),
+    ("require::refuses_what_can_not", require::not_accelerated),
+    ("require::refuses_without_an_agent", require::no_agent),
+    ("verbose::a_sleeping_reader_and_a_full_ring", verbose::rings_and_sleepers),
+];
+
+fn main() -> ExitCode {
+    suite::main(TESTS)
+}
+
+/// Runs `body` with an instance of its own; afterwards nothing may be left.
+fn with_instance(body: impl FnOnce(&mut Instance) -> Outcome) -> Outcome {
+    let before = Census::take();
+    let mut instance = Instance::start()?;
+    if let Err(e) = body(&mut instance) {
+        return fail(format!("{}\n{}", e.0, instance.describe()));
+    }
+    instance.stop()?;
+    before.compare()
+}
