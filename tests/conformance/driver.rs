@@ -407,6 +407,23 @@ impl Duo {
         Pair { l, s: self.s.accept(l), c }
     }
 
+    /// The server listens at an `AF_UNIX` name.
+    pub fn unix_listener(&self, ty: i32, name: &Addr, backlog: i32) -> i32 {
+        let l = self.s.socket(libc::AF_UNIX, ty);
+        self.s.bind(l, name);
+        self.s.listen(l, backlog);
+        l
+    }
+
+    /// A connection of the `AF_UNIX` family, through a path.
+    pub fn unix_pair(&self, ty: i32) -> Pair {
+        let name = self.named("socket");
+        let l = self.unix_listener(ty, &name, 16);
+        let c = self.c.socket(libc::AF_UNIX, ty);
+        self.c.connect(c, &name);
+        Pair { l, s: self.s.accept(l), c }
+    }
+
     /// True when both sides are one process; a case that makes no sense then returns at once.
     pub fn only_apart(&self) -> bool {
         self.skipped.set(self.alone);

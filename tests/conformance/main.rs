@@ -23,6 +23,8 @@ mod signals;
 mod threads;
 mod transcript;
 mod transfers;
+mod unix_messages;
+mod unix_stream;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -74,6 +76,9 @@ fn main() -> ExitCode {
         signals::CASES,
         threads::CASES,
         transfers::CASES,
+        unix_stream::CASES,
+        unix_messages::SEQPACKET,
+        unix_messages::DGRAM,
     ];
     let trials = groups.concat().into_iter().map(|(name, expect, script)| {
         let pool = Arc::clone(&pool);
