@@ -9,7 +9,7 @@
 //! | layer | modules | what it does |
 //! |---|---|---|
 //! | symbols | [`exports`] | the C functions that we define in libc's place |
-//! | sockets | [`socket`], [`stream`], [`io`], [`listener`], [`connect`], [`options`] | what a descriptor of ours does |
+//! | sockets | [`socket`], [`stream`], [`io`], [`listener`], [`connect`], [`options`], [`file`] | what a descriptor of ours does |
 //! | readiness | [`epoll`], [`epoll_wait`], [`poll`], [`wait`] | waiting: spin, yield, sleep |
 //! | descriptors | [`table`], [`handle`], [`fds`], [`places`] | which descriptor is what; our own descriptors |
 //! | shared state | [`sock`], [`lock`], [`segments`] | what forked processes share; mapped segments |
@@ -26,6 +26,7 @@ mod epoll;
 mod epoll_wait;
 mod exports;
 mod fds;
+mod file;
 mod fork;
 mod handle;
 mod io;

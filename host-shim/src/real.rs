@@ -1,5 +1,5 @@
 //! libc's originals of the symbols that we define. This list is the one list of what we intercept (with `accept`,
-//! `closefrom`, `fcntl64` and `sendfile64`, which are other names of functions in it): the test `exports` compares it with
+//! `closefrom`, `fcntl64`, `sendfile64`, `freopen64`, `dprintf` and `__dprintf_chk`, which are other names or forms of functions in it): the test `exports` compares it with
 //! the library's symbol table.
 //!
 //! All are looked up once, when the library is loaded. A call that comes earlier (another library's constructor) looks up its
@@ -9,13 +9,15 @@
 #![allow(unsafe_code, clippy::missing_safety_doc)]
 #![allow(missing_docs)] // each function is libc's of that name
 
-use core::ffi::{CStr, c_int, c_uint, c_ulong, c_void};
+use core::ffi::{CStr, c_char, c_int, c_uint, c_ulong, c_void};
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::{
     epoll_event, fd_set, iovec, mmsghdr, msghdr, nfds_t, off_t, pollfd, sigset_t, size_t, sockaddr,
     socklen_t, ssize_t, timespec, timeval,
 };
+
+use crate::file::File;
 
 struct Original {
     name: &'static CStr,
@@ -129,4 +131,10 @@ originals! {
     epoll_wait(ep: c_int, events: *mut epoll_event, max: c_int, timeout: c_int) -> c_int;
     epoll_pwait(ep: c_int, events: *mut epoll_event, max: c_int, timeout: c_int, mask: *const sigset_t) -> c_int;
     epoll_pwait2(ep: c_int, events: *mut epoll_event, max: c_int, timeout: *const timespec, mask: *const sigset_t) -> c_int;
+    // stdio
+    fdopen(fd: c_int, mode: *const c_char) -> *mut File;
+    freopen(path: *const c_char, mode: *const c_char, file: *mut File) -> *mut File;
+    daemon(stay: c_int, keep_open: c_int) -> c_int;
+    vdprintf(fd: c_int, format: *const c_char, list: *mut c_void) -> c_int;
+    __vdprintf_chk(fd: c_int, flag: c_int, format: *const c_char, list: *mut c_void) -> c_int;
 }

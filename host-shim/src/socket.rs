@@ -10,7 +10,7 @@ use ring::stream;
 use crate::handle::{self, Handle, Kind, NewStream, Stream, touched};
 use crate::sock::{self, Sock, shut};
 use crate::sys::NoSignals;
-use crate::{coordinator, epoll, listener, process, segments, stats, table};
+use crate::{coordinator, epoll, file, listener, process, segments, stats, table};
 
 /// A socket that the kernel has just made: from now on we know it. TCP sockets attach the process first.
 pub fn made(fd: i32, domain: i32, ty: i32) {
@@ -212,7 +212,9 @@ pub fn duplicated(old: i32, new: i32) {
     let Some(h) = table::get(old).filter(|h| h.retain()) else { return };
     if !table::set(new, h) {
         release(h);
+        return;
     }
+    file::adopt(new);
 }
 
 /// Before fork: everything that the child inherits gets one more process.

@@ -8,7 +8,8 @@ use std::process::Command;
 use harness::bins;
 
 /// Other names of functions in the list.
-const ALIASES: [&str; 4] = ["accept", "closefrom", "fcntl64", "sendfile64"];
+const ALIASES: [&str; 7] =
+    ["accept", "closefrom", "fcntl64", "sendfile64", "freopen64", "dprintf", "__dprintf_chk"];
 
 /// Names in the `originals!` list: one a line, `name(arguments) -> type;`.
 fn intercepted() -> BTreeSet<String> {

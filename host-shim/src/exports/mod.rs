@@ -1,7 +1,7 @@
 //! The C functions that we define in libc's place: here errno is chosen, and the application's pointers come in.
 //!
 //! Each looks whether the descriptor is one of ours; if not, libc's original gets the call, unchanged. They are grouped like
-//! the list in [`crate::real`]: sockets, data, descriptors, readiness.
+//! the list in [`crate::real`]: sockets, data, descriptors, readiness, stdio.
 //!
 //! `unsafe` is allowed here and in the modules below: exported symbols, and raw pointers by contract with C.
 #![allow(unsafe_code, clippy::missing_safety_doc, missing_docs)]
@@ -10,11 +10,14 @@ mod data;
 mod descriptors;
 pub(crate) mod ready;
 mod sockets;
+mod stdio;
 
+pub(crate) use data::{read, write};
+pub(crate) use descriptors::close;
 use libc::{c_int, ssize_t};
 
 use crate::sys::{self, Errno, Result};
-use crate::{config, epoll_wait, fork, process, real};
+use crate::{config, epoll_wait, file, fork, process, real};
 
 /// Runs when the library is loaded, before main and, with LD_PRELOAD, before other libraries' first sockets.
 #[used]
@@ -32,6 +35,7 @@ extern "C" fn on_load() {
     if config::is_required() {
         process::require();
     }
+    file::adopt_standard_streams();
     sys::set_errno(saved);
 }
 
