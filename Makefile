@@ -9,7 +9,7 @@ export IPC_DIRECT_BIN_DIR := $(TARGET)/release
 PRODUCT := -p ipc-direct -p nic-coordinator -p ipc-direct-shim
 E2E := exports conformance c programs operator faults idle
 
-.PHONY: help setup build demo test test-unit test-loom test-e2e bench-quick bench fmt lint clean
+.PHONY: help setup build demo test test-unit test-loom test-e2e random bench-quick bench fmt lint clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test-loom: setup ## Every interleaving of the ring's algorithms that matters
 
 test-e2e: build ## Socket semantics against the kernel's, real programs, faults, idle
 	$(CARGO) test -p ipc-direct-tests $(addprefix --test ,$(E2E))
+
+random: build ## Random programs against the kernel for SECONDS=600, from SEED=... or a fresh one
+	$(if $(SEED),RANDOM_SEED=$(SEED) )RANDOM_SECONDS=$(or $(SECONDS),600) $(CARGO) test -p ipc-direct-tests --test random
 
 bench-quick: build ## Check the promised ping-pong ratios (20x blocking, 10x epoll)
 	$(CARGO) build --release -p ipc-direct-benches --bins

@@ -100,6 +100,16 @@ pub fn alive(pid: u32) -> bool {
         .is_ok_and(|s| s.rsplit(')').next().is_some_and(|rest| !rest.trim_start().starts_with(['Z', 'X'])))
 }
 
+/// True if every thread of `pid` sleeps.
+#[must_use]
+pub fn sleeps(pid: u32) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let states = tasks.map(|task| fs::read_to_string(task.path().join("stat")).unwrap_or_default());
+    states
+        .filter_map(|s| s.rsplit(')').next().map(|rest| rest.trim_start().starts_with('S')))
+        .all(|asleep| asleep)
+}
+
 /// Looks until `look` yields something, for at most `bound`.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
 //! What `ipc-direct ps --json` says, and differences of it.
 
 use std::net::SocketAddr;
-use std::ops::Sub;
+use std::ops::{Add, Sub};
 
 use serde::Deserialize;
 
@@ -97,6 +97,26 @@ impl Sub for Traffic {
             rx_ops: self.rx_ops.saturating_sub(before.rx_ops),
             connections: self.connections.saturating_sub(before.connections),
         }
+    }
+}
+
+impl Add for Traffic {
+    type Output = Traffic;
+    fn add(self, more: Traffic) -> Traffic {
+        Traffic {
+            tx_bytes: self.tx_bytes + more.tx_bytes,
+            rx_bytes: self.rx_bytes + more.rx_bytes,
+            tx_ops: self.tx_ops + more.tx_ops,
+            rx_ops: self.rx_ops + more.rx_ops,
+            connections: self.connections + more.connections,
+        }
+    }
+}
+
+impl Add for Totals {
+    type Output = Totals;
+    fn add(self, more: Totals) -> Totals {
+        Totals { user: self.user + more.user, kernel: self.kernel + more.kernel }
     }
 }
 

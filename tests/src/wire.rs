@@ -456,6 +456,14 @@ pub struct Out {
     pub credentials: Option<Cred>,
 }
 
+impl Out {
+    /// True for `JoinWithin`'s answer that the call has not returned.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.ret == -1 && self.errno == libc::EBUSY
+    }
+}
+
 impl fmt::Debug for Out {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.ret)?;
