@@ -71,7 +71,7 @@ impl Party {
     fn join_or_sleep(&self, ticket: i64, ms: u64) -> Outcome<Option<Out>> {
         let mut out = self.join_within(ticket, ms)?;
         for _ in 0..RETURN_BOUND_MS / LOOK_EVERY_MS {
-            if out.is_some() || child::sleeps(self.worker.pid) {
+            if out.is_some() || child::sleeps(self.worker.pid()) {
                 break;
             }
             out = self.join_within(ticket, LOOK_EVERY_MS)?;
@@ -170,7 +170,7 @@ impl Runner {
                 return self.gone(p);
             }
             Act::Killed {} => {
-                signal_pid(self.party(p)?.worker.pid, Signal::KILL);
+                signal_pid(self.party(p)?.worker.pid(), Signal::KILL);
                 return self.gone(p);
             }
             Act::Fill { s } => {
@@ -242,8 +242,8 @@ impl Runner {
     }
 
     fn enter(&mut self, p: usize, worker: Worker, fds: BTreeMap<Name, i32>) {
-        self.pids.retain(|pid| *pid != worker.pid);
-        self.pids.push(worker.pid);
+        self.pids.retain(|pid| *pid != worker.pid());
+        self.pids.push(worker.pid());
         self.parties.insert(p, Party { worker, fds });
     }
 
@@ -270,7 +270,7 @@ impl Runner {
 
     /// Waits until the process is gone.
     fn gone(&mut self, p: usize) -> Outcome<Answer> {
-        let pid = self.party(p)?.worker.pid;
+        let pid = self.party(p)?.worker.pid();
         let gone = wait_for(CALL_BOUND, || Ok((!child::alive(pid)).then_some(())))?;
         ensure(gone.is_some(), || format!("process {p} does not end"))?;
         self.parties.remove(&p);
@@ -419,7 +419,7 @@ impl Runner {
     pub fn describe(&self) -> String {
         self.parties
             .iter()
-            .map(|(p, party)| format!("process {p}: {}", child::describe(party.worker.pid)))
+            .map(|(p, party)| format!("process {p}: {}", child::describe(party.worker.pid())))
             .collect()
     }
 
