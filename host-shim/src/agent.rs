@@ -122,6 +122,11 @@ pub fn close() {
     fds::discard(SOCKET.swap(-1, Ordering::AcqRel));
 }
 
+/// True if `fd` was the socket; it is not any more.
+pub fn lost(fd: i32) -> bool {
+    SOCKET.compare_exchange(fd, -1, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+}
+
 /// For the fork handlers.
 pub fn lock() -> &'static crate::lock::Lock {
     CALL.lock()

@@ -160,10 +160,11 @@ pub fn kernel_connected(fd: i32, result: i32) {
     let Some(h) = table::get(fd) else { return };
     let in_progress = result < 0 && sys::errno().0 == libc::EINPROGRESS;
     if h.kind() == Kind::Kernel && (result == 0 || in_progress) {
-        let reason = match (h.is_tcp(), process::is_attached()) {
-            (false, _) => Reason::Family,
-            (true, false) => Reason::NoAgent,
-            (true, true) => stats::reason(h.index()),
+        let (domain, ty) = h.family();
+        let reason = match (stats::passed_through(domain, ty), process::is_attached()) {
+            (Reason::None, false) => Reason::NoAgent,
+            (Reason::None, true) => stats::reason(h.index()),
+            (family, _) => family,
         };
         let saved = sys::errno();
         socket::went_to_kernel(fd, h, reason);

@@ -248,6 +248,11 @@ impl Handle {
         pins != 0 && self.refs.fetch_sub(pins, Ordering::AcqRel) == pins
     }
 
+    /// More than one descriptor or call holds it.
+    pub fn has_others(&self) -> bool {
+        self.refs.load(Ordering::Relaxed) > 1
+    }
+
     /// One less; true if that was the last and the caller must tear it down.
     #[must_use]
     pub fn release(&self) -> bool {

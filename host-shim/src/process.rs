@@ -213,6 +213,16 @@ pub fn detach_child() {
     }
 }
 
+/// `fd` was one of ours and is the application's now: nothing of ours may touch it any more.
+pub fn lost(fd: i32) {
+    let owners = [&DOORBELL].into_iter().chain(&IRQ);
+    let mine =
+        |owner: &AtomicI32| owner.compare_exchange(fd, -1, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+    if agent::lost(fd) | owners.map(mine).fold(false, |a, b| a | b) {
+        become_inert();
+    }
+}
+
 /// For the fork handlers.
 pub fn lock() -> &'static crate::lock::Lock {
     ATTACHING.lock()

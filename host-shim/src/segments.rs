@@ -324,6 +324,15 @@ pub fn check_wires() {
     }
 }
 
+/// `fd` was a wire of ours and is the application's now: without it nobody could be woken, so its connections end.
+pub fn lost(fd: i32) {
+    for (_, m) in all() {
+        if m.wire.compare_exchange(fd, -1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            m.hang_up();
+        }
+    }
+}
+
 /// After fork, in the child: no sleeper of this process watches the wires yet.
 pub fn forget_sleepers() {
     for (_, m) in all() {

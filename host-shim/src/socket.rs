@@ -10,7 +10,7 @@ use ring::stream;
 use crate::handle::{self, Handle, Kind, NewStream, Stream, touched};
 use crate::sock::{self, Sock, shut};
 use crate::sys::NoSignals;
-use crate::{coordinator, epoll, file, listener, process, segments, stats, table};
+use crate::{coordinator, epoll, file, listener, process, segments, stats, sys, table, wait};
 
 /// A socket that the kernel has just made: from now on we know it. TCP sockets attach the process first.
 pub fn made(fd: i32, domain: i32, ty: i32) {
@@ -23,10 +23,9 @@ pub fn made(fd: i32, domain: i32, ty: i32) {
         release(h);
         return;
     }
-    let reason = match (tcp, attached) {
-        (false, _) => Reason::Family,
-        (true, false) => Reason::NoAgent,
-        (true, true) => Reason::None,
+    let reason = match stats::passed_through(domain, kind) {
+        Reason::None if !attached => Reason::NoAgent,
+        reason => reason,
     };
     stats::set_reason(h.index(), reason);
 }
@@ -34,7 +33,38 @@ pub fn made(fd: i32, domain: i32, ty: i32) {
 /// The kernel gave `fd` out again behind our back (a close that we did not see): whatever we knew is history.
 fn forget(fd: i32) {
     if let Some(old) = table::remove(fd) {
+        stats::escaped();
         release(old);
+    }
+}
+
+/// The kernel has given out `fd` (handed through) for something that is not ours. If we had that number in use, somebody has
+/// closed ours by a system call that did not come through libc.
+#[inline(always)]
+pub fn appeared(fd: i32) -> i32 {
+    if table::is_ours(fd) {
+        return sys::keep_errno(|| {
+            reappeared(fd);
+            fd
+        });
+    }
+    fd
+}
+
+#[cold]
+fn reappeared(fd: i32) {
+    if process::is_borrowed() {
+        return;
+    }
+    let _no_signals = NoSignals::new();
+    if table::is_internal(fd) {
+        table::remove_internal(fd);
+        stats::escaped();
+        process::lost(fd);
+        segments::lost(fd);
+        wait::lost(fd);
+    } else {
+        forget(fd);
     }
 }
 
@@ -198,6 +228,9 @@ pub fn closing(fd: i32) {
     let locks = h.kind() != Kind::Kernel || h.regs.load(Ordering::Relaxed) != 0;
     let _no_signals = locks.then(NoSignals::new);
     if let Some(h) = table::remove(fd) {
+        if h.has_others() {
+            stats::moved(h, fd);
+        }
         release(h);
     }
 }

@@ -38,7 +38,8 @@ fn show_again(h: &Handle) {
         Kind::Kernel => SocketState::Idle,
         Kind::Epoll | Kind::Free => return,
     };
-    let reason = if h.kind() == Kind::Kernel && !h.is_tcp() { Reason::Family } else { Reason::None };
+    let (domain, ty) = h.family();
+    let reason = if h.kind() == Kind::Kernel { passed_through(domain, ty) } else { Reason::None };
     let fd = crate::table::find(h).unwrap_or(-1);
     show(h.index(), fd, h.family_type.load(Ordering::Relaxed), state, reason);
     if let (Some(sock), Some(e)) = (h.sock(), entry(h.index())) {
@@ -47,6 +48,16 @@ fn show_again(h: &Handle) {
         e.conn.store(h.conn.load(Ordering::Relaxed), Ordering::Relaxed);
         e.side.store(h.side.load(Ordering::Relaxed), Ordering::Relaxed);
         e.tail.store(sock.writer().tail, Ordering::Relaxed);
+    }
+}
+
+/// Why sockets of this family and type are the kernel's; [`Reason::None`] for those that need not be.
+pub fn passed_through(domain: i32, ty: i32) -> Reason {
+    match (domain, ty) {
+        (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM) => Reason::None,
+        (libc::AF_INET | libc::AF_INET6, libc::SOCK_DGRAM) => Reason::Udp,
+        (libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_SEQPACKET) => Reason::UnixMessage,
+        _ => Reason::Family,
     }
 }
 
@@ -169,6 +180,21 @@ impl Drop for Asleep {
         if let Some(s) = self.0 {
             s.tid.store(0, Ordering::Release);
         }
+    }
+}
+
+/// A descriptor of ours turned out to be another file's.
+pub fn escaped() {
+    count(|h| &h.escapes);
+}
+
+/// `fd` is no longer a descriptor of this socket, which has others: shows one of those.
+pub fn moved(h: &Handle, fd: i32) {
+    if let Some(e) = entry(h.index())
+        && e.fd.load(Ordering::Relaxed) == fd.cast_unsigned()
+    {
+        let other = crate::table::find(h).unwrap_or(-1);
+        e.fd.store(other.cast_unsigned(), Ordering::Relaxed);
     }
 }
 

@@ -32,6 +32,12 @@ pub fn get(fd: i32) -> Option<&'static Handle> {
     handle::by_index(value - 1)
 }
 
+/// True for a number that we have an entry for.
+#[inline(always)]
+pub fn is_ours(fd: i32) -> bool {
+    entry(fd).is_some_and(|e| e.load(Ordering::Relaxed) != NONE)
+}
+
 /// True for the shim's own descriptors.
 pub fn is_internal(fd: i32) -> bool {
     entry(fd).is_some_and(|e| e.load(Ordering::Relaxed) == INTERNAL)

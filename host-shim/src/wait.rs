@@ -364,6 +364,15 @@ pub fn agent_alive() -> bool {
     }
 }
 
+/// `fd` was a set of ours and is the application's now: the next sleeper makes another one.
+pub fn lost(fd: i32) {
+    for place in &SLEEPERS {
+        if place.epoll.compare_exchange(fd, -1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            segments::forget_sleepers();
+        }
+    }
+}
+
 /// After fork, in the child: the sets are shared with the parent, so they are left alone, and new ones made.
 pub fn forget_sleepers() {
     for place in &SLEEPERS {

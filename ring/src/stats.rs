@@ -56,7 +56,10 @@ pub struct StatsHeader {
     pub sleeps: AtomicU64,
     /// Wake-ups sent (futex or wire).
     pub wakes: AtomicU64,
-    pad2: [AtomicU64; 2],
+    /// Descriptors of ours that the kernel had given out again: [`Reason::Escaped`].
+    pub escapes: AtomicU64,
+    /// Times that the program asked for io_uring(7) and was told that this kernel has none.
+    pub io_urings_refused: AtomicU64,
     /// Closed sockets' user-space traffic.
     pub closed_user: Traffic,
     /// Closed sockets' kernel traffic.
@@ -244,6 +247,14 @@ reasons! {
     Inherited = 13, "inherited", "the descriptor was not made by this process through intercepted calls";
     /// Table full.
     TooMany = 14, "too-many", "the process has more descriptors than the shim tracks";
+    /// Datagrams over IP.
+    Udp = 16, "udp", "datagrams over UDP go through the kernel";
+    /// Messages over AF_UNIX.
+    UnixMessage = 17, "unix-message", "AF_UNIX datagram and seqpacket sockets go through the kernel";
+    /// Closed or replaced by a raw system call.
+    Escaped = 18, "escaped", "the descriptor was closed or replaced by a system call that did not come through libc";
+    /// In another network namespace than the process when it attached.
+    Namespace = 19, "other-namespace", "the socket belongs to another network namespace than the one the process attached in";
     /// Not of this version.
     Unknown = 255, "unknown", "unknown reason";
 }

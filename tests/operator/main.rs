@@ -1,6 +1,7 @@
 //! What the operator sees: `check`, `run --require`, `ps` with its reasons and its state of all rings.
 
 mod check;
+mod escapes;
 mod require;
 mod verbose;
 
@@ -21,6 +22,12 @@ const TESTS: &[Test] = &[
     ("require::runs_what_can_be_accelerated", require::accelerated),
     ("require::refuses_what_can_not", require::not_accelerated),
     ("require::refuses_without_an_agent", require::no_agent),
+    ("reasons::udp_and_messages", escapes::other_families),
+    ("escapes::a_number_used_again", escapes::reused_number),
+    ("escapes::raw_reads_and_writes", escapes::raw_data_calls),
+    ("escapes::our_own_descriptors", escapes::raw_sweep),
+    ("escapes::closed_behind_our_back", escapes::closed_behind_our_back),
+    ("escapes::not_when_duplicated", escapes::duplicated_then_closed),
     ("verbose::a_sleeping_reader_and_a_full_ring", verbose::rings_and_sleepers),
 ];
 

@@ -103,6 +103,13 @@ impl Agent {
         }
     }
 
+    /// The agent's process id as this process sees it.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        let pid = sockopt::socket_peercred(&self.socket).ok()?.pid;
+        u32::try_from(pid.as_raw_nonzero().get()).ok()
+    }
+
     /// The socket itself, to keep (a lease) or to misuse (tests).
     #[must_use]
     pub fn into_socket(self) -> OwnedFd {

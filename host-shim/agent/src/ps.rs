@@ -2,11 +2,13 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use ring::attach::{Call, Reply};
+use ring::stats::Reason;
 
 use crate::address::Address;
 use crate::cli::fail;
@@ -29,6 +31,28 @@ pub struct PsArgs {
     /// Socket of the agent: @NAME (abstract) or a path; default $IPC_DIRECT_SOCKET or @ipc-direct/UID
     #[arg(long, value_name = "S")]
     socket: Option<String>,
+}
+
+/// A descriptor that is no socket any more was closed or replaced behind the library's back: nobody in that process can
+/// know before it uses the number again, but whoever looks at /proc can.
+fn find_escapes(report: &mut Report) {
+    for process in &mut report.processes {
+        let held = PathBuf::from(format!("/proc/{}/fd", process.pid));
+        // Of another user, or just ended: not known.
+        if std::fs::read_dir(&held).is_err() {
+            continue;
+        }
+        for socket in process.sockets.iter_mut().filter(|s| s.fd >= 0) {
+            let escaped = match std::fs::read_link(held.join(socket.fd.to_string())) {
+                Ok(target) => !target.as_os_str().as_encoded_bytes().starts_with(b"socket:"),
+                Err(e) => e.kind() == io::ErrorKind::NotFound,
+            };
+            if escaped {
+                socket.reason = Reason::Escaped.code().into();
+                socket.reason_text = Reason::Escaped.text().into();
+            }
+        }
+    }
 }
 
 /// Prints the report. Status 1 and one sentence if no agent answers.
@@ -68,10 +92,16 @@ pub fn fetch(address: &Address, verbose: bool) -> Result<Report, String> {
     };
     let mut json = Vec::new();
     File::from(memfd).read_to_end(&mut json).map_err(|e| format!("the report can't be read: {e}"))?;
-    let report: Report =
+    let mut report: Report =
         serde_json::from_slice(&json).map_err(|e| format!("the report makes no sense: {e}"))?;
     match report.version {
-        SCHEMA_VERSION => Ok(report),
+        SCHEMA_VERSION => {
+            // Its process ids mean the same to us if its own does.
+            if agent.pid().is_some_and(|pid| pid == report.agent.pid) {
+                find_escapes(&mut report);
+            }
+            Ok(report)
+        }
         other => Err(format!("the agent's report has version {other}: use files of one release")),
     }
 }
@@ -93,6 +123,18 @@ fn render(report: &Report) -> String {
         return text + "no process is attached\n";
     }
     text += &format!("{}\n", sockets_table(&report.processes));
+    for p in &report.processes {
+        if p.escapes > 0 {
+            text += &format!(
+                "pid {} has closed {} of its sockets' descriptors past libc: their connections have ended\n",
+                p.pid, p.escapes
+            );
+        }
+        if p.io_urings_refused > 0 {
+            text +=
+                &format!("pid {} asked for io_uring {} times and was refused\n", p.pid, p.io_urings_refused);
+        }
+    }
     if report.sockets_omitted > 0 {
         text += &format!("{} more sockets are not listed\n", report.sockets_omitted);
     }
@@ -255,6 +297,8 @@ mod tests {
             group: 9,
             uid: 1000,
             totals: Totals::default(),
+            escapes: 0,
+            io_urings_refused: 0,
             sockets: vec![socket],
             rings: None,
         };

@@ -95,6 +95,10 @@ pub struct ProcessReport {
     pub uid: u32,
     /// Of this process, closed sockets included.
     pub totals: Totals,
+    /// Descriptors of sockets that were closed or replaced by system calls that did not come through libc.
+    pub escapes: u64,
+    /// Times that the program asked for io_uring(7) and was told that this kernel has none.
+    pub io_urings_refused: u64,
     /// Open sockets.
     pub sockets: Vec<SocketReport>,
     /// Rings and sleepers; only with `--verbose`.
@@ -105,8 +109,8 @@ pub struct ProcessReport {
 /// One open socket.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SocketReport {
-    /// Lowest descriptor number seen.
-    pub fd: u32,
+    /// A descriptor of it; -1: it has none any more, but a call uses it.
+    pub fd: i32,
     /// `idle`, `listening` or `connected`.
     pub state: String,
     /// `user-space`, `kernel`, or `both` (listeners) or `-` (idle).
@@ -209,7 +213,7 @@ impl SocketReport {
         let (local, peer) = socket.addrs();
         let traffic = self::path(&socket.traffic, 0);
         Some(SocketReport {
-            fd: socket.fd.load(Ordering::Relaxed),
+            fd: socket.fd.load(Ordering::Relaxed).cast_signed(),
             state: state.into(),
             path: path.into(),
             reason: reason.code().into(),
@@ -243,6 +247,8 @@ impl ProcessReport {
             group: function.group,
             uid: function.identity.uid,
             totals: Totals::of(stats),
+            escapes: get(&stats.header.escapes),
+            io_urings_refused: get(&stats.header.io_urings_refused),
             sockets: listed,
             rings: None,
         };

@@ -4,7 +4,6 @@
 use core::sync::atomic::Ordering;
 
 use libc::{c_int, c_void, sockaddr, socklen_t};
-use ring::stats::Reason;
 
 use super::{fail, number, status};
 use crate::connect::{self, Path};
@@ -80,8 +79,7 @@ fn accepted_by_kernel(new: c_int, listener: &Handle) {
     let (domain, ty) = listener.family();
     socket::made(new, domain, ty);
     if let Some(h) = table::get(new) {
-        let reason = if h.is_tcp() { stats::reason(listener.index()) } else { Reason::Family };
-        socket::went_to_kernel(new, h, reason);
+        socket::went_to_kernel(new, h, stats::reason(listener.index()));
     }
 }
 
