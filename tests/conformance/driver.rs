@@ -16,6 +16,9 @@ use rustix::process::Signal;
 use crate::WORKER;
 use crate::transcript::Transcript;
 
+/// As many looks in a row must find a thread asleep: one may catch it on its way into the call.
+const ASLEEP_LOOKS: u32 = 4;
+
 /// Which sides run under the shim, and whether both are one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -243,6 +246,15 @@ impl Side {
     }
     pub fn signals(&self, signal: i32) -> Out {
         self.call(Op::Signals { signal })
+    }
+
+    /// Waits, off the record, until every thread of the worker sleeps: the started calls are under way then.
+    pub fn until_blocked(&self) {
+        let mut looks = 0;
+        let _ = wait_for(CALL_BOUND, || {
+            looks = if child::sleeps(self.worker.pid()) { looks + 1 } else { 0 };
+            Ok((looks == ASLEEP_LOOKS).then_some(()))
+        });
     }
 
     /// Forks the worker; the child is a party of its own.

@@ -16,13 +16,16 @@ mod epoll;
 mod families;
 mod forks;
 mod io;
+mod lifecycle;
 mod names;
 mod options;
+mod pipes;
 mod polling;
 mod signals;
 mod threads;
 mod transcript;
 mod transfers;
+mod udp;
 mod unix_messages;
 mod unix_stream;
 
@@ -50,6 +53,48 @@ pub enum Expect {
 /// A case: its name, its path and its script.
 pub type Case = (&'static str, Expect, fn(&Duo));
 
+/// Cases of one kind.
+#[derive(Clone, Copy)]
+struct Group {
+    modes: &'static [Mode],
+    cases: &'static [Case],
+}
+
+/// A client and a server.
+const fn two(cases: &'static [Case]) -> Group {
+    Group { modes: &[Mode::Both, Mode::Alone, Mode::ClientOnly, Mode::ServerOnly], cases }
+}
+
+/// Cases that only the client takes part in, with its children.
+const fn one(cases: &'static [Case]) -> Group {
+    Group { modes: &[Mode::Alone], cases }
+}
+
+const GROUPS: &[Group] = &[
+    two(accept::CASES),
+    two(connect::CASES),
+    two(descriptors::CASES),
+    two(end::CASES),
+    two(epoll::CASES),
+    two(families::CASES),
+    two(forks::CASES),
+    two(io::CASES),
+    two(lifecycle::CASES),
+    one(lifecycle::ALONE),
+    two(names::CASES),
+    two(options::CASES),
+    two(polling::CASES),
+    two(signals::CASES),
+    two(threads::CASES),
+    two(transfers::CASES),
+    two(udp::CASES),
+    two(unix_stream::CASES),
+    two(unix_messages::SEQPACKET),
+    two(unix_messages::DGRAM),
+    one(pipes::PIPES),
+    one(pipes::SOCKETPAIRS),
+];
+
 const WORKER: &str = env!("CARGO_BIN_EXE_case-worker");
 
 /// Instances that no case uses at the moment: one per test thread.
@@ -61,30 +106,12 @@ fn main() -> ExitCode {
     let oracle = std::env::var_os("IPC_DIRECT_TEST_ORACLE").is_some();
     let before = Census::take();
     let pool = Pool::default();
-    let groups = [
-        accept::CASES,
-        connect::CASES,
-        descriptors::CASES,
-        end::CASES,
-        epoll::CASES,
-        families::CASES,
-        forks::CASES,
-        io::CASES,
-        names::CASES,
-        options::CASES,
-        polling::CASES,
-        signals::CASES,
-        threads::CASES,
-        transfers::CASES,
-        unix_stream::CASES,
-        unix_messages::SEQPACKET,
-        unix_messages::DGRAM,
-    ];
-    let trials = groups.concat().into_iter().map(|(name, expect, script)| {
+    let trials = GROUPS.iter().flat_map(|group| group.cases.iter().map(|case| (*group, *case)));
+    let trials = trials.map(|(group, (name, expect, script))| {
         let pool = Arc::clone(&pool);
         trial(name.to_owned(), move || match oracle {
-            true => oracle_only(script),
-            false => differential(&pool, expect, script),
+            true => oracle_only(group.modes, script),
+            false => differential(&pool, group.modes, expect, script),
         })
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
@@ -100,8 +127,10 @@ fn main() -> ExitCode {
 }
 
 /// Compares the kernel with itself: what a case leaves to chance shows up here, without the product.
-fn oracle_only(script: fn(&Duo)) -> Outcome {
-    for mode in [Mode::Native, Mode::NativeAlone] {
+fn oracle_only(modes: &[Mode], script: fn(&Duo)) -> Outcome {
+    for mode in
+        [Mode::Native, Mode::NativeAlone].into_iter().filter(|o| modes.iter().any(|m| m.oracle() == *o))
+    {
         let run = || driver::run(Path::new(WORKER), None, mode, script, || Ok(())).map(|(run, ())| run.lines);
         let first = run()?;
         for _ in 0..3 {
@@ -115,13 +144,13 @@ fn oracle_only(script: fn(&Duo)) -> Outcome {
 }
 
 /// Takes an instance, runs the case, and puts the instance back if it is still good.
-fn differential(pool: &Pool, expect: Expect, script: fn(&Duo)) -> Outcome {
+fn differential(pool: &Pool, modes: &[Mode], expect: Expect, script: fn(&Duo)) -> Outcome {
     let free = pool.lock().ok().and_then(|mut p| p.pop());
     let instance = match free {
         Some(instance) => instance,
         None => Instance::start()?,
     };
-    let outcome = all_modes(&instance, expect, script);
+    let outcome = all_modes(&instance, modes, expect, script);
     match outcome {
         Ok(()) => {
             if let Ok(mut pool) = pool.lock() {
@@ -133,18 +162,23 @@ fn differential(pool: &Pool, expect: Expect, script: fn(&Duo)) -> Outcome {
     }
 }
 
-fn all_modes(instance: &Instance, expect: Expect, script: fn(&Duo)) -> Outcome {
+fn all_modes(instance: &Instance, modes: &[Mode], expect: Expect, script: fn(&Duo)) -> Outcome {
     let worker = Path::new(WORKER);
-    let plain = |mode| driver::run(worker, None, mode, script, || Ok(())).map(|(run, ())| run.lines);
-    let apart = plain(Mode::Native)?;
-    let alone = plain(Mode::NativeAlone)?;
-    for mode in [Mode::Both, Mode::Alone, Mode::ClientOnly, Mode::ServerOnly] {
+    let mut oracles: Vec<(Mode, Vec<String>)> = Vec::new();
+    for mode in modes {
+        let oracle = match oracles.iter().position(|(of, _)| *of == mode.oracle()) {
+            Some(at) => at,
+            None => {
+                let (run, ()) = driver::run(worker, None, mode.oracle(), script, || Ok(()))?;
+                oracles.push((mode.oracle(), run.lines));
+                oracles.len() - 1
+            }
+        };
         let before = instance.totals()?;
-        let (run, after) = driver::run(worker, Some(instance), mode, script, || instance.totals())?;
-        let oracle = if mode.oracle() == Mode::Native { &apart } else { &alone };
-        same(mode, oracle, &run.lines)?;
+        let (run, after) = driver::run(worker, Some(instance), *mode, script, || instance.totals())?;
+        same(*mode, oracles.get(oracle).map_or(&[], |(_, lines)| lines), &run.lines)?;
         if !run.skipped {
-            path(mode, expect, after - before)?;
+            path(*mode, expect, after - before)?;
         }
     }
     Ok(())
