@@ -28,6 +28,10 @@ pub fn connect(fd: i32, addr: *const libc::sockaddr, len: libc::socklen_t) -> Pa
         Kind::Kernel if h.is_tcp() && process::is_attached() && !h.was(touched::CONNECTED) => {}
         _ => return Path::Kernel,
     }
+    if h.was(touched::KERNEL_ONLY) {
+        stats::set_reason(h.index(), Reason::Option);
+        return Path::Kernel;
+    }
     let Some(dst) = options::read_addr(addr, len) else { return Path::Kernel };
     let dst = real_destination(dst);
     if dst.port == 0 || !is_local(dst) {

@@ -64,18 +64,22 @@ pub struct Handle {
     pub turns: AtomicU32,
     /// How many of `refs` are calls under way: a forked child has none of them.
     pins: AtomicU32,
+    /// Kernel socket: options that were set, as in [`Sock::options`].
+    pub options: AtomicU64,
     /// [`touched`] bits: what the application did to a kernel socket, so that we need not ask the kernel.
     pub touched: AtomicU32,
 }
 
 /// Bits of [`Handle::touched`].
 pub mod touched {
-    /// A timeout or lingering was set.
-    pub const TIMES: u32 = 1;
+    /// An option was set that concerns us: see [`crate::options`].
+    pub const OPTIONS: u32 = 1;
     /// It is bound.
     pub const BOUND: u32 = 2;
     /// The kernel connected it, or tries to.
     pub const CONNECTED: u32 = 4;
+    /// An option was set that only the kernel can serve.
+    pub const KERNEL_ONLY: u32 = 8;
 }
 
 static HANDLES: [Handle; HANDLES_MAX] = [const { Handle::new() }; HANDLES_MAX];
@@ -135,6 +139,7 @@ impl Handle {
             ready: AtomicU32::new(0),
             turns: AtomicU32::new(0),
             pins: AtomicU32::new(0),
+            options: AtomicU64::new(0),
             touched: AtomicU32::new(0),
         }
     }
@@ -347,6 +352,7 @@ pub fn allocate(kind: Kind, fd: i32, domain: i32, ty: i32) -> Option<&'static Ha
             h.regs.store(0, Ordering::Relaxed);
             h.ready.store(0, Ordering::Relaxed);
             h.turns.store(0, Ordering::Relaxed);
+            h.options.store(0, Ordering::Relaxed);
             h.touched.store(0, Ordering::Relaxed);
             let packed = (domain.cast_unsigned() & 0xffff) | ty.cast_unsigned() << 16;
             h.family_type.store(packed, Ordering::Relaxed);

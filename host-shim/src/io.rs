@@ -7,11 +7,11 @@ use core::time::Duration;
 use ring::wake;
 
 use crate::handle::{Handle, Pinned, Stream};
-use crate::sock::shut;
+use crate::sock::{modes, shut};
 use crate::stream::{Buffers, Cursor, End, ReadHow};
 use crate::sys::{Errno, Result};
 use crate::wait::{self, Spin};
-use crate::{coordinator, epoll, sys};
+use crate::{coordinator, epoll, sys, urgent};
 
 /// recv(2) and all its forms. Returns the number of bytes.
 ///
@@ -22,7 +22,8 @@ pub fn receive(h: &Handle, s: &Stream, to: &Buffers<'_>, flags: i32) -> Result<u
     let how = ReadHow { peek: flags & libc::MSG_PEEK != 0, discard: flags & libc::MSG_TRUNC != 0 };
     let mut at = Cursor::default();
     if s.sock.shut.load(Ordering::Relaxed) & shut::READ == 0
-        && flags & (libc::MSG_WAITALL | libc::MSG_OOB) == 0
+        && s.sock.modes.load(Ordering::Relaxed) & modes::LOWAT == 0
+        && flags & (libc::MSG_WAITALL | libc::MSG_OOB | libc::MSG_ERRQUEUE) == 0
         && h.try_read(s, to, &mut at, how)?
     {
         return Ok(at.done);
@@ -32,12 +33,16 @@ pub fn receive(h: &Handle, s: &Stream, to: &Buffers<'_>, flags: i32) -> Result<u
 
 #[cold]
 fn receive_slow(h: &Handle, s: &Stream, to: &Buffers<'_>, flags: i32, how: ReadHow) -> Result<usize> {
-    if flags & libc::MSG_OOB != 0 {
-        return Err(Errno(libc::EINVAL));
-    }
     let _pinned = pin(h, s)?;
-    let want = to.total();
-    let all = flags & libc::MSG_WAITALL != 0;
+    if flags & libc::MSG_ERRQUEUE != 0 {
+        return Err(Errno(libc::EAGAIN));
+    }
+    if flags & libc::MSG_OOB != 0 {
+        return urgent::receive(h, s, to, flags);
+    }
+    let room = to.total();
+    let lowat = s.sock.lowat.load(Ordering::Relaxed).max(1) as usize;
+    let target = if flags & libc::MSG_WAITALL != 0 { room } else { lowat.min(room) };
     let nonblocking = flags & libc::MSG_DONTWAIT != 0 || s.sock.is_nonblocking();
     let timeout = timeout_of(s.sock.rx_timeout_us.load(Ordering::Relaxed));
     let start = timeout.map(|_| sys::now());
@@ -48,8 +53,8 @@ fn receive_slow(h: &Handle, s: &Stream, to: &Buffers<'_>, flags: i32, how: ReadH
         }
         h.try_read(s, to, &mut at, how)?;
         // Linux waits for data even to read none of it.
-        let satisfied = if want == 0 { s.has_data() } else { at.done == want };
-        if satisfied || (at.done > 0 && !all) {
+        let satisfied = if room == 0 { s.has_data() } else { at.done >= target };
+        if satisfied || (at.done > 0 && s.at_mark()) {
             return Ok(at.done);
         }
         match s.end(h) {
@@ -80,6 +85,9 @@ fn receive_slow(h: &Handle, s: &Stream, to: &Buffers<'_>, flags: i32, how: ReadH
 /// As send(2).
 #[inline(always)]
 pub fn send(h: &Handle, s: &Stream, from: &Buffers<'_>, flags: i32) -> Result<usize> {
+    if flags & libc::MSG_OOB != 0 {
+        return urgent::send(h, s, from, flags);
+    }
     let mut at = Cursor::default();
     match h.try_write(s, from, &mut at) {
         Ok(true) => Ok(at.done),

@@ -15,7 +15,7 @@ use ring::msg::{ACCEPT_WAIT, Addr, Completion, LISTEN_V6ONLY, Request, Status};
 use ring::stats::{Reason, SocketState};
 
 use crate::coordinator::Ticket;
-use crate::handle::{self, Handle, Kind};
+use crate::handle::{self, Handle, Kind, touched};
 use crate::sock::Sock;
 use crate::sys::{Errno, NoSignals, Result};
 use crate::wait::{self, Spin};
@@ -61,6 +61,10 @@ pub fn listening(fd: i32, backlog: i32) {
     if h.kind() != Kind::Kernel || !h.is_tcp() || !process::is_attached() {
         return;
     }
+    if h.was(touched::KERNEL_ONLY) {
+        stats::set_reason(h.index(), Reason::Option);
+        return;
+    }
     let _no_signals = NoSignals::new();
     let local = options::kernel_name(fd, true);
     let limit = somaxconn();
@@ -75,7 +79,7 @@ pub fn listening(fd: i32, backlog: i32) {
         Ok(Completion::Done { status: Status::Ok, value }) => {
             sock.listener.store(value, Ordering::Relaxed);
             sock.set_addrs(local, Addr::default());
-            options::take_over_listener(fd, sock);
+            options::take_over_listener(fd, h, sock);
             options::set_kernel_nonblocking(fd);
             h.set_sock(sock);
             h.set_kind(Kind::Listener);
@@ -174,7 +178,7 @@ fn try_accept(
     }
     coordinator::pump();
     if h.ready.load(Ordering::Acquire) != 0
-        && let Some(new) = from_coordinator(h, sock, out, flags)?
+        && let Some(new) = from_coordinator(fd, h, sock, out, flags)?
     {
         return Ok(Some(new));
     }
@@ -197,6 +201,7 @@ fn from_kernel(fd: i32, out: PeerOut, flags: i32) -> Result<Option<i32>> {
 }
 
 fn from_coordinator(
+    fd: i32,
     h: &'static Handle,
     sock: &'static Sock,
     out: PeerOut,
@@ -205,7 +210,7 @@ fn from_coordinator(
     let listener = sock.listener.load(Ordering::Relaxed);
     match coordinator::call_for(Some(h), Request::Accept { listener, flags: 0 }) {
         Ok(Completion::Accepted { status: Status::Ok, conn, peer, local, .. }) => {
-            install(h, sock, Accepted { conn, peer, local }, out, flags).map(Some)
+            install(fd, h, sock, Accepted { conn, peer, local }, out, flags).map(Some)
         }
         _ => Ok(None),
     }
@@ -218,7 +223,7 @@ struct Accepted {
 }
 
 /// Makes a descriptor for a connection that the coordinator gave us.
-fn install(h: &Handle, parent: &Sock, new: Accepted, out: PeerOut, flags: i32) -> Result<i32> {
+fn install(listener: i32, h: &Handle, parent: &Sock, new: Accepted, out: PeerOut, flags: i32) -> Result<i32> {
     let _no_signals = NoSignals::new();
     let (domain, ty) = h.family();
     // Not while another thread maps a segment: its descriptors are low ones for a moment, and ours is to be the lowest free one.
@@ -239,7 +244,7 @@ fn install(h: &Handle, parent: &Sock, new: Accepted, out: PeerOut, flags: i32) -
     };
     sock.set_addrs(new.local, new.peer);
     sock.nonblock.store(u32::from(flags & libc::SOCK_NONBLOCK != 0), Ordering::Relaxed);
-    options::inherit(parent, sock, fd);
+    options::inherit(listener, parent, fd, sock);
     // The table knows it only when it is complete: another thread can't have the number yet.
     if socket::join(n, sock, new.conn, 1).is_none() {
         socket::release(n);
@@ -276,7 +281,7 @@ fn block(
     coordinator::pump();
     let answer = ticket.finish().or_else(|| unpark(listener, ticket));
     if let Some(Completion::Accepted { status: Status::Ok, conn, peer, local, .. }) = answer {
-        return install(h, sock, Accepted { conn, peer, local }, out, flags).map(Some);
+        return install(fd, h, sock, Accepted { conn, peer, local }, out, flags).map(Some);
     }
     if !wait::agent_alive() {
         process::become_inert();
@@ -334,15 +339,19 @@ fn block_in_kernel(fd: i32, timeout: Option<Duration>) -> Result<Option<i32>> {
 /// shutdown(2) of a listening socket ends the listening, in Linux: so here.
 pub fn shut_down(fd: i32) {
     let Some(h) = table::get(fd) else { return };
-    if h.kind() != Kind::Listener || process::is_borrowed() {
-        return;
+    if h.kind() == Kind::Listener && !process::is_borrowed() {
+        leave_to_kernel(fd, h, SocketState::Idle, Reason::None);
     }
+}
+
+/// From now on only the kernel serves this listener (or ended it).
+pub fn leave_to_kernel(fd: i32, h: &Handle, state: SocketState, reason: Reason) {
     let _no_signals = NoSignals::new();
     let Some(sock) = h.sock() else { return };
     let listener = sock.listener.load(Ordering::Relaxed);
     forget(h);
     h.set_kind(Kind::Kernel);
-    stats::set_state(h.index(), SocketState::Idle, Reason::None, None);
+    stats::set_state(h.index(), state, reason, None);
     let _ = coordinator::post(Request::Unlisten { listener });
     if !sock.is_nonblocking() {
         options::set_kernel_blocking(fd);

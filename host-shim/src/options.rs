@@ -4,17 +4,22 @@
 //! `unsafe` is allowed here: the C structures of the socket interface.
 #![allow(unsafe_code)]
 
+mod inherit;
+
 use core::ffi::c_void;
 use core::ptr;
 use core::sync::atomic::Ordering;
-use core::time::Duration;
 
 use ring::msg::Addr;
+use ring::stats::{Reason, SocketState};
 
 use crate::handle::{Handle, Kind, Stream, touched};
-use crate::sock::{Sock, shut};
+use crate::sock::{Sock, modes, shut};
 use crate::sys::{Errno, Result};
-use crate::{poll, real, sys};
+use crate::{listener, poll, real, sys};
+
+pub use inherit::inherit;
+use inherit::{RCVTIMEO_NEW, SNDTIMEO_NEW};
 
 /// Room for an IPv4 or IPv6 address as the kernel writes it.
 fn empty_storage() -> (libc::sockaddr_storage, libc::socklen_t) {
@@ -157,102 +162,86 @@ fn flag_word(flags: i32) -> core::ffi::c_ulong {
     core::ffi::c_ulong::from(flags.cast_unsigned())
 }
 
-/// Options that an accepted socket inherits from its listener, and that we must repeat on the placeholder.
-const INHERITED: [(i32, i32); 3] = [
-    (libc::IPPROTO_TCP, libc::TCP_NODELAY),
-    (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
-    (libc::SOL_SOCKET, libc::SO_OOBINLINE),
-];
-
 /// Takes over what the application set on the kernel's socket before it became a connection.
 pub fn take_over(fd: i32, h: &Handle, sock: &Sock) {
     sock.nonblock.store(u32::from(kernel_flags(fd) & libc::O_NONBLOCK != 0), Ordering::Relaxed);
-    if h.was(touched::TIMES) {
+    if h.was(touched::OPTIONS) {
         reload(fd, sock);
     }
 }
 
 /// The same for a listener, with what accepted sockets inherit.
-pub fn take_over_listener(fd: i32, sock: &Sock) {
+pub fn take_over_listener(fd: i32, h: &Handle, sock: &Sock) {
     sock.nonblock.store(u32::from(kernel_flags(fd) & libc::O_NONBLOCK != 0), Ordering::Relaxed);
-    let bits = INHERITED.iter().enumerate().filter(|(_, (level, name))| kernel_flag(fd, *level, *name));
-    sock.options.store(bits.fold(0, |sum, (bit, _)| sum | 1 << bit), Ordering::Relaxed);
-    reload(fd, sock);
+    sock.options.store(h.options.load(Ordering::Relaxed), Ordering::Relaxed);
+    if h.was(touched::OPTIONS) {
+        reload(fd, sock);
+    }
 }
 
-/// Timeouts and linger, as the kernel has them.
+/// Timeouts, linger and what makes reading special, as the kernel has them.
 fn reload(fd: i32, sock: &Sock) {
+    let lowat = kernel_option::<u32>(fd, libc::SOL_SOCKET, libc::SO_RCVLOWAT).unwrap_or(1);
+    let inline = kernel_flag(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE);
+    let bits = [(lowat > 1, modes::LOWAT), (inline, modes::OOB_INLINE)];
+    sock.lowat.store(if lowat > 1 { lowat.min(LOWAT_MAX) } else { 0 }, Ordering::Relaxed);
+    sock.modes
+        .store(bits.iter().fold(0, |all, (on, bit)| if *on { all | bit } else { all }), Ordering::Relaxed);
     sock.rx_timeout_us.store(timeout_us(fd, libc::SO_RCVTIMEO), Ordering::Relaxed);
     sock.tx_timeout_us.store(timeout_us(fd, libc::SO_SNDTIMEO), Ordering::Relaxed);
     let [on, seconds] = kernel_option::<[i32; 2]>(fd, libc::SOL_SOCKET, libc::SO_LINGER).unwrap_or([0, 1]);
     sock.linger_reset.store(u32::from(on != 0 && seconds == 0), Ordering::Relaxed);
 }
 
+/// More than this can't be asked for: a stream of small messages fills the ring with less.
+const LOWAT_MAX: u32 = 131_072;
+
 fn timeout_us(fd: i32, name: i32) -> u64 {
     let [seconds, us] = kernel_option::<[i64; 2]>(fd, libc::SOL_SOCKET, name).unwrap_or([0, 0]);
     seconds.unsigned_abs().saturating_mul(1_000_000).saturating_add(us.unsigned_abs())
 }
 
-/// An accepted socket gets what its listener has.
-pub fn inherit(parent: &Sock, sock: &Sock, fd: i32) {
-    for (to, from) in
-        [(&sock.rx_timeout_us, &parent.rx_timeout_us), (&sock.tx_timeout_us, &parent.tx_timeout_us)]
-    {
-        to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
-    }
-    sock.linger_reset.store(parent.linger_reset.load(Ordering::Relaxed), Ordering::Relaxed);
-    let bits = parent.options.load(Ordering::Relaxed);
-    for (bit, (level, name)) in INHERITED.iter().enumerate() {
-        if bits & 1 << bit != 0 {
-            let on: i32 = 1;
-            // SAFETY: an int of that length.
-            unsafe { real::setsockopt(fd, *level, *name, ptr::from_ref(&on).cast(), socklen::<i32>()) };
-        }
-    }
-    for (name, us) in [
-        (libc::SO_RCVTIMEO, parent.rx_timeout_us.load(Ordering::Relaxed)),
-        (libc::SO_SNDTIMEO, parent.tx_timeout_us.load(Ordering::Relaxed)),
-    ] {
-        if us != 0 {
-            let d = Duration::from_micros(us);
-            let value = [d.as_secs(), u64::from(d.subsec_micros())];
-            // SAFETY: a timeval of that length.
-            unsafe {
-                real::setsockopt(
-                    fd,
-                    libc::SOL_SOCKET,
-                    name,
-                    ptr::from_ref(&value).cast(),
-                    socklen::<[u64; 2]>(),
-                );
-            }
-        }
-    }
-}
-
-/// `SO_RCVTIMEO` and `SO_SNDTIMEO` under all their numbers, and `SO_LINGER`.
-fn is_about_time(level: i32, name: i32) -> bool {
-    const RCVTIMEO_NEW: i32 = 66;
-    const SNDTIMEO_NEW: i32 = 67;
+/// What [`reload`] loads: `SO_RCVTIMEO` and `SO_SNDTIMEO` under all their numbers, and the rest.
+fn concerns_us(level: i32, name: i32) -> bool {
     level == libc::SOL_SOCKET
         && matches!(
             name,
-            libc::SO_RCVTIMEO | libc::SO_SNDTIMEO | libc::SO_LINGER | RCVTIMEO_NEW | SNDTIMEO_NEW
+            libc::SO_RCVTIMEO
+                | libc::SO_SNDTIMEO
+                | RCVTIMEO_NEW
+                | SNDTIMEO_NEW
+                | libc::SO_LINGER
+                | libc::SO_RCVLOWAT
+                | libc::SO_OOBINLINE
         )
 }
 
 /// After a successful setsockopt(2) on a socket that we know.
 pub fn option_set(fd: i32, h: &Handle, level: i32, name: i32) {
-    let about_time = is_about_time(level, name);
+    let ours = concerns_us(level, name);
     match (h.kind(), h.sock()) {
-        (Kind::Listener, Some(sock)) => {
-            let nonblocking = sock.nonblock.load(Ordering::Relaxed);
-            take_over_listener(fd, sock);
-            sock.nonblock.store(nonblocking, Ordering::Relaxed);
+        (Kind::Listener, Some(_)) if inherit::is_for_kernel_only(level, name) => {
+            listener::leave_to_kernel(fd, h, SocketState::Listening, Reason::Option);
         }
-        (Kind::Stream, Some(sock)) if about_time => reload(fd, sock),
-        (Kind::Kernel, _) if about_time => {
-            h.touched.fetch_or(touched::TIMES, Ordering::Relaxed);
+        (Kind::Listener, Some(sock)) => {
+            sock.options.fetch_or(inherit::bit(level, name), Ordering::Relaxed);
+            if ours {
+                reload(fd, sock);
+            }
+        }
+        (Kind::Stream, Some(sock)) if ours => {
+            reload(fd, sock);
+            // A lower mark may make it readable.
+            crate::epoll::handle_changed(h);
+            crate::wait::kick_others();
+        }
+        (Kind::Kernel, _) => {
+            h.options.fetch_or(inherit::bit(level, name), Ordering::Relaxed);
+            let alone = inherit::is_for_kernel_only(level, name);
+            let bits = [(ours, touched::OPTIONS), (alone, touched::KERNEL_ONLY)];
+            for (_, bit) in bits.iter().filter(|(on, _)| *on) {
+                h.touched.fetch_or(*bit, Ordering::Relaxed);
+            }
         }
         _ => {}
     }
@@ -384,7 +373,8 @@ pub fn ioctl(
     let s = h.stream()?;
     let value = match request {
         libc::FIONREAD => i32::try_from(s.available()).unwrap_or(i32::MAX),
-        libc::TIOCOUTQ | SIOCATMARK => 0,
+        SIOCATMARK => i32::from(s.at_mark()),
+        libc::TIOCOUTQ => 0,
         _ => return None,
     };
     if out.is_null() {

@@ -21,6 +21,7 @@ use crate::{coordinator, epoll, listener, real, stats, sys, table};
 pub const IN: u32 = 0x41;
 /// `POLLOUT | POLLWRNORM`.
 pub const OUT: u32 = 0x104;
+const PRI: u32 = 0x2;
 const ERR: u32 = 0x8;
 const HUP: u32 = 0x10;
 const RDHUP: u32 = 0x2000;
@@ -46,7 +47,7 @@ pub fn is_dead(s: &Stream) -> bool {
 
 /// What a connection is ready for.
 pub fn events(h: &Handle, s: &Stream) -> u32 {
-    let data = s.has_data();
+    let data = s.readable();
     let bits = s.sock.shut.load(Ordering::Relaxed);
     let input_ended = s.input_ended();
     let reset = input_ended && s.end_is_reset(h);
@@ -60,6 +61,9 @@ pub fn events(h: &Handle, s: &Stream) -> u32 {
     }
     if s.writable() {
         now |= OUT;
+    }
+    if s.has_urgent() {
+        now |= PRI;
     }
     if reset && bits & shut::RESET_SEEN == 0 {
         now |= ERR;

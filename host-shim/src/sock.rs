@@ -29,6 +29,14 @@ pub mod shut {
     pub const RESET_SEEN: u32 = 8;
 }
 
+/// Bits of [`Sock::modes`]: what makes reading other than plain.
+pub mod modes {
+    /// `SO_RCVLOWAT` is above 1.
+    pub const LOWAT: u32 = 1;
+    /// `SO_OOBINLINE`: the urgent byte is read as any other.
+    pub const OOB_INLINE: u32 = 2;
+}
+
 /// [`Sock::dead`]: the peer's side is gone.
 pub const DEAD: u32 = 1;
 /// [`Sock::dead`]: the listener was closed before it accepted us, which is a reset.
@@ -45,11 +53,14 @@ pub struct Sock {
     pad1: [AtomicU64; 5],
     /// Held while reading from the incoming stream.
     pub rx: Lock,
-    pad2: AtomicU32,
+    /// `SO_RCVLOWAT`, if it is above 1; else 0.
+    pub lowat: AtomicU32,
     pos: AtomicU64,
     /// `left` in the low half, `len` in the high half.
     record: AtomicU64,
-    pad3: [AtomicU64; 5],
+    /// Position of the urgent byte that `recv(MSG_OOB)` took, plus one.
+    pub urgent_taken: AtomicU64,
+    pad3: [AtomicU64; 4],
     /// Connection id; for a listener, 0. Changes whenever the place is used anew.
     pub conn: AtomicU64,
     used: AtomicU32,
@@ -61,7 +72,8 @@ pub struct Sock {
     pub shut: AtomicU32,
     /// [`DEAD`] or [`DEAD_RESET`]: the coordinator or the wire says that the peer's side is gone.
     pub dead: AtomicU32,
-    pad6: AtomicU32,
+    /// [`modes`] bits.
+    pub modes: AtomicU32,
     /// `SO_RCVTIMEO` in microseconds, 0: none.
     pub rx_timeout_us: AtomicU64,
     /// `SO_SNDTIMEO` in microseconds, 0: none.
@@ -75,10 +87,9 @@ pub struct Sock {
     ports: AtomicU32,
     /// Non-zero: a `connect` that has succeeded but was not asked about yet.
     pub fresh_connect: AtomicU32,
-    /// Listener: options that accepted sockets inherit, see [`crate::options`].
-    pub options: AtomicU32,
-    pad4: AtomicU32,
-    pad5: AtomicU64,
+    /// Listener: options that accepted sockets inherit, a bit each ([`crate::options::inherit`]).
+    pub options: AtomicU64,
+    pad4: AtomicU64,
 }
 
 const _: () = {
@@ -150,17 +161,19 @@ impl Sock {
         self.rx.reset();
         self.set_writer(Writer::default());
         self.set_reader(Reader::default());
-        for word in [&self.conn, &self.rx_timeout_us, &self.tx_timeout_us] {
+        for word in [&self.conn, &self.rx_timeout_us, &self.tx_timeout_us, &self.urgent_taken, &self.options]
+        {
             word.store(0, Ordering::Relaxed);
         }
         for word in [
             &self.nonblock,
             &self.shut,
             &self.dead,
+            &self.lowat,
+            &self.modes,
             &self.linger_reset,
             &self.listener,
             &self.fresh_connect,
-            &self.options,
         ] {
             word.store(0, Ordering::Relaxed);
         }

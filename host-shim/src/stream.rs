@@ -8,11 +8,12 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use ring::segment::{Direction, RING_BYTES, state};
 use ring::stream::{self, Reader};
-use ring::wake;
+use ring::{urgent, wake};
 
 use crate::handle::{Handle, Stream};
-use crate::sock::{DEAD_RESET, shut};
+use crate::sock::{DEAD_RESET, modes, shut};
 use crate::sys::{Errno, Result};
+use crate::urgent::Met;
 use crate::{segments, stats, sys};
 
 /// Free bytes from which a connection counts as writable, as Linux wants a third of the buffer free.
@@ -31,6 +32,24 @@ pub struct Buffer {
 pub struct Buffers<'a> {
     list: &'a [libc::iovec],
     single: Option<Buffer>,
+    /// It is one byte, and urgent.
+    urgent: bool,
+}
+
+impl Buffer {
+    /// No application can have memory there: the first page, or the kernel's half. Other wrong addresses are told from
+    /// right ones by using them only, which ends the program where the kernel would have said `EFAULT`.
+    #[inline(always)]
+    fn is_nowhere(self) -> bool {
+        is_nowhere(self.base)
+    }
+}
+
+/// See [`Buffer::is_nowhere`].
+#[inline(always)]
+pub fn is_nowhere<T>(p: *const T) -> bool {
+    const FIRST_PAGE: usize = 4096;
+    (p as usize).wrapping_sub(FIRST_PAGE) >= (1 << 63) - FIRST_PAGE
 }
 
 impl<'a> Buffers<'a> {
@@ -38,16 +57,24 @@ impl<'a> Buffers<'a> {
     #[inline(always)]
     #[must_use]
     pub fn one(base: *mut u8, len: usize) -> Self {
-        Buffers { list: &[], single: Some(Buffer { base, len }) }
+        Buffers { list: &[], single: Some(Buffer { base, len }), urgent: false }
     }
 
     /// `readv` and friends.
     #[must_use]
     pub fn many(list: &'a [libc::iovec]) -> Self {
-        Buffers { list, single: None }
+        Buffers { list, single: None, urgent: false }
     }
 
-    fn get(&self, i: usize) -> Option<Buffer> {
+    /// One byte to be sent as urgent.
+    #[must_use]
+    pub fn urgent(byte: *mut u8) -> Self {
+        Buffers { urgent: true, ..Self::one(byte, 1) }
+    }
+
+    /// The buffer of that number.
+    #[must_use]
+    pub fn get(&self, i: usize) -> Option<Buffer> {
         match self.single {
             Some(b) => (i == 0).then_some(b),
             None => self.list.get(i).map(|v| Buffer { base: v.iov_base.cast(), len: v.iov_len }),
@@ -118,6 +145,10 @@ impl Handle {
                 at.offset = 0;
                 continue;
             }
+            if b.is_nowhere() {
+                s.sock.set_writer(w);
+                return Err(Errno(libc::EFAULT));
+            }
             let Ok(span) = stream::reserve(&s.out_ring, s.out_dir, &mut w, left) else {
                 return Err(s.violated());
             };
@@ -127,7 +158,14 @@ impl Handle {
             };
             // SAFETY: the application's buffer, `left` bytes from `offset`, of which the span takes at most `left`.
             unsafe { s.out_ring.copy_in(span.at, b.base.add(at.offset), span.len) };
-            if stream::commit(&s.out_ring, &mut w, span.len).is_err() {
+            let published = if from.urgent {
+                // SAFETY: as above, the one byte.
+                urgent::announce(s.out_dir, &w, unsafe { *b.base });
+                stream::commit_urgent(&s.out_ring, &mut w)
+            } else {
+                stream::commit(&s.out_ring, &mut w, span.len)
+            };
+            if published.is_err() {
                 return Err(s.violated());
             }
             // With each record: a process that is killed in here leaves a relative who goes on at the right place.
@@ -221,11 +259,13 @@ impl Handle {
         if !s.current(self) {
             return Err(Errno(libc::EBADF));
         }
-        let mut r = s.sock.reader();
-        if r == Reader::default() && !stream::is_open(s.in_dir, s.conn.generation()) {
+        let start = s.sock.reader();
+        if start == Reader::default() && !stream::is_open(s.in_dir, s.conn.generation()) {
             return Ok(false);
         }
+        let mut r = start;
         let before = at.done;
+        let mut passed = false;
         while let Some(b) = to.get(at.index) {
             let left = b.len - at.offset;
             if left == 0 {
@@ -233,8 +273,30 @@ impl Handle {
                 at.offset = 0;
                 continue;
             }
+            if b.is_nowhere() && !how.discard {
+                if at.done == before && s.has_data() {
+                    return Err(Errno(libc::EFAULT));
+                }
+                break;
+            }
             let Ok(span) = stream::next(&s.in_ring, &mut r) else { return Err(s.violated()) };
             let Some(span) = span else { break };
+            if span.urgent {
+                match s.meets_urgent(&r, at.done > 0) {
+                    Met::Data => {}
+                    Met::Mark => {
+                        // Stay before it.
+                        (r.left, r.len) = (0, 0);
+                        break;
+                    }
+                    Met::Hole if r.pos - start.pos > RING_BYTES as u64 => return Err(s.violated()),
+                    Met::Hole => {
+                        stream::take(&mut r, 1);
+                        passed = true;
+                        continue;
+                    }
+                }
+            }
             let n = span.len.min(left);
             if !how.discard {
                 // SAFETY: the application's buffer, at least `n` bytes from `offset`.
@@ -248,7 +310,7 @@ impl Handle {
             }
         }
         let got = at.done - before;
-        if how.peek || got == 0 {
+        if how.peek || (got == 0 && !passed) {
             return Ok(got > 0);
         }
         s.sock.set_reader(r);
@@ -259,7 +321,7 @@ impl Handle {
             self.notify_writer(s, consumed);
         }
         stats::received(self.index(), got);
-        Ok(true)
+        Ok(got > 0)
     }
 
     /// Tells whoever sleeps or watches for data on the other side.
@@ -356,8 +418,34 @@ impl Stream {
         if r == Reader::default() && !stream::is_open(self.in_dir, self.conn.generation()) {
             return false;
         }
-        // A violation counts as readable: the read reports it.
-        !matches!(stream::next(&self.in_ring, &mut r), Ok(None))
+        match stream::next(&self.in_ring, &mut r) {
+            Ok(None) => false,
+            Ok(Some(span)) if span.urgent => self.more_than_urgent(r),
+            // A violation counts as readable: the read reports it.
+            _ => true,
+        }
+    }
+
+    /// Enough bytes wait for poll(2), or the room for more is used up.
+    #[inline(always)]
+    #[must_use]
+    pub fn readable(&self) -> bool {
+        if self.sock.modes.load(Ordering::Relaxed) & modes::LOWAT == 0 {
+            self.has_data()
+        } else {
+            self.reaches_lowat()
+        }
+    }
+
+    #[cold]
+    fn reaches_lowat(&self) -> bool {
+        let r = self.sock.reader();
+        if r == Reader::default() && !stream::is_open(self.in_dir, self.conn.generation()) {
+            return false;
+        }
+        let Ok(there) = stream::unread(&self.in_ring, &r) else { return true };
+        let wanted = self.sock.lowat.load(Ordering::Relaxed) as usize + usize::from(self.mark_hides_a_byte());
+        there.bytes >= wanted || there.ring_bytes > RING_BYTES as u64 / 8 * 7
     }
 
     /// No more bytes will come than are there now.
@@ -427,6 +515,6 @@ impl Stream {
         if r == Reader::default() && !stream::is_open(self.in_dir, self.conn.generation()) {
             return 0;
         }
-        stream::available(&self.in_ring, &r, RING_BYTES).unwrap_or(0)
+        self.before_mark(&r).or_else(|_| stream::unread(&self.in_ring, &r).map(|u| u.bytes)).unwrap_or(0)
     }
 }

@@ -29,6 +29,7 @@ pub mod segment;
 pub mod shared;
 pub mod stats;
 pub mod stream;
+pub mod urgent;
 pub mod wake;
 pub mod window;
 

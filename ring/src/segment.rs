@@ -92,7 +92,9 @@ pub struct Direction {
     pub generation: AtomicU32,
     /// [`state`]. Writer-written.
     pub state: AtomicU32,
-    pad1: [AtomicU64; 7],
+    /// The last urgent byte and where it stands ([`crate::urgent`]); 0: none so far. Writer-written.
+    pub urgent: AtomicU64,
+    pad1: [AtomicU64; 6],
     /// Sleep word ([`crate::wake`]): who sleeps for data here. Reader-set.
     pub rx_wait: AtomicU32,
     /// Lane plus one whose epoll instances watch for data, or 0. Reader-set.
@@ -123,6 +125,7 @@ impl Direction {
             pad0: core::array::from_fn(|_| AtomicU64::new(0)),
             generation: word(),
             state: word(),
+            urgent: AtomicU64::new(0),
             pad1: core::array::from_fn(|_| AtomicU64::new(0)),
             rx_wait: word(),
             rx_watch: word(),
@@ -153,6 +156,7 @@ const _: () = {
     assert!(size_of::<Side>() <= SIDE_STRIDE);
     assert!(size_of::<Direction>() == 192);
     assert!(offset_of!(Direction, generation) == 64);
+    assert!(offset_of!(Direction, urgent) == 72);
     assert!(offset_of!(Direction, rx_wait) == 128);
     assert!(offset_of!(Direction, tx_wake_at) == 152);
     assert!(size_of::<Slot>() == 512);

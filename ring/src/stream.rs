@@ -5,7 +5,7 @@
 //! is published: so one small message costs one cache line, and the reader needs no index of the writer's.
 //!
 //! ```text
-//! header: bits 0-31 payload bytes, 32-39 kind (1 data, 2 skip to the ring's start), 63 valid
+//! header: bits 0-31 payload bytes, 32-39 kind (1 data, 2 skip to the ring's start, 3 one urgent byte), 63 valid
 //! ```
 //!
 //! Positions are bytes since the beginning, never wrapped; each side keeps its own in memory that the
@@ -26,6 +26,7 @@ const HEADER: u64 = 8;
 const VALID: u64 = 1 << 63;
 const KIND_DATA: u64 = 1 << 32;
 const KIND_SKIP: u64 = 2 << 32;
+const KIND_URGENT: u64 = 3 << 32;
 
 /// The bytes of a ring, a power of two of them, as headers and payload. The shipped one is [`RingBytes`]; the loom tests
 /// bring one that detects overlapping accesses.
@@ -145,6 +146,8 @@ pub struct Span {
     pub at: usize,
     /// Bytes, at least 1.
     pub len: usize,
+    /// Reader: this is the byte of an urgent record, and the reader stands before it ([`crate::urgent`]).
+    pub urgent: bool,
 }
 
 const fn padded(len: u64) -> u64 {
@@ -161,6 +164,7 @@ pub fn open(mem: &impl Memory, dir: &Direction, generation: u32) {
     }
     dir.consumed.store(0, Ordering::Relaxed);
     dir.state.store(state::OPEN, Ordering::Relaxed);
+    dir.urgent.store(0, Ordering::Relaxed);
     // Release: pairs with the Acquire in `is_open`; a reader that sees the generation sees an empty ring.
     dir.generation.store(generation, Ordering::Release);
 }
@@ -224,7 +228,7 @@ pub fn reserve(
     if len == 0 {
         return Ok(None);
     }
-    Ok(Some(Span { at: (offset + HEADER) as usize, len: len as usize }))
+    Ok(Some(Span { at: (offset + HEADER) as usize, len: len as usize, urgent: false }))
 }
 
 /// Writer: publishes the `len` bytes (1 to the reserved length) that were copied to the reserved span.
@@ -237,6 +241,16 @@ pub fn commit(mem: &impl Memory, w: &mut Writer, len: usize) -> Result<(), Viola
     let step = HEADER + padded(len);
     publish(mem, w.tail, KIND_DATA | VALID | len, step)?;
     w.tail += step;
+    Ok(())
+}
+
+/// Writer: [`commit`] of one byte that is urgent, announced before ([`crate::urgent::announce`]).
+///
+/// # Errors
+/// As [`commit`].
+pub fn commit_urgent(mem: &impl Memory, w: &mut Writer) -> Result<(), Violation> {
+    publish(mem, w.tail, KIND_URGENT | VALID | 1, HEADER + padded(1))?;
+    w.tail += HEADER + padded(1);
     Ok(())
 }
 
@@ -262,6 +276,7 @@ fn publish(mem: &impl Memory, tail: u64, header: u64, step: u64) -> Result<(), V
 #[allow(clippy::cast_possible_truncation)] // lengths and offsets are below the ring's size
 pub fn next(mem: &impl Memory, r: &mut Reader) -> Result<Option<Span>, Violation> {
     let size = mem.size();
+    let mut urgent = false;
     if r.left == 0 {
         // At most two steps: a skip is followed by something else.
         let mut header = load_header(mem, r.pos)?;
@@ -277,14 +292,20 @@ pub fn next(mem: &impl Memory, r: &mut Reader) -> Result<Option<Span>, Violation
         }
         let offset = r.pos & (size - 1);
         let len = header & 0xffff_ffff;
-        if header != KIND_DATA | VALID | len || len == 0 || len > size - offset - HEADER {
+        if header != KIND_DATA | VALID | len {
+            if header != KIND_URGENT | VALID | 1 {
+                return Err(Violation);
+            }
+            urgent = true;
+        }
+        if len == 0 || len > size - offset - HEADER {
             return Err(Violation);
         }
         r.len = len as u32;
         r.left = len as u32;
     }
     let start = (r.pos & (size - 1)) + HEADER + u64::from(r.len) - u64::from(r.left);
-    Ok(Some(Span { at: start as usize, len: r.left as usize }))
+    Ok(Some(Span { at: start as usize, len: r.left as usize, urgent }))
 }
 
 #[inline(always)]
@@ -315,22 +336,31 @@ pub fn release(dir: &Direction, r: &Reader) -> u64 {
     consumed
 }
 
-/// Reader: payload bytes that are there now (`FIONREAD`), at most `limit`.
+/// What waits in a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unread {
+    /// Payload bytes.
+    pub bytes: usize,
+    /// Bytes of the ring that they take, headers and padding included.
+    pub ring_bytes: u64,
+}
+
+/// Reader: what is there now.
 ///
 /// # Errors
 /// [`Violation`] if a header is impossible.
-pub fn available(mem: &impl Memory, r: &Reader, limit: usize) -> Result<usize, Violation> {
+pub fn unread(mem: &impl Memory, r: &Reader) -> Result<Unread, Violation> {
+    let start = r.pos;
     let mut r = *r;
-    let mut sum = 0;
+    let mut bytes = 0;
     // Ends: each step moves on by at least 16 bytes. There can be more than one turn of the ring: the part of the
     // current record that was taken and released may hold the newest one.
-    let end = r.pos + 2 * mem.size();
-    while sum < limit && r.pos < end {
+    while r.pos < start + 2 * mem.size() {
         let Some(span) = next(mem, &mut r)? else { break };
-        sum += span.len;
+        bytes += span.len;
         take(&mut r, span.len);
     }
-    Ok(sum.min(limit))
+    Ok(Unread { bytes, ring_bytes: r.pos - start })
 }
 
 /// Writer: room for `want` payload bytes in records of any number right now?

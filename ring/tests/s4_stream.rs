@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use ring::atomic::{AtomicU64, Ordering};
 use ring::segment::{RING_BYTES, state};
 use ring::stream::{self, Memory as _, RECORD_MAX, Reader, RingBytes, Span, Violation, Writer};
+use ring::urgent::{self, Urgent};
 use std::collections::VecDeque;
 use support::{StreamMemory, copy_in, copy_out};
 
@@ -22,9 +23,7 @@ enum Op {
         part: u8,
     },
     Release,
-    Available {
-        limit: usize,
-    },
+    Unread,
     HasRoom {
         want: u64,
     },
@@ -37,7 +36,7 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (want, part.clone()).prop_map(|(want, part)| Op::Write { want, part }),
         4 => part.prop_map(|part| Op::Read { part }),
         3 => Just(Op::Release),
-        1 => (0..100_000usize).prop_map(|limit| Op::Available { limit }),
+        1 => Just(Op::Unread),
         1 => (0..20_000u64).prop_map(|want| Op::HasRoom { want }),
     ]
 }
@@ -136,9 +135,10 @@ impl Sut {
                 self.read(part);
             }
             Op::Release => self.release(),
-            Op::Available { limit } => {
-                let there = stream::available(&self.mem.ring(), &self.r, limit).unwrap();
-                assert_eq!(there, self.oracle.len().min(limit));
+            Op::Unread => {
+                let there = stream::unread(&self.mem.ring(), &self.r).unwrap();
+                assert_eq!(there.bytes, self.oracle.len());
+                assert!(there.ring_bytes <= self.w.tail - self.r.pos);
             }
             Op::HasRoom { want } => {
                 let ring = self.mem.ring();
@@ -201,6 +201,7 @@ fn header_like() -> impl Strategy<Value = u64> {
     prop_oneof![
         3 => (0..64u64).prop_map(|len| 1 << 63 | 1 << 32 | len),
         1 => Just(1 << 63 | 2 << 32),
+        1 => Just(1 << 63 | 3 << 32 | 1),
         1 => (0..1u64 << 20).prop_map(|len| 1 << 63 | 1 << 32 | len),
         1 => (0..64u32).prop_map(|bit| 1 << 63 | 1 << 32 | 8 | 1 << bit),
         1 => any::<u64>(),
@@ -249,9 +250,10 @@ fn hostile(start: u64, bytes: usize, words: &[u64], ops: &[(Op, Option<u64>, u64
                 stream::release(dir, &sut.r);
                 assert!(dir.consumed.load(Ordering::Relaxed) <= sut.r.pos + bytes as u64);
             }
-            Op::Available { limit } => {
-                if let Ok(there) = stream::available(&ring, &sut.r, limit) {
-                    assert!(there <= limit);
+            Op::Unread => {
+                if let Ok(there) = stream::unread(&ring, &sut.r) {
+                    assert!(there.bytes as u64 <= there.ring_bytes.max(bytes as u64));
+                    assert!(there.ring_bytes <= 3 * bytes as u64);
                 }
             }
             Op::HasRoom { want } => {
@@ -295,6 +297,7 @@ fn s4_6_every_wrong_header_is_a_violation() {
         1 << 32 | 8,
         1 << 63 | 8,
         1 << 63 | 3 << 32 | 8,
+        1 << 63 | 3 << 32,
         data | 8 | 1 << 62,
         1,
     ] {
@@ -341,6 +344,32 @@ fn s4_5_the_end_is_told_after_the_data() {
     assert_eq!(sut.mem.direction().state.load(Ordering::Acquire), state::FIN);
     assert!(sut.read(255));
     assert!(!sut.read(255));
+}
+
+#[test]
+fn s4_8_the_last_urgent_byte_is_told_ahead_and_stands_in_the_stream() {
+    let mut sut = Sut::at(40, 128);
+    assert_eq!(urgent::ahead(sut.mem.direction(), &sut.r), None);
+    sut.write(3, 255);
+    for byte in [7, 8] {
+        let span = stream::reserve(&sut.mem.ring(), sut.mem.direction(), &mut sut.w, 1).unwrap().unwrap();
+        urgent::announce(sut.mem.direction(), &sut.w, byte);
+        copy_in(&sut.mem.ring(), span, &[byte]);
+        stream::commit_urgent(&sut.mem.ring(), &mut sut.w).unwrap();
+    }
+    let last = Urgent { pos: 40 + 2 * 16, byte: 8 };
+    assert_eq!(urgent::ahead(sut.mem.direction(), &sut.r), Some(last));
+    assert!(sut.read(255));
+    for byte in [7, 8] {
+        let span = stream::next(&sut.mem.ring(), &mut sut.r).unwrap().unwrap();
+        assert!(span.urgent);
+        assert_eq!(urgent::ahead(sut.mem.direction(), &sut.r), Some(last));
+        assert_eq!(copy_out(&sut.mem.ring(), span, 1), [byte]);
+        stream::take(&mut sut.r, 1);
+    }
+    assert_eq!(urgent::ahead(sut.mem.direction(), &sut.r), None);
+    stream::open(&sut.mem.ring(), sut.mem.direction(), 2);
+    assert_eq!(urgent::ahead(sut.mem.direction(), &Reader::default()), None);
 }
 
 #[test]

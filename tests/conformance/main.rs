@@ -15,12 +15,14 @@ mod end;
 mod epoll;
 mod families;
 mod forks;
+mod inherit;
 mod io;
 mod lifecycle;
 mod names;
 mod options;
 mod pipes;
 mod polling;
+mod reading;
 mod signals;
 mod threads;
 mod transcript;
@@ -28,6 +30,7 @@ mod transfers;
 mod udp;
 mod unix_messages;
 mod unix_stream;
+mod urgent;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -78,12 +81,14 @@ const GROUPS: &[Group] = &[
     two(epoll::CASES),
     two(families::CASES),
     two(forks::CASES),
+    two(inherit::CASES),
     two(io::CASES),
     two(lifecycle::CASES),
     one(lifecycle::ALONE),
     two(names::CASES),
     two(options::CASES),
     two(polling::CASES),
+    two(reading::CASES),
     two(signals::CASES),
     two(threads::CASES),
     two(transfers::CASES),
@@ -91,6 +96,7 @@ const GROUPS: &[Group] = &[
     two(unix_stream::CASES),
     two(unix_messages::SEQPACKET),
     two(unix_messages::DGRAM),
+    two(urgent::CASES),
     one(pipes::PIPES),
     one(pipes::SOCKETPAIRS),
 ];

@@ -9,7 +9,7 @@ use libc::{
 
 use super::{fail, length};
 use crate::handle::{Handle, Stream};
-use crate::stream::Buffers;
+use crate::stream::{Buffers, is_nowhere};
 use crate::sys::{Errno, Result};
 use crate::{io, real, stats, sys, table};
 
@@ -38,10 +38,15 @@ fn written_by_kernel(fd: c_int, r: ssize_t) -> ssize_t {
 fn vector<'a>(iov: *const iovec, n: c_int) -> Result<&'a [iovec]> {
     match usize::try_from(n) {
         Ok(0) => Ok(&[]),
-        // SAFETY: the application's array of `n` elements.
-        Ok(n) if n <= 1024 && !iov.is_null() => Ok(unsafe { slice::from_raw_parts(iov, n) }),
-        Ok(n) if n <= 1024 => Err(Errno(libc::EFAULT)),
-        _ => Err(Errno(libc::EINVAL)),
+        Ok(n) if n > 1024 => Err(Errno(libc::EINVAL)),
+        Ok(_) if is_nowhere(iov) => Err(Errno(libc::EFAULT)),
+        Ok(n) => {
+            // SAFETY: the application's array of `n` elements.
+            let list = unsafe { slice::from_raw_parts(iov, n) };
+            let negative = list.iter().any(|v| v.iov_len > isize::MAX.cast_unsigned());
+            if negative { Err(Errno(libc::EINVAL)) } else { Ok(list) }
+        }
+        Err(_) => Err(Errno(libc::EINVAL)),
     }
 }
 
@@ -153,13 +158,21 @@ fn message_vector<'a>(iov: *const iovec, n: size_t) -> Result<&'a [iovec]> {
 /// # Safety
 /// `msg` is the application's message header.
 unsafe fn receive_message(h: &Handle, s: &Stream, msg: *mut msghdr, flags: c_int) -> Result<usize> {
+    if is_nowhere(msg) {
+        return Err(Errno(libc::EFAULT));
+    }
     // SAFETY: contract.
-    let m = unsafe { msg.as_mut() }.ok_or(Errno(libc::EFAULT))?;
+    let m = unsafe { &mut *msg };
     let v = message_vector(m.msg_iov, m.msg_iovlen)?;
     let n = io::receive(h, s, &Buffers::many(v), flags)?;
-    m.msg_namelen = 0;
+    if !m.msg_name.is_null() {
+        m.msg_namelen = 0;
+    }
     m.msg_controllen = 0;
-    m.msg_flags = flags & libc::MSG_CMSG_CLOEXEC;
+    // The urgent byte says that it is one, and whether there was room for it.
+    let no_room = if n == 0 { libc::MSG_TRUNC } else { 0 };
+    let urgent = if flags & libc::MSG_OOB != 0 { libc::MSG_OOB | no_room } else { 0 };
+    m.msg_flags = flags & libc::MSG_CMSG_CLOEXEC | urgent;
     Ok(n)
 }
 
@@ -168,8 +181,11 @@ unsafe fn receive_message(h: &Handle, s: &Stream, msg: *mut msghdr, flags: c_int
 /// # Safety
 /// `msg` is the application's message header.
 unsafe fn send_message(h: &Handle, s: &Stream, msg: *const msghdr, flags: c_int) -> Result<usize> {
+    if is_nowhere(msg) {
+        return Err(Errno(libc::EFAULT));
+    }
     // SAFETY: contract.
-    let m = unsafe { msg.as_ref() }.ok_or(Errno(libc::EFAULT))?;
+    let m = unsafe { &*msg };
     io::send(h, s, &Buffers::many(message_vector(m.msg_iov, m.msg_iovlen)?), flags)
 }
 
@@ -193,13 +209,18 @@ pub unsafe extern "C" fn sendmsg(fd: c_int, msg: *const msghdr, flags: c_int) ->
     }
 }
 
-/// One call after another while they succeed: the number of messages, or the first one's error.
-fn each(n: c_uint, mut one: impl FnMut(usize) -> Result<usize>) -> c_int {
+/// One message after another, while they succeed and `one` says that there may be more: the number of messages, or the first
+/// one's error. Linux takes at most 1024.
+fn each(n: c_uint, mut one: impl FnMut(usize) -> Result<bool>) -> c_int {
     let mut done = 0;
     for i in 0..n.min(1024) as usize {
         match one(i) {
-            Ok(0) if i > 0 => break,
-            Ok(_) => done += 1,
+            Ok(more) => {
+                done += 1;
+                if !more {
+                    break;
+                }
+            }
             Err(e) if done == 0 => return fail(e),
             Err(_) => break,
         }
@@ -219,21 +240,32 @@ pub unsafe extern "C" fn recvmmsg(
         // SAFETY: as above.
         return unsafe { real::recvmmsg(fd, msgs, n, flags, timeout) };
     };
-    // SAFETY: as above.
-    let end = unsafe { timeout.as_ref() }.map(|t| sys::now() + crate::exports::ready::duration(t));
+    // SAFETY: the application's pointer, null or to a timespec.
+    let mut limit = unsafe { timeout.as_mut() };
+    if limit.as_ref().is_some_and(|t| t.tv_sec < 0 || !(0..1_000_000_000).contains(&t.tv_nsec)) {
+        return fail(Errno(libc::EINVAL));
+    }
+    let end = limit.as_ref().map(|t| sys::now() + crate::exports::ready::duration(t));
+    let mut once = flags & !libc::MSG_WAITFORONE;
     each(n, |i| {
-        if i > 0 && end.is_some_and(|e| sys::now() >= e) {
-            return Ok(0);
-        }
-        let wait_for_one = i > 0 && flags & libc::MSG_WAITFORONE != 0;
-        let flags = if wait_for_one { flags | libc::MSG_DONTWAIT } else { flags } & !libc::MSG_WAITFORONE;
         // SAFETY: the application's array of `n` elements.
-        unsafe {
+        let (header, len) = unsafe {
             let m = msgs.add(i);
-            let got = receive_message(h, &s, &raw mut (*m).msg_hdr, flags)?;
-            (*m).msg_len = c_uint::try_from(got).unwrap_or(c_uint::MAX);
-            Ok(got)
+            (&raw mut (*m).msg_hdr, &raw mut (*m).msg_len)
+        };
+        // SAFETY: as above.
+        let got = unsafe { receive_message(h, &s, header, once) }?;
+        // SAFETY: as above.
+        unsafe { *len = c_uint::try_from(got).unwrap_or(c_uint::MAX) };
+        if flags & libc::MSG_WAITFORONE != 0 {
+            once |= libc::MSG_DONTWAIT;
         }
+        // The time is looked at after each message only: the first is waited for as long as it takes.
+        let Some((limit, end)) = limit.as_deref_mut().zip(end) else { return Ok(flags & libc::MSG_OOB == 0) };
+        let left = end.saturating_sub(sys::now());
+        limit.tv_sec = libc::time_t::try_from(left.as_secs()).unwrap_or(0);
+        limit.tv_nsec = left.subsec_nanos().into();
+        Ok(!left.is_zero() && flags & libc::MSG_OOB == 0)
     })
 }
 
@@ -249,7 +281,8 @@ pub unsafe extern "C" fn sendmmsg(fd: c_int, msgs: *mut mmsghdr, n: c_uint, flag
             let m = msgs.add(i);
             let sent = send_message(h, &s, &raw const (*m).msg_hdr, flags)?;
             (*m).msg_len = c_uint::try_from(sent).unwrap_or(c_uint::MAX);
-            Ok(sent.max(1))
+            let v = message_vector((*m).msg_hdr.msg_iov, (*m).msg_hdr.msg_iovlen)?;
+            Ok(sent == Buffers::many(v).total())
         }
     })
 }

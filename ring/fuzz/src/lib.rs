@@ -13,6 +13,7 @@ use ring::attach::{Call, Reply};
 use ring::bus::BusMsg;
 use ring::msg::{Completion, Request};
 use ring::stream::{self, Reader, Writer};
+use ring::urgent;
 use ring::window::{Consumer, IrqGate, Producer, Raw};
 use support::{Memory, StreamMemory};
 
@@ -162,9 +163,10 @@ pub fn stream(data: &[u8]) {
                 let _ = stream::release(dir, &r);
             }
             _ => {
-                let limit = usize::from(input.byte());
-                assert!(stream::available(&ring, &r, limit).is_ok_and(|n| n <= limit) || limit > 0);
-                let _ = stream::has_room(&ring, dir, &mut w, limit as u64);
+                let there = stream::unread(&ring, &r);
+                assert!(there.is_ok_and(|n| n.ring_bytes <= 3 * bytes as u64) || there.is_err());
+                let _ = urgent::ahead(dir, &r);
+                let _ = stream::has_room(&ring, dir, &mut w, u64::from(input.byte()));
                 let _ = stream::drained(dir, &w);
             }
         }
