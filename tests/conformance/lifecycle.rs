@@ -25,7 +25,6 @@ pub const CASES: &[Case] = &[
     ("blocked::close_under_a_reader", User, close_reader),
     ("blocked::close_under_a_peeker", User, close_peeker),
     ("blocked::close_under_a_writer", User, close_writer),
-    ("blocked::close_under_accept", User, close_accept),
     ("blocked::close_under_epoll", User, close_epoll),
     ("blocked::dup2_over_a_reader", User, dup2_reader),
     ("blocked::dup2_of_a_reader", User, dup2_of_reader),
@@ -242,21 +241,6 @@ fn close_writer(t: &Duo) {
     t.s.call(Op::Drain { fd: p.s, total, chunk: 65_536, by: RecvBy::Recv, flags: 0 });
     t.c.join(writing);
     t.s.recv(p.s, 4);
-}
-
-fn close_accept(t: &Duo) {
-    // Linux takes the number when accept begins. With a lower one free, it is the same as when it returns.
-    let lower = t.s.tcp();
-    let (l, addr) = t.listener();
-    t.s.close(lower);
-    let waiting = t.s.start(Op::Accept { fd: l, flags: None });
-    t.s.until_blocked();
-    t.s.close(l);
-    let c = t.c.tcp();
-    t.c.connect(c, &addr);
-    t.s.join(waiting);
-    let late = t.c.tcp();
-    t.c.connect(late, &addr);
 }
 
 fn close_epoll(t: &Duo) {

@@ -93,21 +93,23 @@ pub fn signal_pid(pid: u32, signal: Signal) {
     }
 }
 
-/// True while `pid` exists and is not a zombie.
+/// True while a thread of `pid` is not a zombie: the last one that ends closes what the process had open.
 #[must_use]
 pub fn alive(pid: u32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|s| s.rsplit(')').next().is_some_and(|rest| !rest.trim_start().starts_with(['Z', 'X'])))
+    thread_states(pid).any(|state| !matches!(state, 'Z' | 'X'))
 }
 
 /// True if every thread of `pid` sleeps.
 #[must_use]
 pub fn sleeps(pid: u32) -> bool {
+    thread_states(pid).all(|state| state == 'S')
+}
+
+/// The state letter of each thread, as proc(5) has it; of no threads when the process is gone.
+fn thread_states(pid: u32) -> impl Iterator<Item = char> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let states = tasks.map(|task| fs::read_to_string(task.path().join("stat")).unwrap_or_default());
-    states
-        .filter_map(|s| s.rsplit(')').next().map(|rest| rest.trim_start().starts_with('S')))
-        .all(|asleep| asleep)
+    let stats = tasks.filter_map(|task| fs::read_to_string(task.path().join("stat")).ok());
+    stats.filter_map(|stat| stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next()))
 }
 
 /// Looks until `look` yields something, for at most `bound`.
