@@ -45,6 +45,11 @@ pub fn is_attached() -> bool {
     STATE.load(Ordering::Acquire) == ATTACHED
 }
 
+/// Tried to attach in vain, or the coordinator is gone.
+pub fn is_inert() -> bool {
+    STATE.load(Ordering::Acquire) == INERT
+}
+
 /// Our function number, 0 before attach.
 pub fn function() -> u32 {
     FUNCTION.load(Ordering::Relaxed)

@@ -9,7 +9,7 @@
 #![allow(unsafe_code, clippy::missing_safety_doc)]
 #![allow(missing_docs)] // each function is libc's of that name
 
-use core::ffi::{CStr, c_char, c_int, c_uint, c_ulong, c_void};
+use core::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::{
@@ -135,6 +135,7 @@ originals! {
     inotify_init() -> c_int;
     inotify_init1(flags: c_int) -> c_int;
     memfd_create(name: *const c_char, flags: c_uint) -> c_int;
+    syscall(number: c_long, a: c_ulong, b: c_ulong, c: c_ulong, d: c_ulong, e: c_ulong, f: c_ulong) -> c_long;
     // readiness
     poll(fds: *mut pollfd, n: nfds_t, timeout: c_int) -> c_int;
     ppoll(fds: *mut pollfd, n: nfds_t, timeout: *const timespec, mask: *const sigset_t) -> c_int;

@@ -25,6 +25,7 @@ fn stats() -> Option<Stats<'static>> {
 /// Uses newly mapped stats memory from now on; `region` stays mapped for ever.
 pub fn install(region: Region) {
     BASE.store(region.base().as_ptr(), Ordering::Release);
+    show_io_urings();
     for h in crate::handle::all() {
         show_again(h);
     }
@@ -58,6 +59,21 @@ pub fn passed_through(domain: i32, ty: i32) -> Reason {
         (libc::AF_INET | libc::AF_INET6, libc::SOCK_DGRAM) => Reason::Udp,
         (libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_SEQPACKET) => Reason::UnixMessage,
         _ => Reason::Family,
+    }
+}
+
+/// Times that the program asked for an io_uring in vain; here, since most ask before this process is attached.
+static IO_URINGS_REFUSED: AtomicU64 = AtomicU64::new(0);
+
+/// The program asked for an io_uring in vain.
+pub fn io_uring_refused() {
+    IO_URINGS_REFUSED.fetch_add(1, Ordering::Relaxed);
+    show_io_urings();
+}
+
+fn show_io_urings() {
+    if let Some(s) = stats() {
+        s.header.io_urings_refused.store(IO_URINGS_REFUSED.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 }
 

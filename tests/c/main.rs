@@ -19,7 +19,7 @@ use libtest_mimic::Arguments;
 /// Bound on one run of a case.
 const BOUND: Duration = Duration::from_secs(30);
 
-const PROGRAMS: &[(&str, &str)] = &[("stdio", "stdio.c")];
+const PROGRAMS: &[(&str, &str)] = &[("stdio", "stdio.c"), ("raw", "raw.c")];
 
 /// One function of a program.
 struct Case {

@@ -1,7 +1,7 @@
 //! The C functions that we define in libc's place: here errno is chosen, and the application's pointers come in.
 //!
 //! Each looks whether the descriptor is one of ours; if not, libc's original gets the call, unchanged. They are grouped like
-//! the list in [`crate::real`]: sockets, data, descriptors, files, readiness, stdio.
+//! the list in [`crate::real`]: sockets, data, descriptors, files, readiness, stdio; and `syscall`, which is all of them.
 //!
 //! `unsafe` is allowed here and in the modules below: exported symbols, and raw pointers by contract with C.
 #![allow(unsafe_code, clippy::missing_safety_doc, missing_docs)]
@@ -9,6 +9,7 @@
 mod data;
 mod descriptors;
 mod files;
+mod raw;
 pub(crate) mod ready;
 mod sockets;
 mod stdio;

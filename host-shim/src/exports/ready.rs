@@ -43,6 +43,15 @@ unsafe fn array<'a>(fds: *mut pollfd, n: nfds_t) -> &'a mut [pollfd] {
     }
 }
 
+/// A poll of these is ours.
+///
+/// # Safety
+/// `fds` has `n` elements.
+pub unsafe fn poll_concerns_us(fds: *mut pollfd, n: nfds_t) -> bool {
+    // SAFETY: contract.
+    poll::concerns_us(unsafe { array(fds, n) })
+}
+
 fn poll_ours(fds: &mut [pollfd], timeout: Option<Duration>, mask: *const sigset_t) -> c_int {
     let Some(mut scratch) = Scratch::new(fds.len() + 1) else { return fail(Errno(libc::ENOMEM)) };
     let mut set = Set { fds, kernel: scratch.get() };
@@ -113,8 +122,9 @@ fn select_ours(sets: &Select, timeout: Option<Duration>, mask: *const sigset_t) 
     count(result.and_then(|_| sets.take_result(set.fds)))
 }
 
-fn select_sets(n: c_int, r: *mut fd_set, w: *mut fd_set, e: *mut fd_set) -> Option<Select> {
-    let sets = Select { n: usize::try_from(n).ok()?, sets: [r, w, e] };
+/// The sets, if they concern us.
+pub fn select_sets(n: c_int, sets: [*mut fd_set; 3]) -> Option<Select> {
+    let sets = Select { n: usize::try_from(n).ok()?, sets };
     sets.concerns_us().then_some(sets)
 }
 
@@ -126,7 +136,7 @@ pub unsafe extern "C" fn select(
     e: *mut fd_set,
     timeout: *mut timeval,
 ) -> c_int {
-    let Some(sets) = select_sets(n, r, w, e) else {
+    let Some(sets) = select_sets(n, [r, w, e]) else {
         // SAFETY: as above.
         return unsafe { real::select(n, r, w, e, timeout) };
     };
@@ -155,7 +165,7 @@ pub unsafe extern "C" fn pselect(
     timeout: *const timespec,
     mask: *const sigset_t,
 ) -> c_int {
-    match select_sets(n, r, w, e) {
+    match select_sets(n, [r, w, e]) {
         // SAFETY: the application's pointer, null or to a timespec.
         Some(sets) => select_ours(&sets, unsafe { timeout.as_ref() }.map(duration), mask),
         // SAFETY: as above.
