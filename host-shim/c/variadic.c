@@ -3,6 +3,8 @@
  * names as jumps to them. */
 
 #include <stdarg.h>
+#include <stddef.h>
+#include <unistd.h>
 
 /* Defined in Rust, in libc's place. */
 int vdprintf(int fd, const char *format, va_list list);
@@ -24,4 +26,40 @@ int ipc_direct_dprintf_chk(int fd, int flag, const char *format, ...)
     int written = __vdprintf_chk(fd, flag, format, list);
     va_end(list);
     return written;
+}
+
+/* Counts the arguments after the first, copies all to an array on the stack, and leaves `ap` behind the null. */
+#define COLLECT(first, argv)                        \
+    va_list count, ap;                              \
+    size_t n = first != NULL;                       \
+    va_start(count, first);                         \
+    while (n != 0 && va_arg(count, char *) != NULL) \
+        n++;                                        \
+    va_end(count);                                  \
+    char *argv[n + 1];                              \
+    va_start(ap, first);                            \
+    argv[0] = (char *)first;                        \
+    for (size_t i = 1; i <= n; i++)                 \
+        argv[i] = va_arg(ap, char *)
+
+int ipc_direct_execl(const char *path, const char *arg, ...)
+{
+    COLLECT(arg, argv);
+    va_end(ap);
+    return execv(path, argv);
+}
+
+int ipc_direct_execlp(const char *file, const char *arg, ...)
+{
+    COLLECT(arg, argv);
+    va_end(ap);
+    return execvp(file, argv);
+}
+
+int ipc_direct_execle(const char *path, const char *arg, ...)
+{
+    COLLECT(arg, argv);
+    char **envp = va_arg(ap, char **);
+    va_end(ap);
+    return execve(path, argv, envp);
 }

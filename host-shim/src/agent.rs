@@ -5,11 +5,11 @@ use core::sync::atomic::{AtomicI32, Ordering};
 use core::time::Duration;
 
 use ring::attach::{self, Call, Reply};
-use rustix::fd::{IntoRawFd, OwnedFd};
-use rustix::io::IoSliceMut;
+use rustix::fd::{BorrowedFd, IntoRawFd, OwnedFd};
+use rustix::io::{IoSlice, IoSliceMut};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketAddrUnix,
-    SocketFlags, SocketType, sockopt,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sockopt,
 };
 
 use crate::lock::Guarded;
@@ -58,20 +58,8 @@ fn address() -> Option<SocketAddrUnix> {
 /// `ipc-direct/<uid>`, without an allocation.
 fn default_name(out: &mut [u8; 32], uid: u32) -> usize {
     let mut digits = [0u8; 10];
-    let mut rest = uid;
-    let mut first = digits.len();
-    while first > 0 {
-        first -= 1;
-        if let Some(d) = digits.get_mut(first) {
-            *d = b'0' + u8::try_from(rest % 10).unwrap_or(0);
-        }
-        rest /= 10;
-        if rest == 0 {
-            break;
-        }
-    }
     let mut n = 0;
-    for b in b"ipc-direct/".iter().chain(digits.iter().skip(first)) {
+    for b in b"ipc-direct/".iter().chain(sys::decimal(uid, &mut digits)) {
         if let Some(o) = out.get_mut(n) {
             *o = *b;
             n += 1;
@@ -137,13 +125,28 @@ pub fn lock() -> &'static crate::lock::Lock {
 /// # Errors
 /// [`AgentError`]; descriptors of an unexpected answer are closed.
 pub fn call(call: Call) -> Result<Answer, AgentError> {
+    call_with(call, &[])
+}
+
+/// As [`call`], with descriptors.
+///
+/// # Errors
+/// As [`call`].
+pub fn call_with(call: Call, with: &[BorrowedFd<'_>]) -> Result<Answer, AgentError> {
     let _one_at_a_time = CALL.take().ok_or(AgentError::Absent)?;
     let fd = fd();
     if fd < 0 {
         return Err(AgentError::Absent);
     }
     let sock = sys::borrow(fd);
-    rustix::net::send(sock, &call.to_wire(), SendFlags::NOSIGNAL).map_err(|_| AgentError::Absent)?;
+    let mut space = [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmRights(attach::RELAY_FDS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !with.is_empty() && !control.push(SendAncillaryMessage::ScmRights(with)) {
+        return Err(AgentError::Absent);
+    }
+    let wire = call.to_wire();
+    rustix::net::sendmsg(sock, &[IoSlice::new(&wire)], &mut control, SendFlags::NOSIGNAL)
+        .map_err(|_| AgentError::Absent)?;
     let answer = receive(sock)?;
     match answer.reply {
         Reply::Refused(why) => {

@@ -34,7 +34,8 @@ pub fn variable(name: &CStr) -> Option<&'static [u8]> {
     Some(unsafe { CStr::from_ptr(value) }.to_bytes())
 }
 
-fn number(bytes: &[u8]) -> Option<u32> {
+/// A decimal number.
+pub fn number(bytes: &[u8]) -> Option<u32> {
     core::str::from_utf8(bytes).ok()?.parse().ok()
 }
 

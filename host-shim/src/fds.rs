@@ -1,7 +1,10 @@
 //! The shim's own descriptors: moved to high numbers, so that the application gets the lowest free ones, and marked in
 //! the table, so that it cannot close them by accident.
 
+use core::mem::MaybeUninit;
+
 use rustix::fd::IntoRawFd;
+use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::process::{Resource, getrlimit};
 
 use crate::{sys, table};
@@ -14,18 +17,20 @@ fn base() -> i32 {
 
 /// Moves the descriptor `low` up, close-on-exec, and marks it as ours. The number it has from now on.
 pub fn adopt(low: i32) -> i32 {
+    let high = raise(low);
+    table::set_internal(high);
+    high
+}
+
+/// As [`adopt`], unmarked: for what is closed in a moment, perhaps in a vfork child.
+pub fn raise(low: i32) -> i32 {
     match rustix::io::fcntl_dupfd_cloexec(sys::borrow(low), base()) {
         Ok(high) => {
-            let high = high.into_raw_fd();
             sys::close(low);
-            table::set_internal(high);
-            high
+            high.into_raw_fd()
         }
         // No room up there: it stays where it is.
-        Err(_) => {
-            table::set_internal(low);
-            low
-        }
+        Err(_) => low,
     }
 }
 
@@ -34,5 +39,26 @@ pub fn discard(fd: i32) {
     if fd >= 0 {
         table::remove_internal(fd);
         sys::close(fd);
+    }
+}
+
+/// Every open descriptor that is not ours; the lowest numbers only, where /proc is not mounted.
+pub fn each_open(mut found: impl FnMut(i32)) {
+    let mut found = |fd| {
+        if !table::is_internal(fd) {
+            found(fd);
+        }
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(dir) = rustix::fs::open(c"/proc/self/fd", flags, Mode::empty()) else {
+        return (0..1024).for_each(found);
+    };
+    let mut buffer = [MaybeUninit::uninit(); 4096];
+    let mut entries = RawDir::new(&dir, &mut buffer);
+    while let Some(Ok(entry)) = entries.next() {
+        let name = core::str::from_utf8(entry.file_name().to_bytes()).ok();
+        if let Some(fd) = name.and_then(|n| n.parse().ok()) {
+            found(fd);
+        }
     }
 }

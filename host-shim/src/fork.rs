@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use ring::msg::Request;
 
 use crate::lock::Lock;
-use crate::{agent, coordinator, epoll, process, segments, sock, socket, sys, wait};
+use crate::{agent, arenas, coordinator, epoll, process, segments, socket, sys, wait};
 
 static NONCE: AtomicU64 = AtomicU64::new(0);
 static PARENT: AtomicU32 = AtomicU32::new(0);
@@ -34,9 +34,7 @@ extern "C" fn before() {
         return;
     }
     if process::is_attached() && socket::has_shared() {
-        let mut bytes = [0u8; 8];
-        let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::NONBLOCK);
-        let nonce = u64::from_ne_bytes(bytes) | 1;
+        let nonce = sys::random() | 1;
         if coordinator::post(Request::Fork { nonce }).is_ok() {
             NONCE.store(nonce, Ordering::Relaxed);
         }
@@ -67,7 +65,7 @@ extern "C" fn after_in_child() {
     process::detach_child();
     wait::forget_sleepers();
     epoll::forget_sleepers();
-    sock::leave_arena();
+    arenas::leave_own();
     // What it holds must have a holder before the parent can let go of it for good.
     let nonce = NONCE.load(Ordering::Relaxed);
     if nonce != 0 {

@@ -68,6 +68,8 @@ pub struct Handle {
     pub options: AtomicU64,
     /// [`touched`] bits: what the application did to a kernel socket, so that we need not ask the kernel.
     pub touched: AtomicU32,
+    /// Inode of its descriptors, 0 while nobody has asked: see [`crate::leave`].
+    pub inode: AtomicU64,
 }
 
 /// Bits of [`Handle::touched`].
@@ -80,6 +82,12 @@ pub mod touched {
     pub const CONNECTED: u32 = 4;
     /// An option was set that only the kernel can serve.
     pub const KERNEL_ONLY: u32 = 8;
+    /// A future child gets it by a file action of posix_spawn(3).
+    pub const SPAWNED: u32 = 16;
+    /// A vfork child has closed or duplicated descriptors of it: the table does not say which it has.
+    pub const MOVED: u32 = 32;
+    /// A foreign program is about to inherit it.
+    pub const LEAVES: u32 = 64;
 }
 
 static HANDLES: [Handle; HANDLES_MAX] = [const { Handle::new() }; HANDLES_MAX];
@@ -141,6 +149,7 @@ impl Handle {
             pins: AtomicU32::new(0),
             options: AtomicU64::new(0),
             touched: AtomicU32::new(0),
+            inode: AtomicU64::new(0),
         }
     }
 
@@ -354,6 +363,7 @@ pub fn allocate(kind: Kind, fd: i32, domain: i32, ty: i32) -> Option<&'static Ha
             h.turns.store(0, Ordering::Relaxed);
             h.options.store(0, Ordering::Relaxed);
             h.touched.store(0, Ordering::Relaxed);
+            h.inode.store(0, Ordering::Relaxed);
             let packed = (domain.cast_unsigned() & 0xffff) | ty.cast_unsigned() << 16;
             h.family_type.store(packed, Ordering::Relaxed);
             if kind != Kind::Epoll {

@@ -12,13 +12,16 @@
 //! | sockets | [`socket`], [`stream`], [`io`], [`urgent`], [`listener`], [`connect`], [`options`], [`file`] | what a descriptor of ours does |
 //! | readiness | [`epoll`], [`epoll_wait`], [`poll`], [`wait`] | waiting: spin, yield, sleep |
 //! | descriptors | [`table`], [`handle`], [`fds`], [`places`] | which descriptor is what; our own descriptors |
-//! | shared state | [`sock`], [`lock`], [`segments`] | what forked processes share; mapped segments |
+//! | shared state | [`sock`], [`arenas`], [`lock`], [`segments`] | what forked processes share; mapped segments |
 //! | process | [`process`], [`agent`], [`coordinator`], [`fork`], [`stats`] | attach, requests and completions, fork |
+//! | programs | [`leave`], [`adopt`], [`relay`], [`target`] | what an executed program inherits, and how it gets it |
 //! | ground | [`real`], [`sys`], [`config`], [`scratch`] | libc's originals, system calls, settings |
 
 #![deny(unsafe_code)]
 
+mod adopt;
 mod agent;
+mod arenas;
 mod config;
 mod connect;
 mod coordinator;
@@ -30,6 +33,7 @@ mod file;
 mod fork;
 mod handle;
 mod io;
+mod leave;
 mod listener;
 mod lock;
 mod options;
@@ -37,6 +41,7 @@ mod places;
 mod poll;
 mod process;
 mod real;
+mod relay;
 mod scratch;
 mod segments;
 mod sock;
@@ -45,5 +50,6 @@ mod stats;
 mod stream;
 mod sys;
 mod table;
+mod target;
 mod urgent;
 mod wait;

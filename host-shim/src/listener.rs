@@ -102,6 +102,17 @@ pub fn listening(fd: i32, backlog: i32) {
     }
 }
 
+/// A listener that this process inherited.
+pub fn adopt(h: &Handle, sock: &'static Sock) {
+    h.set_sock(sock);
+    h.set_kind(Kind::Listener);
+    note(h);
+    if coordinator::ready_early(sock.listener.load(Ordering::Relaxed)) {
+        h.ready.store(1, Ordering::Release);
+    }
+    stats::set_state(h.index(), SocketState::Listening, Reason::None, Some(sock.addrs()));
+}
+
 fn somaxconn() -> u32 {
     let mut text = [0u8; 16];
     let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;

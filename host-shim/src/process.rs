@@ -26,12 +26,18 @@ static STATE: AtomicU32 = AtomicU32::new(UNTRIED);
 static ATTACHING: Guarded<()> = Guarded::new(());
 static PID: AtomicU32 = AtomicU32::new(0);
 static FUNCTION: AtomicU32 = AtomicU32::new(0);
+static UID: AtomicU32 = AtomicU32::new(0);
 static IRQ: [AtomicI32; 2] = [const { AtomicI32::new(-1) }; 2];
 static DOORBELL: AtomicI32 = AtomicI32::new(-1);
 
 /// Remembers whose memory this is. Called when the library is loaded, and in a forked child.
 pub fn set_pid() {
     PID.store(sys::getpid(), Ordering::Relaxed);
+}
+
+/// True if the process runs as another user than when it attached: what it leaves can't be taken over by that one.
+pub fn identity_changed() -> bool {
+    UID.load(Ordering::Relaxed) != rustix::process::geteuid().as_raw()
 }
 
 /// True in a vfork child: it runs in its parent's memory, and must leave the parent's tables alone.
@@ -176,6 +182,7 @@ fn try_attach(parent: u32, nonce: u64) -> Result<(), Why> {
         return Err(Why::Memory);
     }
     FUNCTION.store(function, Ordering::Relaxed);
+    UID.store(rustix::process::geteuid().as_raw(), Ordering::Relaxed);
     coordinator::install(w, h);
     stats::install(counters);
     Ok(())

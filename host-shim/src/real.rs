@@ -1,5 +1,6 @@
 //! libc's originals of the symbols that we define. This list is the one list of what we intercept (with `accept`,
-//! `closefrom`, `fcntl64`, `sendfile64`, `freopen64`, `dprintf` and `__dprintf_chk`, which are other names or forms of functions in it): the test `exports` compares it with
+//! `closefrom`, `fcntl64`, `sendfile64`, `freopen64`, `dprintf`, `__dprintf_chk`, `execv`, `execvp`, `execl`, `execlp` and `execle`,
+//! which are other names or forms of functions in it): the test `exports` compares it with
 //! the library's symbol table.
 //!
 //! All are looked up once, when the library is loaded. A call that comes earlier (another library's constructor) looks up its
@@ -13,8 +14,8 @@ use core::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::{
-    epoll_event, fd_set, iovec, mmsghdr, msghdr, nfds_t, off_t, pollfd, sigset_t, size_t, sockaddr,
-    socklen_t, ssize_t, timespec, timeval,
+    epoll_event, fd_set, iovec, mmsghdr, msghdr, nfds_t, off_t, pid_t, pollfd, posix_spawn_file_actions_t,
+    posix_spawnattr_t, sigset_t, size_t, sockaddr, socklen_t, ssize_t, timespec, timeval,
 };
 
 use crate::file::File;
@@ -136,6 +137,16 @@ originals! {
     inotify_init1(flags: c_int) -> c_int;
     memfd_create(name: *const c_char, flags: c_uint) -> c_int;
     syscall(number: c_long, a: c_ulong, b: c_ulong, c: c_ulong, d: c_ulong, e: c_ulong, f: c_ulong) -> c_long;
+    // programs
+    execve(path: *const c_char, argv: *const *mut c_char, envp: *const *mut c_char) -> c_int;
+    execvpe(file: *const c_char, argv: *const *mut c_char, envp: *const *mut c_char) -> c_int;
+    fexecve(fd: c_int, argv: *const *mut c_char, envp: *const *mut c_char) -> c_int;
+    execveat(dir: c_int, path: *const c_char, argv: *const *mut c_char, envp: *const *mut c_char, flags: c_int) -> c_int;
+    posix_spawn(pid: *mut pid_t, path: *const c_char, actions: *const posix_spawn_file_actions_t, attributes: *const posix_spawnattr_t, argv: *const *mut c_char, envp: *const *mut c_char) -> c_int;
+    posix_spawnp(pid: *mut pid_t, file: *const c_char, actions: *const posix_spawn_file_actions_t, attributes: *const posix_spawnattr_t, argv: *const *mut c_char, envp: *const *mut c_char) -> c_int;
+    posix_spawn_file_actions_adddup2(actions: *mut posix_spawn_file_actions_t, fd: c_int, to: c_int) -> c_int;
+    popen(command: *const c_char, mode: *const c_char) -> *mut c_void;
+    system(command: *const c_char) -> c_int;
     // readiness
     poll(fds: *mut pollfd, n: nfds_t, timeout: c_int) -> c_int;
     ppoll(fds: *mut pollfd, n: nfds_t, timeout: *const timespec, mask: *const sigset_t) -> c_int;

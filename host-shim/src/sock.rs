@@ -1,21 +1,14 @@
 //! What the processes of a fork family share about one connection or listener: positions, locks, flags.
 //!
-//! It lives in memory that the peer cannot touch: an anonymous shared mapping that only children inherit. Each process
-//! makes new ones in an arena of its own; inherited ones stay valid where the parent made them.
-//!
-//! `unsafe` is allowed here: the arena's mapping.
-#![allow(unsafe_code)]
-
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+//! It lives in memory that the peer cannot touch: an arena ([`crate::arenas`]) that only children and executed programs
+//! inherit. Each process makes new ones in an arena of its own; inherited ones stay valid where the parent made them.
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use ring::msg::Addr;
 use ring::stream::{Reader, Writer};
 
+use crate::arenas;
 use crate::lock::Lock;
-use crate::places::Places;
-
-/// Connections and listeners that one process makes itself.
-const ARENA_SOCKS: usize = 65_536;
 
 /// Bits of [`Sock::shut`].
 pub mod shut {
@@ -98,51 +91,10 @@ const _: () = {
     assert!(core::mem::offset_of!(Sock, conn) == 128);
 };
 
-static ARENA: AtomicPtr<Sock> = AtomicPtr::new(core::ptr::null_mut());
-static PLACES: Places = Places::new(ARENA_SOCKS);
-
-fn arena() -> Option<&'static [Sock]> {
-    let mut base = ARENA.load(Ordering::Acquire);
-    if base.is_null() {
-        base = map_arena()?;
-    }
-    // SAFETY: mapped for ARENA_SOCKS zeroed Socks (a valid value), shared and never unmapped.
-    Some(unsafe { core::slice::from_raw_parts(base, ARENA_SOCKS) })
-}
-
-fn map_arena() -> Option<*mut Sock> {
-    use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
-    let bytes = ARENA_SOCKS * size_of::<Sock>();
-    // SAFETY: a fresh mapping at an address of the kernel's choice.
-    let new = unsafe {
-        mmap_anonymous(
-            core::ptr::null_mut(),
-            bytes,
-            ProtFlags::READ | ProtFlags::WRITE,
-            MapFlags::SHARED | MapFlags::NORESERVE,
-        )
-    }
-    .ok()?
-    .cast::<Sock>();
-    match ARENA.compare_exchange(core::ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
-        Ok(_) => Some(new),
-        Err(other) => {
-            // SAFETY: our own mapping, which nobody has seen.
-            let _ = unsafe { munmap(new.cast(), bytes) };
-            Some(other)
-        }
-    }
-}
-
-/// After fork, in the child: new ones go to an arena of its own.
-pub fn leave_arena() {
-    ARENA.store(core::ptr::null_mut(), Ordering::Release);
-}
-
 /// A fresh one with one process, or `None` if the arena is full.
 pub fn allocate() -> Option<&'static Sock> {
-    let arena = arena()?;
-    for at in PLACES.candidates() {
+    let arena = arenas::own()?;
+    for at in arenas::places() {
         let sock = arena.get(at)?;
         // Acquire: pairs with the Release in `free`: the last user's stores are behind us.
         if sock.used.load(Ordering::Relaxed) == 0

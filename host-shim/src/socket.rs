@@ -10,7 +10,7 @@ use ring::stream;
 use crate::handle::{self, Handle, Kind, NewStream, Stream, touched};
 use crate::sock::{self, Sock, shut};
 use crate::sys::NoSignals;
-use crate::{coordinator, epoll, file, listener, process, segments, stats, sys, table, wait};
+use crate::{coordinator, epoll, file, leave, listener, process, segments, stats, sys, table, wait};
 
 /// A socket that the kernel has just made: from now on we know it. TCP sockets attach the process first.
 pub fn made(fd: i32, domain: i32, ty: i32) {
@@ -77,8 +77,17 @@ pub fn went_to_kernel(fd: i32, h: &Handle, reason: Reason) {
 
 /// Makes `h` a connection in user space. `None`: the segment can't be mapped; `h` and `sock` are unchanged.
 pub fn join(h: &'static Handle, sock: &'static Sock, conn: ConnId, side: u32) -> Option<()> {
+    take_up(h, sock, conn, side, true)
+}
+
+/// As [`join`], for a connection that this process inherited: its streams go on where they are.
+pub fn rejoin(h: &'static Handle, sock: &'static Sock, conn: ConnId, side: u32) -> Option<()> {
+    take_up(h, sock, conn, side, false)
+}
+
+fn take_up(h: &'static Handle, sock: &'static Sock, conn: ConnId, side: u32, fresh: bool) -> Option<()> {
     let (index, mapped) = segments::map(conn.segment(), side)?;
-    let joined = join_mapped(h, sock, conn, side, (index, mapped));
+    let joined = join_mapped(h, sock, conn, side, fresh, (index, mapped));
     if joined.is_none() {
         mapped.leave(conn.slot());
     }
@@ -90,6 +99,7 @@ fn join_mapped(
     sock: &'static Sock,
     conn: ConnId,
     side: u32,
+    fresh: bool,
     (index, mapped): (u32, &'static segments::Mapped),
 ) -> Option<()> {
     let segment = mapped.segment()?;
@@ -99,12 +109,14 @@ fn join_mapped(
     let rings = [segment.ring(conn.slot(), side)?, segment.ring(conn.slot(), 1 - side)?];
     sock.conn.store(conn.0, Ordering::Relaxed);
     h.become_stream(&NewStream { sock, conn, segment: index, side, dirs: [out_dir, in_dir], rings });
-    // What the last connection in this slot left behind of ours.
-    for word in [&in_dir.rx_wait, &in_dir.rx_watch, &out_dir.tx_wait, &out_dir.tx_watch] {
-        word.store(0, Ordering::Relaxed);
+    if fresh {
+        // What the last connection in this slot left behind of ours.
+        for word in [&in_dir.rx_wait, &in_dir.rx_watch, &out_dir.tx_wait, &out_dir.tx_watch] {
+            word.store(0, Ordering::Relaxed);
+        }
+        let s = h.stream()?;
+        stream::open(&s.out_ring, s.out_dir, conn.generation());
     }
-    let s = h.stream()?;
-    stream::open(&s.out_ring, s.out_dir, conn.generation());
     mapped.enter(conn.slot(), h);
     if let Some(how) = coordinator::gone_early(conn) {
         sock.dead.store(how, Ordering::Release);
@@ -222,7 +234,7 @@ pub fn shutdown(h: &Handle, s: &Stream, how: i32) -> crate::sys::Result<()> {
 pub fn closing(fd: i32) {
     let Some(h) = table::get(fd) else { return };
     if process::is_borrowed() {
-        return;
+        return leave::moves(h);
     }
     // Locks are taken only for these.
     let locks = h.kind() != Kind::Kernel || h.regs.load(Ordering::Relaxed) != 0;
@@ -238,7 +250,7 @@ pub fn closing(fd: i32) {
 /// After dup(2) and the like: `new` is what `old` is.
 pub fn duplicated(old: i32, new: i32) {
     if process::is_borrowed() {
-        return;
+        return table::get(old).map_or((), leave::moves);
     }
     let _no_signals = NoSignals::new();
     forget(new);
@@ -255,6 +267,15 @@ pub fn count_child() {
     for h in handle::all() {
         if let (Kind::Stream | Kind::Listener, Some(sock)) = (h.kind(), h.sock()) {
             sock.processes.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+}
+
+/// The child that was counted did not come to be.
+pub fn uncount_child() {
+    for h in handle::all() {
+        if let (Kind::Stream | Kind::Listener, Some(sock)) = (h.kind(), h.sock()) {
+            sock.processes.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }

@@ -126,6 +126,13 @@ pub fn set_conn(index: u32, conn: ConnId, side: u32) {
     }
 }
 
+/// The descriptor, once it is known.
+pub fn set_fd(index: u32, fd: i32) {
+    if let Some(e) = entry(index) {
+        e.fd.store(fd.cast_unsigned(), Ordering::Relaxed);
+    }
+}
+
 /// Only why it is not accelerated.
 pub fn set_reason(index: u32, reason: Reason) {
     if let Some(e) = entry(index) {

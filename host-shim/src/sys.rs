@@ -8,7 +8,7 @@ use core::sync::atomic::AtomicU32;
 use core::time::Duration;
 
 use ring::atomic::Heavy;
-use rustix::fd::BorrowedFd;
+use rustix::fd::{BorrowedFd, FromRawFd};
 use rustix::io::Errno as RustixErrno;
 use rustix::thread::futex;
 
@@ -96,6 +96,40 @@ pub fn close(fd: i32) {
         // SAFETY: the caller owns the descriptor; nothing of Rust's holds it.
         unsafe { rustix::io::close(fd) }
     }
+}
+
+/// dup3(2), close-on-exec. False: it failed.
+pub fn duplicate_onto(fd: i32, to: i32) -> bool {
+    let flags = rustix::io::DupFlags::CLOEXEC;
+    // SAFETY: the owner of the number gives what it was up; `forget` below leaves it open.
+    let mut target = core::mem::ManuallyDrop::new(unsafe { rustix::fd::OwnedFd::from_raw_fd(to) });
+    rustix::io::dup3(borrow(fd), &mut target, flags).is_ok()
+}
+
+/// A random word.
+#[must_use]
+pub fn random() -> u64 {
+    let mut bytes = [0u8; 8];
+    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::NONBLOCK);
+    u64::from_ne_bytes(bytes)
+}
+
+/// A number in decimal digits, at the end of `digits`.
+#[must_use]
+pub fn decimal(number: u32, digits: &mut [u8; 10]) -> &[u8] {
+    let mut rest = number;
+    let mut first = digits.len();
+    while first > 0 {
+        first -= 1;
+        if let Some(d) = digits.get_mut(first) {
+            *d = b'0' + u8::try_from(rest % 10).unwrap_or(0);
+        }
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    digits.get(first..).unwrap_or(&[])
 }
 
 /// True if the number is an open descriptor.

@@ -193,6 +193,14 @@ impl Model {
                     self.inherit(me, Who::Fork(f, nonce));
                 }
             }
+            Request::Lend { nonce, conn, side } if !self.forks.contains_key(&(f, nonce)) => {
+                if let Some(holders) = self.conns.get_mut(&conn).map(|c| &mut c.holders[side as usize])
+                    && holders.contains(&me)
+                {
+                    holders.insert(Who::Fork(f, nonce));
+                    self.forks.insert((f, nonce), (self.processes[&f].group, self.now_us + ATTACH_US_MAX));
+                }
+            }
             Request::ForkFailed { nonce } if self.forks.remove(&(f, nonce)).is_some() => {
                 self.release(Who::Fork(f, nonce));
             }
@@ -508,6 +516,7 @@ fn step(m: &mut Model, (kind, a, b, c): Step) {
         }
         18 => match c % 4 {
             0 => m.ask(f, Request::ForkFailed { nonce: u64::from(b % 4) }),
+            1 => m.ask(f, Request::Lend { nonce: u64::from(b % 4), conn, side: u32::from(b % 2) }),
             _ => m.ask(f, Request::Fork { nonce: u64::from(b % 4) }),
         },
         _ => {

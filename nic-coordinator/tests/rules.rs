@@ -136,6 +136,34 @@ fn how_the_last_holder_closes_counts() {
 }
 
 #[test]
+fn what_is_lent_has_a_second_holder_and_nothing_else_has() {
+    let (mut w, listener) = pair(8);
+    let lent = w.connect(1, lo(80)).unwrap();
+    let kept = w.connect(1, lo(80)).unwrap();
+    w.accept(2, listener).unwrap();
+    w.accept(2, listener).unwrap();
+    w.ask(2, Request::Lend { nonce: 7, conn: lent, side: 1 });
+    w.ask(2, Request::Lend { nonce: 8, conn: lent, side: 0 });
+    assert_eq!(w.logic.forks().len(), 1, "only what one holds can be lent");
+    assert_eq!(w.detach(2), [gone(1, kept)], "the lender's own holds end with it");
+    w.attach_child(3, 2, 7, 2);
+    assert_eq!(w.detach(3), [gone(1, lent)]);
+}
+
+#[test]
+fn a_withdrawn_listener_gets_no_new_connections_and_keeps_those_that_wait() {
+    let (mut w, listener) = pair(8);
+    let early = w.connect(1, lo(80)).unwrap();
+    w.ask(1, Request::Withdraw { listener });
+    let next = w.connect(1, lo(80)).unwrap();
+    w.ask(2, Request::Withdraw { listener });
+    assert_eq!(w.connect(1, lo(80)), Err(Status::NoListener), "only its holders may withdraw it");
+    assert_eq!([w.accept(2, listener), w.accept(2, listener)], [Ok(early), Ok(next)]);
+    w.ask(2, Request::Unlisten { listener });
+    assert!(w.logic.listeners().is_empty());
+}
+
+#[test]
 fn a_parked_accept_gets_the_next_connection() {
     let (mut w, listener) = pair(8);
     let (first, out) = w.accept_wait(2, listener);

@@ -18,6 +18,10 @@ pub const SEGMENT_FDS: usize = 2;
 /// Descriptors with [`Reply::Report`]: a sealed memfd with JSON text.
 pub const REPORT_FDS: usize = 1;
 
+/// Descriptors with [`Call::Relay`]: the connection's placeholder, the kernel socket, the image, the arena. The relay finds
+/// them at 3, 4, 5 and 6 (SPEC 10.4).
+pub const RELAY_FDS: usize = 4;
+
 /// Process to agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
@@ -42,6 +46,8 @@ pub enum Call {
     },
     /// Keep the card alive while this socket is open (`ipc-direct run`).
     Lease,
+    /// Start a relay between a connection and a kernel socket; [`RELAY_FDS`] descriptors follow.
+    Relay,
 }
 
 /// Agent to process.
@@ -65,6 +71,8 @@ pub enum Reply {
     Report,
     /// The lease is taken.
     Leased,
+    /// The relay is attached, and holds the connection.
+    Relayed,
     /// No; one sentence why.
     Refused(Text),
 }
@@ -186,6 +194,7 @@ impl Call {
             Call::Segment { segment, side } => frame(2, [segment, side, 0], 0, None),
             Call::Report { verbose } => frame(3, [u32::from(verbose), 0, 0], 0, None),
             Call::Lease => frame(4, [0; 3], 0, None),
+            Call::Relay => frame(16, [0; 3], 0, None),
         }
     }
 
@@ -200,6 +209,7 @@ impl Call {
             2 if b < 2 => Ok(Call::Segment { segment: a, side: b }),
             3 if a < 2 => Ok(Call::Report { verbose: a == 1 }),
             4 => Ok(Call::Lease),
+            16 => Ok(Call::Relay),
             _ => Err(BadMessage::Malformed),
         }
     }
@@ -214,6 +224,7 @@ impl Reply {
             Reply::Segment { side } => frame(66, [side, 0, 0], 0, None),
             Reply::Report => frame(67, [0; 3], 0, None),
             Reply::Leased => frame(68, [0; 3], 0, None),
+            Reply::Relayed => frame(80, [0; 3], 0, None),
             Reply::Refused(text) => frame(69, [0; 3], 0, Some(&text)),
         }
     }
@@ -229,6 +240,7 @@ impl Reply {
             66 if a < 2 => Ok(Reply::Segment { side: a }),
             67 => Ok(Reply::Report),
             68 => Ok(Reply::Leased),
+            80 => Ok(Reply::Relayed),
             69 => {
                 let end = text.iter().position(|b| *b == 0).unwrap_or(text.len());
                 let words = text.get(..end).and_then(|t| core::str::from_utf8(t).ok()).unwrap_or("");

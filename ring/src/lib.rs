@@ -15,6 +15,7 @@
 //! | [`attach`] | 7 | messages between a process and the host agent |
 //! | [`bus`] | 8 | messages of the emulated bus between the agent and the coordinator |
 //! | [`stats`] | 9 | the counters that a process shows to the agent; reason codes |
+//! | [`image`] | 10 | what a process leaves for the program that it executes |
 //!
 //! Nothing here makes a system call, allocates or panics on foreign input.
 
@@ -24,6 +25,7 @@
 pub mod atomic;
 pub mod attach;
 pub mod bus;
+pub mod image;
 pub mod msg;
 pub mod segment;
 pub mod shared;

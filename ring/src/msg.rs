@@ -215,10 +215,24 @@ pub enum Request {
         /// Random.
         nonce: u64,
     },
-    /// The fork failed. No answer.
+    /// The fork failed, or nobody will come for what was lent. No answer.
     ForkFailed {
-        /// As in `Fork`.
+        /// As in `Fork` or `Lend`.
         nonce: u64,
+    },
+    /// As `Fork`, for one side of one connection: whoever attaches with `nonce` holds that, too. No answer.
+    Lend {
+        /// Random.
+        nonce: u64,
+        /// Which connection.
+        conn: ConnId,
+        /// Which side of it, 0 or 1.
+        side: u32,
+    },
+    /// From now on the kernel alone serves new clients of this listener: a program without the shim has got it. No answer.
+    Withdraw {
+        /// From the `Listen` answer.
+        listener: u32,
     },
     /// Agent only: a process is attached as `function`.
     Attach {
@@ -291,6 +305,8 @@ impl Request {
             Request::Requeue { conn } => (7, [conn.0, 0, 0, 0, 0, 0]),
             Request::Fork { nonce } => (8, [nonce, 0, 0, 0, 0, 0]),
             Request::ForkFailed { nonce } => (9, [nonce, 0, 0, 0, 0, 0]),
+            Request::Lend { nonce, conn, side } => (10, [nonce, conn.0, u64::from(side), 0, 0, 0]),
+            Request::Withdraw { listener } => (11, [u64::from(listener), 0, 0, 0, 0, 0]),
             Request::Attach { function, group, parent, nonce, uid, pid, netns } => {
                 (32, [pair(function, group), pair(parent, uid), nonce, u64::from(pid), netns, 0])
             }
@@ -319,6 +335,8 @@ impl Request {
             7 => Request::Requeue { conn: ConnId(a) },
             8 => Request::Fork { nonce: a },
             9 => Request::ForkFailed { nonce: a },
+            10 if c < 2 => Request::Lend { nonce: a, conn: ConnId(b), side: lo(c) },
+            11 => Request::Withdraw { listener: u32::try_from(a).map_err(|_| Malformed)? },
             32 => Request::Attach {
                 function: lo(a),
                 group: hi(a),

@@ -42,6 +42,8 @@ fn request() -> impl Strategy<Value = Request> {
         conn().prop_map(|conn| Request::Requeue { conn }),
         any::<u64>().prop_map(|nonce| Request::Fork { nonce }),
         any::<u64>().prop_map(|nonce| Request::ForkFailed { nonce }),
+        (any::<u64>(), conn(), 0..2u32).prop_map(|(nonce, conn, side)| Request::Lend { nonce, conn, side }),
+        any::<u32>().prop_map(|listener| Request::Withdraw { listener }),
         (three(), any::<u64>(), any::<[u32; 2]>(), any::<u64>()).prop_map(
             |((function, group, parent), nonce, [uid, pid], netns)| Request::Attach {
                 function,

@@ -123,7 +123,9 @@ impl Agent {
         function.welcomed();
         let identity = &function.identity;
         tracing::info!("pid {} ({}) attached as function {number}", identity.pid, identity.command);
+        let pid = identity.pid;
         self.clients.set(id, Role::Attached(number), None);
+        self.relay_attached(pid);
     }
 
     /// An attach failed half-way.

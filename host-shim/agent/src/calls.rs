@@ -50,23 +50,22 @@ impl Agent {
     /// One message from a client, or its end.
     pub(crate) fn client_readable(&mut self, id: u32) {
         let Some(client) = self.clients.get(id) else { return };
-        // One byte more than a message, so that a longer one is seen to be wrong. Descriptors that a
-        // client sends are dropped by the kernel, for there is no room for them.
+        // One byte more than a message, so that a longer one is seen to be wrong. Descriptors that no message
+        // of its kind carries are closed at the end of this function.
         let mut buffer = [0; BYTES + 1];
-        let flags = rustix::net::RecvFlags::DONTWAIT;
-        let n = match rustix::net::recv(&client.socket, &mut buffer, flags) {
+        let (n, fds) = match packet::receive(&client.socket, &mut buffer) {
             Ok((0, _)) => return self.close_client(id),
-            Ok((n, _)) => n,
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return,
+            Ok(received) => received,
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => return,
             Err(_) => return self.close_client(id),
         };
         match Call::from_wire(buffer.get(..n).unwrap_or(&[])) {
-            Ok(call) => self.call(id, call),
+            Ok(call) => self.call(id, call, fds),
             Err(bad) => self.refuse(id, &bad.to_string()),
         }
     }
 
-    fn call(&mut self, id: u32, call: Call) {
+    fn call(&mut self, id: u32, call: Call, fds: Vec<OwnedFd>) {
         let Some(client) = self.clients.get(id) else { return };
         match (call, client.role) {
             (Call::Hello { parent, nonce }, Role::Fresh) => self.hello(id, parent, nonce),
@@ -80,6 +79,7 @@ impl Agent {
                 self.clients.set(id, Role::Lease, None);
                 self.reply(id, &Reply::Leased, &[]);
             }
+            (Call::Relay, Role::Attached(_)) => self.start_relay(id, fds),
             _ => self.refuse(id, "the message is out of order"),
         }
     }

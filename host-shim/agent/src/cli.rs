@@ -11,7 +11,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::address::Address;
 use crate::serve::{Agent, Settings};
-use crate::{check, ps, run, start};
+use crate::{check, ps, pump, run, start};
 
 /// Socket traffic of unmodified programs through shared memory.
 #[derive(Debug, Parser)]
@@ -34,6 +34,9 @@ enum Command {
     /// The agent itself, as `run` starts it
     #[command(hide = true)]
     Agent(AgentArgs),
+    /// A relay, as the agent starts it
+    #[command(hide = true)]
+    Pump,
 }
 
 /// What the agent logs on its standard error.
@@ -108,6 +111,7 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments),
         Command::Check(arguments) => check::check(&arguments),
         Command::Ps(arguments) => ps::ps(&arguments),
+        Command::Pump => pump::pump(),
         Command::Up(UpArgs { card, log }) => {
             log_to_stderr(log);
             serve(&settings(&card, None))

@@ -77,6 +77,7 @@ impl Agent {
         self.departed.note(number, group, uid, Instant::now());
         self.groups.release(group);
         self.notice_neighbours(group);
+        self.reap_relays();
         tracing::info!(
             "pid {} ({}), function {number}, is gone",
             function.identity.pid,

@@ -13,6 +13,7 @@
 //! | [`identity`], `attach`, [`function`] | who a process is; how it becomes a function |
 //! | [`groups`] | fork families, and the segments between them |
 //! | [`death`] | what happens when a process is gone |
+//! | [`relay`], [`pump`] | connections that a program without the shim has inherited |
 //!
 //! The agent is one thread that sleeps in epoll. It believes no client: identity comes from the kernel,
 //! every message is checked, and no client can make it wait.
@@ -31,6 +32,8 @@ pub mod identity;
 pub mod inspect;
 pub mod program;
 pub mod ps;
+pub mod pump;
+pub mod relay;
 pub mod report;
 pub mod run;
 pub mod serve;

@@ -16,6 +16,7 @@ use crate::clients::Clients;
 use crate::death::Departed;
 use crate::function::Function;
 use crate::groups::Groups;
+use crate::relay::Relays;
 use crate::report::Totals;
 
 /// Events taken from the kernel at once.
@@ -158,6 +159,7 @@ impl Poller {
 /// A serving agent.
 pub struct Agent {
     pub(crate) poller: Poller,
+    pub(crate) address: Address,
     pub(crate) listener: Bound,
     pub(crate) card: Card,
     pub(crate) clients: Clients,
@@ -165,6 +167,7 @@ pub struct Agent {
     pub(crate) last_function: u32,
     pub(crate) groups: Groups,
     pub(crate) departed: Departed,
+    pub(crate) relays: Relays,
     /// Counters of ended processes by user.
     pub(crate) retired: BTreeMap<u32, Totals>,
     pub(crate) up_since: Instant,
@@ -196,6 +199,7 @@ impl Agent {
         card.ring().rearm();
         Ok(Agent {
             poller,
+            address: settings.address.clone(),
             listener,
             card,
             clients: Clients::new()?,
@@ -203,6 +207,7 @@ impl Agent {
             last_function: 0,
             groups: Groups::default(),
             departed: Departed::default(),
+            relays: Relays::default(),
             retired: BTreeMap::new(),
             up_since: Instant::now(),
             own_uid: rustix::process::geteuid().as_raw(),

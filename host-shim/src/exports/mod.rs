@@ -8,18 +8,20 @@
 
 mod data;
 mod descriptors;
+mod exec;
 mod files;
 mod raw;
 pub(crate) mod ready;
 mod sockets;
 mod stdio;
+mod variadic;
 
 pub(crate) use data::{read, write};
 pub(crate) use descriptors::close;
 use libc::{c_int, ssize_t};
 
 use crate::sys::{self, Errno, Result};
-use crate::{config, epoll_wait, file, fork, process, real};
+use crate::{adopt, config, epoll_wait, file, fork, process, real};
 
 /// Runs when the library is loaded, before main and, with LD_PRELOAD, before other libraries' first sockets.
 #[used]
@@ -34,6 +36,7 @@ extern "C" fn on_load() {
     epoll_wait::choose_cookie();
     fork::install();
     config::adopt_lease();
+    adopt::run();
     if config::is_required() {
         process::require();
     }

@@ -2,7 +2,6 @@
 //! us through the streams' callbacks (see [`crate::file`]).
 #![allow(unsafe_code, clippy::missing_safety_doc, missing_docs)]
 
-use core::arch::naked_asm;
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::ptr::null_mut;
 
@@ -62,8 +61,6 @@ unsafe extern "C" {
         format: *const c_char,
         list: *mut c_void,
     ) -> c_int;
-    fn ipc_direct_dprintf(fd: c_int, format: *const c_char, ...) -> c_int;
-    fn ipc_direct_dprintf_chk(fd: c_int, flag: c_int, format: *const c_char, ...) -> c_int;
 }
 
 /// Writes what `print` makes of its argument's place to `fd`, and frees it.
@@ -111,26 +108,4 @@ pub unsafe extern "C" fn __vdprintf_chk(
     }
     // SAFETY: as above.
     print(fd, |text| unsafe { __vasprintf_chk(text, flag, format, list) })
-}
-
-/// Jumps to a function of `c/variadic.c`, with all registers and the stack as they are.
-macro_rules! jump_to {
-    ($f:ident) => {{
-        #[cfg(target_arch = "x86_64")]
-        naked_asm!("jmp {f}", f = sym $f);
-        #[cfg(target_arch = "aarch64")]
-        naked_asm!("b {f}", f = sym $f);
-    }};
-}
-
-#[unsafe(naked)]
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dprintf() {
-    jump_to!(ipc_direct_dprintf)
-}
-
-#[unsafe(naked)]
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn __dprintf_chk() {
-    jump_to!(ipc_direct_dprintf_chk)
 }

@@ -52,6 +52,13 @@ impl Logic {
         self.release_listener(Holder::Function(f), id, out);
     }
 
+    /// New clients use the kernel; what waits already is still accepted.
+    pub(super) fn withdraw(&mut self, f: u32, id: u32) {
+        if self.listeners.get(id).is_some_and(|l| l.held_by(Holder::Function(f))) {
+            self.listeners.hide(id);
+        }
+    }
+
     pub(super) fn accept(&mut self, f: u32, token: u32, id: u32, flags: u32, out: &mut Vec<Out>) {
         if let Err(status) = self.try_accept(f, token, id, flags, out) {
             not_accepted(out, f, token, id, status);

@@ -62,23 +62,36 @@ impl Logic {
         }
     }
 
-    /// Everything that `f` holds gets the future child as one more holder.
-    pub(super) fn fork(&mut self, f: u32, nonce: u64, now_us: u64, out: &mut Vec<Out>) {
+    /// Everything that `f` holds, or `only` that of it, gets the future child as one more holder.
+    pub(super) fn fork(
+        &mut self,
+        f: u32,
+        nonce: u64,
+        only: Option<(ConnId, Side)>,
+        now_us: u64,
+        out: &mut Vec<Out>,
+    ) {
         let Some(function) = self.functions.get(f) else { return };
         let group = function.identity.group;
-        let holdings = function.holdings.clone();
+        let holdings = match only {
+            None => function.holdings.clone(),
+            Some(one) if function.holdings.conns.contains(&one) => {
+                Holdings { conns: [one].into(), ..Holdings::default() }
+            }
+            Some(_) => return,
+        };
         let deadline_us = now_us.saturating_add(ATTACH_US_MAX);
         let fork = Fork { parent: f, nonce, group, deadline_us, holdings };
         let Some(id) = self.forks.insert(fork) else { return };
         self.functions.join(group);
         let child = Holder::Fork(id);
-        if let Some(function) = self.functions.get(f) {
-            for listener in &function.holdings.listeners {
+        if let Some(fork) = self.forks.get(id) {
+            for listener in &fork.holdings.listeners {
                 if let Some(listener) = self.listeners.get_mut(*listener) {
                     listener.holders.insert(child);
                 }
             }
-            for (conn, side) in &function.holdings.conns {
+            for (conn, side) in &fork.holdings.conns {
                 if let Some(holders) = self.segments.get_mut(*conn).and_then(|c| c.holders.get_mut(*side)) {
                     holders.push(child);
                 }

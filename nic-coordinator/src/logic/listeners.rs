@@ -149,9 +149,15 @@ impl Listeners {
         id
     }
 
-    /// Takes a listener out, so that nobody finds it any more.
+    /// Takes a listener out.
     pub fn remove(&mut self, id: u32) -> Option<Listener> {
-        let listener = self.by_id.remove(&id)?;
+        self.hide(id);
+        self.by_id.remove(&id)
+    }
+
+    /// From now on no destination means this listener. What is in its queue stays.
+    pub fn hide(&mut self, id: u32) {
+        let Some(listener) = self.by_id.get(&id) else { return };
         let key = key(listener.netns, &listener.addr);
         if let Some(place) = self.places.get_mut(&key) {
             place.ids.retain(|other| *other != id);
@@ -159,7 +165,6 @@ impl Listeners {
                 self.places.remove(&key);
             }
         }
-        Some(listener)
     }
 
     /// The listener that takes a connection to `dst`: the most specific address that anybody listens on decides, and

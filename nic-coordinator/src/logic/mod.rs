@@ -157,7 +157,11 @@ impl Logic {
                 }
             }
             Request::Requeue { conn } => self.requeue(f, conn, out),
-            Request::Fork { nonce } => self.fork(f, nonce, now_us, out),
+            Request::Fork { nonce } => self.fork(f, nonce, None, now_us, out),
+            Request::Lend { nonce, conn, side } => {
+                self.fork(f, nonce, Some((conn, side as usize)), now_us, out);
+            }
+            Request::Withdraw { listener } => self.withdraw(f, listener),
             Request::ForkFailed { nonce } => self.fork_failed(f, nonce, out),
             Request::Attach { .. } | Request::Detach { .. } | Request::SegmentMade { .. } => {}
         }

@@ -1,0 +1,130 @@
+//! A connection of ours for a program without the shim: a relay process (`ipc-direct pump`, started by the agent) takes
+//! it over and copies between it and a kernel socket, which the program gets.
+//!
+//! The program sees an ordinary connected TCP socket; its address and its peer's are loopback ones of the relay.
+
+use core::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use core::sync::atomic::Ordering;
+use core::time::Duration;
+
+use ring::attach::{Call, Reply};
+use ring::image::{ARENAS_MAX, ArenaRef, HEAD_WORDS, Head, NO_FD};
+use ring::msg::Request;
+use ring::stats::{Reason, SocketState};
+use rustix::event::{PollFd, PollFlags};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use rustix::fs::MemfdFlags;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+use crate::handle::{self, Handle, Kind};
+use crate::{agent, coordinator, fds, leave, options, process, socket, stats, sys, table};
+
+/// Descriptor numbers that the relay finds things at (SPEC 10.4).
+const ARENA_AT: u32 = 6;
+/// Longest wait for the kernel's own loopback.
+const PAIR_WAIT: Duration = Duration::from_secs(2);
+
+/// The kernel socket that stands for the connection from now on; this process still holds the connection, too.
+pub fn open(h: &'static Handle) -> Option<OwnedFd> {
+    let s = h.stream()?;
+    let mut placeholder = None;
+    each_descriptor(h, |fd| placeholder = Some(fd));
+    let placeholder = placeholder?;
+    let (ours, theirs) = kernel_pair(h.family().0)?;
+    let nonce = sys::random() | 1;
+    let side = h.side.load(Ordering::Relaxed) & 1;
+    coordinator::post(Request::Lend { nonce, conn: s.conn, side }).ok()?;
+    s.sock.processes.fetch_add(1, Ordering::AcqRel);
+    if ask(h, nonce, sys::borrow(placeholder), theirs.as_fd()).is_none() {
+        let _ = coordinator::post(Request::ForkFailed { nonce });
+        s.sock.processes.fetch_sub(1, Ordering::AcqRel);
+        return None;
+    }
+    stats::set_reason(h.index(), Reason::Relayed);
+    Some(ours)
+}
+
+fn ask(h: &Handle, nonce: u64, placeholder: BorrowedFd<'_>, kernel: BorrowedFd<'_>) -> Option<()> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let image = rustix::fs::memfd_create(c"ipc-direct-image", flags).ok()?;
+    let mut arenas = [ArenaRef::default(); ARENAS_MAX];
+    let entry = leave::entry_of(h, &mut arenas)?;
+    let [arena, ..] = &mut arenas;
+    let memory = sys::borrow(i32::try_from(arena.fd).ok()?);
+    arena.fd = ARENA_AT;
+    let head = Head { function: process::function(), nonce, agent: NO_FD, entries: 1, arenas };
+    leave::write_words(image.as_fd(), &head.to_words(), 0)?;
+    leave::write_words(image.as_fd(), &entry.to_words(), 8 * HEAD_WORDS as u64)?;
+    leave::seal(image.as_fd())?;
+    let answer = agent::call_with(Call::Relay, &[placeholder, kernel, image.as_fd(), memory]).ok()?;
+    (answer.reply == Reply::Relayed).then_some(())
+}
+
+/// Two ends of a kernel TCP connection on loopback, which nobody else can have got into.
+fn kernel_pair(domain: i32) -> Option<(OwnedFd, OwnedFd)> {
+    let v6 = domain == libc::AF_INET6;
+    let family = if v6 { AddressFamily::INET6 } else { AddressFamily::INET };
+    let socket = || rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None).ok();
+    let (listener, ours) = (socket()?, socket()?);
+    let any: SocketAddr = if v6 { (Ipv6Addr::LOCALHOST, 0).into() } else { (Ipv4Addr::LOCALHOST, 0).into() };
+    rustix::net::bind(&listener, &any).ok()?;
+    rustix::net::listen(&listener, 8).ok()?;
+    rustix::net::connect(&ours, &rustix::net::getsockname(&listener).ok()?).ok()?;
+    let name = SocketAddr::try_from(rustix::net::getsockname(&ours).ok()?).ok()?;
+    for _ in 0..8 {
+        let mut ready = [PollFd::new(&listener, PollFlags::IN)];
+        rustix::event::poll(&mut ready, Some(&sys::timespec(PAIR_WAIT))).ok()?;
+        let (theirs, peer) = rustix::net::acceptfrom_with(&listener, SocketFlags::CLOEXEC).ok()?;
+        // Anybody may connect to an address on loopback.
+        if peer.and_then(|p| SocketAddr::try_from(p).ok()) == Some(name) {
+            return Some((ours, theirs));
+        }
+    }
+    None
+}
+
+/// Every descriptor of `h` becomes the relay's kernel socket, which a foreign program can use as well. In a vfork child
+/// only the child's descriptors change.
+pub fn replace(h: &'static Handle) {
+    let Some(kernel) = open(h) else { return };
+    if h.sock().is_some_and(crate::sock::Sock::is_nonblocking) {
+        options::set_kernel_nonblocking(kernel.as_raw_fd());
+    }
+    let (domain, ty) = h.family();
+    let new = if process::is_borrowed() { None } else { handle::allocate(Kind::Kernel, -1, domain, ty) };
+    each_descriptor(h, |fd| {
+        let Ok(flags) = rustix::io::fcntl_getfd(sys::borrow(fd)) else { return };
+        if !sys::duplicate_onto(kernel.as_raw_fd(), fd) {
+            return;
+        }
+        let _ = rustix::io::fcntl_setfd(sys::borrow(fd), flags);
+        let Some(new) = new else { return };
+        socket::closing(fd);
+        if new.retain() && table::set(fd, new) {
+            stats::set_fd(new.index(), fd);
+            stats::set_state(new.index(), SocketState::Kernel, Reason::Relayed, None);
+        }
+    });
+    if let Some(new) = new {
+        socket::release(new);
+    }
+}
+
+/// A listener that a foreign program will accept on: new clients come through the kernel.
+pub fn withdraw(h: &'static Handle) {
+    let Some(sock) = h.sock() else { return };
+    let listener = sock.listener.load(Ordering::Relaxed);
+    let _ = coordinator::post(Request::Withdraw { listener });
+    if !sock.is_nonblocking() {
+        each_descriptor(h, options::set_kernel_blocking);
+    }
+    stats::set_reason(h.index(), Reason::Relayed);
+}
+
+fn each_descriptor(h: &'static Handle, mut found: impl FnMut(i32)) {
+    fds::each_open(|fd| {
+        if leave::by_inode(fd).is_some_and(|other| core::ptr::eq(other, h)) {
+            found(fd);
+        }
+    });
+}

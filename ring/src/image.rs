@@ -1,0 +1,165 @@
+//! What a process leaves for the program that it executes (SPEC 10): which of the inherited descriptors are ours.
+//!
+//! Written by the shim before execve(2) or posix_spawn(3) into a memfd that it seals and leaves open; read once by the shim
+//! of the new program. Both run as the same user, but the reader validates all the same: any inherited descriptor can
+//! be named by the environment.
+
+use crate::VERSION;
+use crate::msg::ConnId;
+
+/// First word of an image.
+pub const MAGIC: u64 = u64::from_le_bytes(*b"IPDIMAGE");
+/// Arenas that an image can name.
+pub const ARENAS_MAX: usize = 12;
+/// Words of the head.
+pub const HEAD_WORDS: usize = 32;
+/// Words of an entry.
+pub const ENTRY_WORDS: usize = 8;
+/// Most entries.
+pub const ENTRIES_MAX: usize = 1 << 16;
+/// "No such descriptor".
+pub const NO_FD: u32 = u32::MAX;
+
+/// A memfd with sockets' shared state, left open for the new program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct ArenaRef {
+    /// Descriptor number.
+    pub fd: u32,
+    /// Its inode, so that another file in its place is noticed.
+    pub inode: u64,
+}
+
+/// Start of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Function that announced the nonce to the coordinator; 0 if there was nothing to announce.
+    pub function: u32,
+    /// Nonce of its `Fork` request, or 0.
+    pub nonce: u64,
+    /// The leaver's socket to the agent, which keeps its function alive until the new program has taken over; or [`NO_FD`].
+    pub agent: u32,
+    /// Entries that follow.
+    pub entries: u32,
+    /// Those with an inode of 0 are not there.
+    pub arenas: [ArenaRef; ARENAS_MAX],
+}
+
+/// What kind of thing a descriptor stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum EntryKind {
+    /// A listener in both worlds.
+    Listener = 2,
+    /// A connection in user space.
+    Stream = 3,
+    /// A kernel pipe or socket pair that may be overlaid.
+    Overlay = 5,
+}
+
+/// One thing that the leaver held, by the inode of its descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// `st_ino` of the descriptor.
+    pub inode: u64,
+    /// The connection, or 0.
+    pub conn: ConnId,
+    /// What it is.
+    pub kind: EntryKind,
+    /// Our side of the connection, 0 or 1. For an [`EntryKind::Overlay`] on a pipe, whose ends have one inode: 0 reads, 1 writes.
+    pub side: u32,
+    /// `socket(2)` domain in the low half, type in the high half.
+    pub family_type: u32,
+    /// Index into [`Head::arenas`].
+    pub arena: u32,
+    /// Index of the shared state in its arena.
+    pub sock: u32,
+}
+
+/// Why an image is not used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadImage;
+
+fn pair(low: u32, high: u32) -> u64 {
+    u64::from(low) | u64::from(high) << 32
+}
+fn hi(w: u64) -> u32 {
+    (w >> 32) as u32
+}
+#[allow(clippy::cast_possible_truncation)] // the low half, on purpose
+fn lo(w: u64) -> u32 {
+    w as u32
+}
+
+impl Head {
+    /// Encodes.
+    #[must_use]
+    pub fn to_words(self) -> [u64; HEAD_WORDS] {
+        let mut words = [0; HEAD_WORDS];
+        let fixed = [MAGIC, pair(VERSION, self.entries), pair(self.function, self.agent), self.nonce];
+        let arenas = self.arenas.iter().flat_map(|a| [u64::from(a.fd), a.inode]);
+        for (to, from) in words.iter_mut().zip(fixed.into_iter().chain(arenas)) {
+            *to = from;
+        }
+        words
+    }
+
+    /// Validates.
+    ///
+    /// # Errors
+    /// [`BadImage`]: not an image, or one of another version.
+    pub fn from_words(words: &[u64; HEAD_WORDS]) -> Result<Head, BadImage> {
+        let [magic, version, ids, nonce, rest @ ..] = words;
+        if *magic != MAGIC || lo(*version) != VERSION || hi(*version) as usize > ENTRIES_MAX {
+            return Err(BadImage);
+        }
+        let mut arenas = [ArenaRef::default(); ARENAS_MAX];
+        for (arena, from) in arenas.iter_mut().zip(rest.chunks_exact(2)) {
+            let [fd, inode] = from else { return Err(BadImage) };
+            *arena = ArenaRef { fd: u32::try_from(*fd).map_err(|_| BadImage)?, inode: *inode };
+        }
+        Ok(Head { function: lo(*ids), nonce: *nonce, agent: hi(*ids), entries: hi(*version), arenas })
+    }
+}
+
+impl Entry {
+    /// Encodes.
+    #[must_use]
+    pub fn to_words(self) -> [u64; ENTRY_WORDS] {
+        [
+            self.inode,
+            self.conn.0,
+            pair(self.kind as u32, self.side),
+            pair(self.family_type, self.arena),
+            u64::from(self.sock),
+            0,
+            0,
+            0,
+        ]
+    }
+
+    /// Validates; whether the arena and the place in it exist, the reader finds out.
+    ///
+    /// # Errors
+    /// [`BadImage`] for an unknown kind or a field out of range.
+    pub fn from_words(words: &[u64; ENTRY_WORDS]) -> Result<Entry, BadImage> {
+        let [inode, conn, kind_side, family_arena, sock, ..] = *words;
+        let kind = match lo(kind_side) {
+            2 => EntryKind::Listener,
+            3 => EntryKind::Stream,
+            5 => EntryKind::Overlay,
+            _ => return Err(BadImage),
+        };
+        if hi(kind_side) > 1 || inode == 0 || hi(family_arena) as usize >= ARENAS_MAX {
+            return Err(BadImage);
+        }
+        Ok(Entry {
+            inode,
+            conn: ConnId(conn),
+            kind,
+            side: hi(kind_side),
+            family_type: lo(family_arena),
+            arena: hi(family_arena),
+            sock: u32::try_from(sock).map_err(|_| BadImage)?,
+        })
+    }
+}
