@@ -8,8 +8,20 @@ use std::process::Command;
 use harness::bins;
 
 /// Other names of functions in the list.
-const ALIASES: [&str; 7] =
-    ["accept", "closefrom", "fcntl64", "sendfile64", "freopen64", "dprintf", "__dprintf_chk"];
+const ALIASES: [&str; 12] = [
+    "accept",
+    "closefrom",
+    "fcntl64",
+    "sendfile64",
+    "freopen64",
+    "dprintf",
+    "__dprintf_chk",
+    "execv",
+    "execvp",
+    "execl",
+    "execlp",
+    "execle",
+];
 
 /// Names in the `originals!` list: one a line, `name(arguments) -> type;`.
 fn intercepted() -> BTreeSet<String> {
