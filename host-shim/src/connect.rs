@@ -6,11 +6,11 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use ring::msg::{Addr, Completion, Request, Status};
-use ring::stats::Reason;
+use ring::stats::{Reason, SocketState};
 
 use crate::handle::{Handle, Kind, touched};
 use crate::sys::{Errno, NoSignals, Result};
-use crate::{coordinator, options, process, real, socket, stats, sys, table};
+use crate::{coordinator, listener, options, process, real, socket, stats, sys, table};
 
 /// What connect(2) should do next.
 pub enum Path {
@@ -23,8 +23,11 @@ pub enum Path {
 /// Tries to connect `fd` in user space.
 pub fn connect(fd: i32, addr: *const libc::sockaddr, len: libc::socklen_t) -> Path {
     let Some(h) = table::get(fd) else { return Path::Kernel };
+    if options::read_family(addr, len) == Some(libc::AF_UNSPEC) {
+        return disconnect(fd, h);
+    }
     match h.kind() {
-        Kind::Stream => return Path::User(again(h, addr, len)),
+        Kind::Stream => return Path::User(again(h)),
         Kind::Kernel if h.is_tcp() && process::is_attached() && !h.was(touched::CONNECTED) => {}
         _ => return Path::Kernel,
     }
@@ -53,12 +56,24 @@ pub fn connect(fd: i32, addr: *const libc::sockaddr, len: libc::socklen_t) -> Pa
 }
 
 /// connect(2) of a connected socket: a non-blocking connect is asked about, or it is an error.
-fn again(h: &Handle, addr: *const libc::sockaddr, len: libc::socklen_t) -> Result<()> {
+fn again(h: &Handle) -> Result<()> {
     let Some(sock) = h.sock() else { return Err(Errno(libc::EINVAL)) };
-    if options::read_family(addr, len) == Some(libc::AF_UNSPEC) {
-        return Err(Errno(libc::EOPNOTSUPP));
-    }
     if sock.fresh_connect.swap(0, Ordering::AcqRel) != 0 { Ok(()) } else { Err(Errno(libc::EISCONN)) }
+}
+
+/// connect(2) to `AF_UNSPEC`: the socket is as new, its connection reset, its listening ended. The kernel does the same to
+/// the descriptor, afterwards.
+fn disconnect(fd: i32, h: &'static Handle) -> Path {
+    match h.kind() {
+        Kind::Stream => {
+            let Some(s) = h.stream() else { return Path::User(Err(Errno(libc::EBADF))) };
+            let _no_signals = NoSignals::new();
+            socket::dissolve(h, &s);
+        }
+        Kind::Listener => listener::leave_to_kernel(fd, h, SocketState::Idle, Reason::None),
+        _ => {}
+    }
+    Path::Kernel
 }
 
 /// The wildcard addresses mean this host.
@@ -166,8 +181,17 @@ fn through_coordinator(fd: i32, h: &'static Handle, dst: Addr) -> core::result::
 }
 
 /// After the kernel's connect(2): what came of it, for `ps`.
-pub fn kernel_connected(fd: i32, result: i32) {
+pub fn kernel_connected(fd: i32, family: Option<i32>, result: i32) {
     let Some(h) = table::get(fd) else { return };
+    if family == Some(libc::AF_UNSPEC) {
+        if result == 0 && h.is_tcp() {
+            // Unbound, too, unless the application chose the port.
+            let bound = options::kernel_name(fd, true).port != 0;
+            let gone = if bound { touched::CONNECTED } else { touched::CONNECTED | touched::BOUND };
+            h.touched.fetch_and(!gone, Ordering::Relaxed);
+        }
+        return;
+    }
     let in_progress = result < 0 && sys::errno().0 == libc::EINPROGRESS;
     if h.kind() == Kind::Kernel && (result == 0 || in_progress) {
         let (domain, ty) = h.family();

@@ -182,6 +182,21 @@ pub fn became_stream(h: &Handle) {
     st.finish();
 }
 
+/// A connection became a kernel socket again: its registrations move there.
+pub fn left_user_space(h: &Handle) {
+    let Some(mut st) = STATE.take() else { return };
+    st.each(h, |st, index| {
+        let Some(r) = st.regs.get_mut(index) else { return };
+        r.in_kernel = true;
+        let instance = r.instance as usize;
+        crate::epoll_wait::kernel_add(r.ep, r.fd, r.interest);
+        if let Some(inst) = st.instances.get_mut(instance) {
+            inst.kernel = true;
+        }
+    });
+    st.finish();
+}
+
 /// A kernel socket became a listener in both worlds: its kernel registrations stay, and ours begin.
 pub fn became_listener(h: &Handle) {
     let Some(mut st) = STATE.take() else { return };

@@ -39,6 +39,13 @@ pub fn kernel_delete(ep: i32, fd: i32) {
     unsafe { real::epoll_ctl(ep, libc::EPOLL_CTL_DEL, fd, core::ptr::null_mut()) };
 }
 
+/// Puts a descriptor into the kernel's set: its connection has left user space.
+pub fn kernel_add(ep: i32, fd: i32, interest: epoll::Interest) {
+    let mut event = libc::epoll_event { events: interest.events, u64: interest.data };
+    // SAFETY: an event of ours.
+    unsafe { real::epoll_ctl(ep, libc::EPOLL_CTL_ADD, fd, &raw mut event) };
+}
+
 /// Puts a sleeper's set into the application's. False: the kernel refused.
 pub fn kernel_add_sleeper(ep: i32, sleeper: i32) -> bool {
     let mut event = libc::epoll_event {

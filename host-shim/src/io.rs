@@ -89,8 +89,8 @@ fn receive_slow(h: &Handle, s: &Stream, to: &Buffers<'_>, flags: i32, how: ReadH
 /// As send(2).
 #[inline(always)]
 pub fn send(h: &Handle, s: &Stream, from: &Buffers<'_>, flags: i32) -> Result<usize> {
-    if flags & libc::MSG_OOB != 0 {
-        return urgent::send(h, s, from, flags);
+    if flags & (libc::MSG_OOB | libc::MSG_FASTOPEN) != 0 {
+        return send_specially(h, s, from, flags);
     }
     let mut at = Cursor::default();
     // One look: who only sends has no other way to hear that its peer was killed.
@@ -99,6 +99,12 @@ pub fn send(h: &Handle, s: &Stream, from: &Buffers<'_>, flags: i32) -> Result<us
         Ok(true) => Ok(at.done),
         other => send_slow(h, s, from, flags, at, other.map(|_| ())),
     }
+}
+
+#[cold]
+fn send_specially(h: &Handle, s: &Stream, from: &Buffers<'_>, flags: i32) -> Result<usize> {
+    // It is open already.
+    if flags & libc::MSG_FASTOPEN != 0 { Err(Errno(libc::EISCONN)) } else { urgent::send(h, s, from, flags) }
 }
 
 #[cold]

@@ -4,9 +4,9 @@
 //! `unsafe` is allowed here: the C structures of the socket interface.
 #![allow(unsafe_code)]
 
+mod answers;
 mod inherit;
 
-use core::ffi::c_void;
 use core::ptr;
 use core::sync::atomic::Ordering;
 
@@ -14,10 +14,11 @@ use ring::msg::Addr;
 use ring::stats::{Reason, SocketState};
 
 use crate::handle::{Handle, Kind, Stream, touched};
-use crate::sock::{Sock, modes, shut};
+use crate::sock::{Sock, modes};
 use crate::sys::{Errno, Result};
 use crate::{listener, poll, real, sys};
 
+pub use answers::{get, refused};
 pub use inherit::inherit;
 use inherit::{RCVTIMEO_NEW, SNDTIMEO_NEW};
 
@@ -258,60 +259,6 @@ pub fn option_set(fd: i32, h: &Handle, level: i32, name: i32) {
     }
 }
 
-/// `SO_ERROR` of a connection: the pending error, once.
-pub fn take_error(h: &Handle, s: &Stream) -> i32 {
-    s.sock.fresh_connect.store(0, Ordering::Relaxed);
-    let bits = s.sock.shut.load(Ordering::Relaxed);
-    if bits & shut::RESET_SEEN == 0 && poll::was_reset(h, s) {
-        s.sock.shut.fetch_or(shut::RESET_SEEN | shut::BROKEN, Ordering::Relaxed);
-        return libc::ECONNRESET;
-    }
-    0
-}
-
-/// getsockopt(2) of a connection: what the placeholder can't know. `None`: ask the kernel.
-pub fn get(
-    fd: i32,
-    h: &Handle,
-    s: &Stream,
-    level: i32,
-    name: i32,
-    value: *mut c_void,
-    len: *mut libc::socklen_t,
-) -> Option<i32> {
-    let _pinned = h.pin().filter(|_| s.current(h))?;
-    match (level, name) {
-        (libc::SOL_SOCKET, libc::SO_ERROR) => {
-            // SAFETY: the application's pointers; at most its own length is written.
-            unsafe {
-                if value.is_null() || len.is_null() {
-                    sys::set_errno(Errno(libc::EFAULT));
-                    return Some(-1);
-                }
-                let e = take_error(h, s);
-                let room = (*len).min(socklen::<i32>());
-                ptr::copy_nonoverlapping(ptr::from_ref(&e).cast::<u8>(), value.cast::<u8>(), room as usize);
-                *len = room;
-            }
-            Some(0)
-        }
-        (libc::IPPROTO_TCP, libc::TCP_INFO) => {
-            // SAFETY: the application's own arguments.
-            let r = unsafe { real::getsockopt(fd, level, name, value, len) };
-            // SAFETY: the kernel has written `*len` bytes; the first is tcpi_state.
-            if r == 0 && unsafe { *len } > 0 {
-                let established: u8 = 1;
-                let closed: u8 = 7;
-                let state = if poll::is_dead(s) { closed } else { established };
-                // SAFETY: as above.
-                unsafe { *value.cast::<u8>() = state };
-            }
-            Some(r)
-        }
-        _ => None,
-    }
-}
-
 /// getsockname(2) and getpeername(2) of a connection.
 ///
 /// # Errors
@@ -385,7 +332,7 @@ pub fn ioctl(
     let value = match request {
         libc::FIONREAD => i32::try_from(s.available()).unwrap_or(i32::MAX),
         SIOCATMARK => i32::from(s.at_mark()),
-        libc::TIOCOUTQ => 0,
+        libc::TIOCOUTQ | SIOCOUTQNSD => i32::try_from(s.unacknowledged()).unwrap_or(i32::MAX),
         _ => return None,
     };
     if out.is_null() {
@@ -397,3 +344,4 @@ pub fn ioctl(
 }
 
 const SIOCATMARK: core::ffi::c_ulong = 0x8905;
+const SIOCOUTQNSD: core::ffi::c_ulong = 0x894b;

@@ -185,6 +185,21 @@ fn close_stream(h: &Handle, s: &Stream) {
     }
 }
 
+/// connect(2) to `AF_UNSPEC`: the connection is reset, for forked relatives that hold it, too, and `h` is a kernel socket again.
+pub fn dissolve(h: &Handle, s: &Stream) {
+    let tx = s.sock.tx.take();
+    s.sock.linger_reset.store(1, Ordering::Relaxed);
+    s.sock.shut.fetch_or(shut::READ | shut::WRITE | shut::BROKEN, Ordering::Relaxed);
+    end_stream(s);
+    drop(tx);
+    h.notify_all(s);
+    Handle::wake_own(s);
+    epoll::left_user_space(h);
+    close_stream(h, s);
+    h.set_kind(Kind::Kernel);
+    stats::set_state(h.index(), SocketState::Idle, Reason::None, None);
+}
+
 /// As close(2) of the last descriptor: unread data, or a linger time of 0, makes it a reset.
 fn end_stream(s: &Stream) {
     let unread = s.has_data() && s.sock.shut.load(Ordering::Relaxed) & shut::READ == 0;

@@ -173,6 +173,32 @@ pub fn received(index: u32, bytes: usize) {
     }
 }
 
+/// What went through a socket of ours.
+#[derive(Clone, Copy, Default)]
+pub struct Moved {
+    /// Bytes sent.
+    pub tx_bytes: u64,
+    /// Calls that sent any.
+    pub tx_ops: u32,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Calls that received any.
+    pub rx_ops: u32,
+}
+
+/// What this process has counted for a socket so far.
+#[must_use]
+pub fn traffic(index: u32) -> Moved {
+    let Some(e) = entry(index) else { return Moved::default() };
+    let ops = |n: &AtomicU64| u32::try_from(n.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
+    Moved {
+        tx_bytes: e.traffic.tx_bytes.load(Ordering::Relaxed),
+        tx_ops: ops(&e.traffic.tx_ops),
+        rx_bytes: e.traffic.rx_bytes.load(Ordering::Relaxed),
+        rx_ops: ops(&e.traffic.rx_ops),
+    }
+}
+
 fn count(which: fn(&StatsHeader) -> &AtomicU64) {
     if let Some(s) = stats() {
         add(which(s.header), 1);

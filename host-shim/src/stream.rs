@@ -509,6 +509,13 @@ impl Stream {
         room
     }
 
+    /// Bytes that the peer's half of the buffer does not hold (`SIOCOUTQ`): in Linux they would wait to be acknowledged.
+    #[must_use]
+    pub fn unacknowledged(&self) -> u64 {
+        let unread = self.sock.writer().tail.saturating_sub(self.out_dir.consumed.load(Ordering::Relaxed));
+        unread.min(RING_BYTES as u64).saturating_sub(RING_BYTES as u64 / 2)
+    }
+
     /// Payload bytes that can be read now (`FIONREAD`).
     #[must_use]
     pub fn available(&self) -> usize {

@@ -14,11 +14,13 @@ mod driver;
 mod end;
 mod epoll;
 mod families;
+mod figures;
 mod forks;
 mod inherit;
 mod io;
 mod lifecycle;
 mod names;
+mod opening;
 mod options;
 mod pipes;
 mod polling;
@@ -80,12 +82,14 @@ const GROUPS: &[Group] = &[
     two(end::CASES),
     two(epoll::CASES),
     two(families::CASES),
+    two(figures::CASES),
     two(forks::CASES),
     two(inherit::CASES),
     two(io::CASES),
     two(lifecycle::CASES),
     one(lifecycle::ALONE),
     two(names::CASES),
+    two(opening::CASES),
     two(options::CASES),
     two(polling::CASES),
     two(reading::CASES),

@@ -8,6 +8,7 @@ use libc::{
 };
 
 use super::{fail, length};
+use crate::connect::{self, Path};
 use crate::handle::{Handle, Stream};
 use crate::stream::{Buffers, is_nowhere};
 use crate::sys::{Errno, Result};
@@ -111,6 +112,32 @@ pub unsafe extern "C" fn recvfrom(
     }
 }
 
+/// What came of a connect that a send with `MSG_FASTOPEN` asked for.
+enum Fast {
+    /// Connected in user space.
+    Open(&'static Handle, Stream),
+    /// Not connected, or not yet: `EINPROGRESS` of a non-blocking socket.
+    Failed(Errno),
+    /// The kernel's.
+    Kernel,
+}
+
+#[cold]
+fn open_fast(fd: c_int, addr: *const sockaddr, len: socklen_t) -> Fast {
+    match connect::connect(fd, addr, len) {
+        Path::User(Ok(())) => ours(fd).map_or(Fast::Failed(Errno(libc::EBADF)), |(h, s)| Fast::Open(h, s)),
+        Path::User(Err(e)) => Fast::Failed(e),
+        Path::Kernel => Fast::Kernel,
+    }
+}
+
+fn fast_opened_by_kernel(fd: c_int, r: ssize_t) -> ssize_t {
+    if table::get(fd).is_some_and(Handle::is_tcp) {
+        connect::kernel_connected(fd, None, if r < 0 { -1 } else { 0 });
+    }
+    written_by_kernel(fd, r)
+}
+
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendto(
     fd: c_int,
@@ -122,6 +149,18 @@ pub unsafe extern "C" fn sendto(
 ) -> ssize_t {
     match ours(fd) {
         Some((h, s)) => length(io::send(h, &s, &Buffers::one(buf.cast_mut().cast(), n), flags)),
+        None if flags & libc::MSG_FASTOPEN != 0 => match open_fast(fd, addr, len) {
+            Fast::Open(h, s) => {
+                let from = Buffers::one(buf.cast_mut().cast(), n);
+                length(io::send(h, &s, &from, flags & !libc::MSG_FASTOPEN))
+            }
+            Fast::Failed(e) => length(Err(e)),
+            Fast::Kernel => {
+                // SAFETY: as above.
+                let r = unsafe { real::sendto(fd, buf, n, flags, addr, len) };
+                fast_opened_by_kernel(fd, r)
+            }
+        },
         // SAFETY: as above.
         None => written_by_kernel(fd, unsafe { real::sendto(fd, buf, n, flags, addr, len) }),
     }
@@ -208,6 +247,20 @@ pub unsafe extern "C" fn sendmsg(fd: c_int, msg: *const msghdr, flags: c_int) ->
     match ours(fd) {
         // SAFETY: as above.
         Some((h, s)) => length(unsafe { send_message(h, &s, msg, flags) }),
+        None if flags & libc::MSG_FASTOPEN != 0 && !is_nowhere(msg) => {
+            // SAFETY: as above.
+            let m = unsafe { &*msg };
+            match open_fast(fd, m.msg_name.cast(), m.msg_namelen) {
+                // SAFETY: as above.
+                Fast::Open(h, s) => length(unsafe { send_message(h, &s, msg, flags & !libc::MSG_FASTOPEN) }),
+                Fast::Failed(e) => length(Err(e)),
+                Fast::Kernel => {
+                    // SAFETY: as above.
+                    let r = unsafe { real::sendmsg(fd, msg, flags) };
+                    fast_opened_by_kernel(fd, r)
+                }
+            }
+        }
         // SAFETY: as above.
         None => written_by_kernel(fd, unsafe { send_by_kernel(fd, msg, flags) }),
     }

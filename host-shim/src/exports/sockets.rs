@@ -90,7 +90,7 @@ pub unsafe extern "C" fn connect(fd: c_int, addr: *const sockaddr, len: socklen_
         Path::Kernel => {
             // SAFETY: as above.
             let r = unsafe { real::connect(fd, addr, len) };
-            connect::kernel_connected(fd, r);
+            connect::kernel_connected(fd, options::read_family(addr, len), r);
             r
         }
     })
@@ -152,6 +152,10 @@ pub unsafe extern "C" fn setsockopt(
     value: *const c_void,
     len: socklen_t,
 ) -> c_int {
+    let in_user = table::get(fd).is_some_and(|h| h.kind() == Kind::Stream);
+    if let Some(e) = options::refused(level, name).filter(|_| in_user) {
+        return fail(e);
+    }
     keep_errno(|| {
         // SAFETY: as above.
         let r = unsafe { real::setsockopt(fd, level, name, value, len) };
