@@ -9,8 +9,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     link("native/constructor.c", &out.join("libconstructor.so"), &["-shared", "-fPIC"])?;
     link("native/static_echo.c", &out.join("static-echo"), &["-static"])?;
+    link("native/answer.c", &out.join("static-answer"), &["-static"])?;
     println!("cargo::rustc-env=CONSTRUCTOR_LIBRARY={}", out.join("libconstructor.so").display());
     println!("cargo::rustc-env=STATIC_ECHO={}", out.join("static-echo").display());
+    println!("cargo::rustc-env=STATIC_ANSWER={}", out.join("static-answer").display());
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! Real, unmodified programs, each with a look at the counters: did the traffic take the path it should have?
 
 mod daemons;
+mod inherit;
 mod interop;
 mod python;
 mod redis;
@@ -28,6 +29,8 @@ const TESTS: &[Test] = &[
     ("interop::shimmed_client_plain_server", interop::shimmed_client),
     ("interop::plain_client_shimmed_server", interop::plain_client),
     ("interop::both_kinds_of_clients_at_once", interop::mixed_clients),
+    ("inherit::by_programs_with_the_shim", inherit::by_programs_with_the_shim),
+    ("inherit::by_programs_without", inherit::by_programs_without),
     ("python::echo_over_all_forms", python::echo),
     ("web::curl_gets_a_file", web::curl_gets_a_file),
     ("web::curls_in_parallel", web::curls_in_parallel),
