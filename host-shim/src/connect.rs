@@ -31,16 +31,12 @@ pub fn connect(fd: i32, addr: *const libc::sockaddr, len: libc::socklen_t) -> Pa
         Kind::Kernel if h.is_tcp() && process::is_attached() && !h.was(touched::CONNECTED) => {}
         _ => return Path::Kernel,
     }
-    if let Some(reason) = h.kernel_only() {
-        stats::set_reason(h.index(), reason);
+    if h.was(touched::KERNEL_ONLY) {
+        stats::set_reason(h.index(), Reason::Option);
         return Path::Kernel;
     }
     let Some(dst) = options::read_addr(addr, len) else { return Path::Kernel };
     let dst = real_destination(dst);
-    if !process::is_home(fd) {
-        stats::set_reason(h.index(), Reason::Namespace);
-        return Path::Kernel;
-    }
     if dst.port == 0 || !is_local(dst) {
         stats::set_reason(h.index(), Reason::Remote);
         return Path::Kernel;
@@ -110,9 +106,7 @@ fn is_local(dst: Addr) -> bool {
     if probe < 0 {
         return false;
     }
-    // Only what this thread would find where the coordinator looks.
-    let local =
-        process::is_home(probe) && options::kernel_bind(probe, domain, Addr { port: 0, ..dst }).is_ok();
+    let local = options::kernel_bind(probe, domain, Addr { port: 0, ..dst }).is_ok();
     sys::close(probe);
     if local {
         a.store(halves[0], Ordering::Relaxed);

@@ -221,6 +221,17 @@ pub fn call_for(listener: Option<&Handle>, request: Request) -> Result<Completio
 }
 
 impl Ticket {
+    /// As one word, for [`crate::holds`].
+    pub fn packed(self) -> usize {
+        self.place << 32 | self.token as usize
+    }
+
+    /// What [`Ticket::packed`] gave.
+    #[allow(clippy::cast_possible_truncation)] // the low half
+    pub fn unpacked(word: usize) -> Ticket {
+        Ticket { place: word >> 32, token: word as u32 }
+    }
+
     fn pending(self) -> Option<&'static Pending> {
         PENDING.get(self.place)
     }

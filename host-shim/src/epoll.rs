@@ -14,6 +14,7 @@ use core::sync::atomic::{Ordering, fence};
 use ring::wake;
 
 use crate::handle::{self, Handle, Kind};
+use crate::holds::{self, Noted};
 use crate::lock::Guarded;
 use crate::segments;
 use crate::sys::{Errno, Membarrier, Result};
@@ -331,6 +332,16 @@ pub fn end_sleep(e: &Handle) {
     {
         inst.asleep = inst.asleep.saturating_sub(1);
     }
+}
+
+/// For a call that is going to sleep on an instance.
+pub fn note_sleep(e: &Handle) -> Noted {
+    let give_back = |index: usize, _| {
+        if let Some(e) = u32::try_from(index).ok().and_then(handle::by_index) {
+            end_sleep(e);
+        }
+    };
+    holds::note(give_back, [e.index() as usize, 0])
 }
 
 /// For a poll(2) that is about to sleep on an instance.

@@ -197,8 +197,11 @@ fn wait_in_kernel(
     let start = sys::now();
     let left = || timeout.map(|t| t.saturating_sub(sys::now() - start));
     while epoll::begin_kernel_sleep(e) {
+        let noted = epoll::note_sleep(e);
         let _asleep = Asleep::announce();
+        let _noted_asleep = Asleep::note();
         let result = ask_kernel(ep, out, left(), mask);
+        drop(noted);
         epoll::end_sleep(e);
         let (n, rung) = result?;
         if n > 0 || !rung {
@@ -216,9 +219,13 @@ fn sleep(
     mask: *const libc::sigset_t,
 ) -> Result<usize> {
     let asleep = Asleep::announce();
+    let noted_asleep = Asleep::note();
     let sleeper = epoll::announce_sleep(e, ep);
+    let noted = epoll::note_sleep(e);
     let result = sleep_announced(ep, e, out, timeout, mask, sleeper);
+    drop(noted);
     epoll::end_sleep(e);
+    drop(noted_asleep);
     drop(asleep);
     // Awake again, so that what this look finds wakes others only.
     match result? {

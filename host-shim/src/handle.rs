@@ -12,6 +12,7 @@ use ring::shared::Region;
 use ring::stats::{Reason, SOCKETS_MAX, SocketState};
 use ring::stream::RingBytes;
 
+use crate::holds::{self, Noted};
 use crate::places::Places;
 use crate::sock::Sock;
 use crate::{socket, stats};
@@ -88,8 +89,6 @@ pub mod touched {
     pub const MOVED: u32 = 32;
     /// A foreign program is about to inherit it.
     pub const LEAVES: u32 = 64;
-    /// It was shared by fork before it was connected or listening.
-    pub const SHARED: u32 = 128;
 }
 
 static HANDLES: [Handle; HANDLES_MAX] = [const { Handle::new() }; HANDLES_MAX];
@@ -289,18 +288,6 @@ impl Handle {
         self.touched.load(Ordering::Relaxed) & bits != 0
     }
 
-    /// Why a kernel socket must stay one, if it must.
-    #[must_use]
-    pub fn kernel_only(&self) -> Option<Reason> {
-        if self.was(touched::KERNEL_ONLY) {
-            Some(Reason::Option)
-        } else if self.was(touched::SHARED) {
-            Some(Reason::Shared)
-        } else {
-            None
-        }
-    }
-
     /// Domain and type of the socket.
     #[must_use]
     pub fn family(&self) -> (i32, i32) {
@@ -333,10 +320,24 @@ pub fn next_era() {
     ERA.fetch_add(1, Ordering::Relaxed);
 }
 
+/// Gives back a pin of a call that never returned: index of its handle, and the era.
+fn unpin(index: usize, era: usize) {
+    if let Some(handle) = HANDLES.get(index) {
+        drop(Pinned { handle, era: u32::try_from(era).unwrap_or(0) });
+    }
+}
+
 /// See [`Handle::pin`].
 pub struct Pinned<'a> {
     handle: &'a Handle,
     era: u32,
+}
+
+impl Pinned<'_> {
+    /// For a call that is going to sleep.
+    pub fn note(&self) -> Noted {
+        holds::note(unpin, [self.handle.index() as usize, self.era as usize])
+    }
 }
 
 impl Drop for Pinned<'_> {

@@ -33,7 +33,8 @@ pub fn receive(h: &Handle, s: &Stream, to: &Buffers<'_>, flags: i32) -> Result<u
 
 #[cold]
 fn receive_slow(h: &Handle, s: &Stream, to: &Buffers<'_>, flags: i32, how: ReadHow) -> Result<usize> {
-    let _pinned = pin(h, s)?;
+    let pinned = pin(h, s)?;
+    let _noted = pinned.note();
     if flags & libc::MSG_ERRQUEUE != 0 {
         return Err(Errno(libc::EAGAIN));
     }
@@ -67,10 +68,6 @@ fn receive_slow(h: &Handle, s: &Stream, to: &Buffers<'_>, flags: i32, how: ReadH
             }
         }
         if nonblocking {
-            // The end of a peer that was killed is news from the coordinator.
-            if coordinator::pump() {
-                continue;
-            }
             return if at.done > 0 { Ok(at.done) } else { Err(Errno(libc::EAGAIN)) };
         }
         let peeked = if how.peek { at.done } else { 0 };
@@ -93,8 +90,6 @@ pub fn send(h: &Handle, s: &Stream, from: &Buffers<'_>, flags: i32) -> Result<us
         return send_specially(h, s, from, flags);
     }
     let mut at = Cursor::default();
-    // One look: who only sends has no other way to hear that its peer was killed.
-    coordinator::pump();
     match h.try_write(s, from, &mut at) {
         Ok(true) => Ok(at.done),
         other => send_slow(h, s, from, flags, at, other.map(|_| ())),
@@ -116,7 +111,8 @@ fn send_slow(
     mut at: Cursor,
     mut last: Result<()>,
 ) -> Result<usize> {
-    let _pinned = pin(h, s)?;
+    let pinned = pin(h, s)?;
+    let _noted = pinned.note();
     let nonblocking = flags & libc::MSG_DONTWAIT != 0 || s.sock.is_nonblocking();
     let timeout = timeout_of(s.sock.tx_timeout_us.load(Ordering::Relaxed));
     let start = timeout.map(|_| sys::now());
@@ -160,7 +156,8 @@ pub fn send_file(
     mut offset: Option<&mut libc::off_t>,
     n: usize,
 ) -> Result<usize> {
-    let _pinned = pin(h, s)?;
+    let pinned = pin(h, s)?;
+    let _noted = pinned.note();
     // Only what never blocks is read under the connection's lock; Linux wants a file, too.
     let kind =
         rustix::fs::fstat(sys::borrow(input)).map(|f| rustix::fs::FileType::from_raw_mode(f.st_mode))?;

@@ -11,10 +11,11 @@
 //! | symbols | [`exports`] | the C functions that we define in libc's place |
 //! | sockets | [`socket`], [`stream`], [`io`], [`urgent`], [`listener`], [`connect`], [`options`], [`file`] | what a descriptor of ours does |
 //! | readiness | [`epoll`], [`epoll_wait`], [`poll`], [`wait`] | waiting: spin, yield, sleep |
+//! | leaving | [`cancel`], [`holds`] | calls that never return: cancelled, or left by a jump |
 //! | descriptors | [`table`], [`handle`], [`fds`], [`places`] | which descriptor is what; our own descriptors |
 //! | shared state | [`sock`], [`arenas`], [`lock`], [`segments`] | what forked processes share; mapped segments |
 //! | process | [`process`], [`agent`], [`coordinator`], [`fork`], [`stats`] | attach, requests and completions, fork |
-//! | programs | [`leave`], [`adopt`], [`relay`], [`rights`], [`target`] | what another program inherits or is sent, and how it gets it |
+//! | programs | [`leave`], [`adopt`], [`relay`], [`target`] | what an executed program inherits, and how it gets it |
 //! | ground | [`real`], [`sys`], [`config`], [`scratch`] | libc's originals, system calls, settings |
 
 #![deny(unsafe_code)]
@@ -22,6 +23,7 @@
 mod adopt;
 mod agent;
 mod arenas;
+mod cancel;
 mod config;
 mod connect;
 mod coordinator;
@@ -32,6 +34,7 @@ mod fds;
 mod file;
 mod fork;
 mod handle;
+mod holds;
 mod io;
 mod leave;
 mod listener;
@@ -42,7 +45,6 @@ mod poll;
 mod process;
 mod real;
 mod relay;
-mod rights;
 mod scratch;
 mod segments;
 mod sock;

@@ -15,11 +15,11 @@ use ring::msg::{ACCEPT_WAIT, Addr, Completion, LISTEN_V6ONLY, Request, Status};
 use ring::stats::{Reason, SocketState};
 
 use crate::coordinator::Ticket;
-use crate::handle::{self, Handle, Kind};
+use crate::handle::{self, Handle, Kind, touched};
 use crate::sock::Sock;
 use crate::sys::{Errno, NoSignals, Result};
 use crate::wait::{self, Spin};
-use crate::{coordinator, options, process, real, segments, socket, stats, sys, table};
+use crate::{coordinator, holds, options, process, real, segments, socket, stats, sys, table};
 
 /// Every so many accepts the kernel's queue goes first, so that neither starves.
 const KERNEL_TURN: u32 = 8;
@@ -61,16 +61,12 @@ pub fn listening(fd: i32, backlog: i32) {
     if h.kind() != Kind::Kernel || !h.is_tcp() || !process::is_attached() {
         return;
     }
-    if let Some(reason) = h.kernel_only() {
-        stats::set_reason(h.index(), reason);
+    if h.was(touched::KERNEL_ONLY) {
+        stats::set_reason(h.index(), Reason::Option);
         return;
     }
-    let local = options::kernel_name(fd, true);
-    if !process::is_home(fd) {
-        let addrs = Some((local, Addr::default()));
-        return stats::set_state(h.index(), SocketState::Listening, Reason::Namespace, addrs);
-    }
     let _no_signals = NoSignals::new();
+    let local = options::kernel_name(fd, true);
     let limit = somaxconn();
     let backlog = u32::try_from(backlog).unwrap_or(limit).min(limit);
     let flags =
@@ -169,8 +165,9 @@ pub fn accept(fd: i32, h: &'static Handle, out: PeerOut, flags: i32) -> Result<i
             return Err(Errno(libc::EAGAIN));
         }
         let pinned = h.pin().ok_or(Errno(libc::EBADF))?;
+        let noted = pinned.note();
         let result = block(fd, h, sock, out, flags, timeout);
-        drop(pinned);
+        drop((noted, pinned));
         if let Some(new) = result? {
             return Ok(new);
         }
@@ -291,8 +288,10 @@ fn block(
     let Ok(ticket) = coordinator::start(Some(h), Request::Accept { listener, flags: ACCEPT_WAIT }) else {
         return block_in_kernel(fd, timeout);
     };
+    let noted = holds::note(leave_queue, [listener as usize, ticket.packed()]);
     let limit = timeout.map_or(LOOK_AGAIN, |t| t.min(LOOK_AGAIN));
     let slept = wait::sleep_with(Some(fd), &|| ticket.is_answered(), Some(limit));
+    drop(noted);
     coordinator::pump();
     let answer = ticket.finish().or_else(|| unpark(listener, ticket));
     if let Some(Completion::Accepted { status: Status::Ok, conn, peer, local, .. }) = answer {
@@ -305,6 +304,19 @@ fn block(
         Err(Errno(libc::EINTR)) if timeout.is_none() && sys::handlers_restart() => Ok(None),
         Err(e) => Err(e),
         Ok(()) => Ok(None),
+    }
+}
+
+/// Takes back the parked accept of a call that never returned; what came to it in between goes to somebody else.
+fn leave_queue(listener: usize, ticket: usize) {
+    let _no_signals = NoSignals::new();
+    let listener = u32::try_from(listener).unwrap_or(0);
+    coordinator::pump();
+    let ticket = Ticket::unpacked(ticket);
+    if let Some(Completion::Accepted { status: Status::Ok, conn, .. }) =
+        ticket.finish().or_else(|| unpark(listener, ticket))
+    {
+        let _ = coordinator::post(Request::Requeue { conn });
     }
 }
 

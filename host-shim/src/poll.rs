@@ -249,7 +249,9 @@ fn sleep(set: &mut Set<'_>, timeout: Option<Duration>, mask: *const libc::sigset
         set.look();
         return Ok(set.merge());
     };
+    let _noted = sleeper.note();
     let _asleep = Asleep::announce();
+    let _noted_asleep = Asleep::note();
     sleeper.drain();
     set.announce();
     Membarrier.heavy_barrier();

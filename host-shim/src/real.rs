@@ -15,7 +15,7 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::{
     epoll_event, fd_set, iovec, mmsghdr, msghdr, nfds_t, off_t, pid_t, pollfd, posix_spawn_file_actions_t,
-    posix_spawnattr_t, sigset_t, size_t, sockaddr, socklen_t, ssize_t, timespec, timeval,
+    posix_spawnattr_t, pthread_t, sigset_t, size_t, sockaddr, socklen_t, ssize_t, timespec, timeval,
 };
 
 use crate::file::File;
@@ -160,6 +160,12 @@ originals! {
     epoll_wait(ep: c_int, events: *mut epoll_event, max: c_int, timeout: c_int) -> c_int;
     epoll_pwait(ep: c_int, events: *mut epoll_event, max: c_int, timeout: c_int, mask: *const sigset_t) -> c_int;
     epoll_pwait2(ep: c_int, events: *mut epoll_event, max: c_int, timeout: *const timespec, mask: *const sigset_t) -> c_int;
+    // leaving a call for good
+    pthread_cancel(thread: pthread_t) -> c_int;
+    longjmp(target: *mut u64, value: c_int) -> ();
+    _longjmp(target: *mut u64, value: c_int) -> ();
+    siglongjmp(target: *mut u64, value: c_int) -> ();
+    __longjmp_chk(target: *mut u64, value: c_int) -> ();
     // stdio
     fdopen(fd: c_int, mode: *const c_char) -> *mut File;
     freopen(path: *const c_char, mode: *const c_char, file: *mut File) -> *mut File;

@@ -10,7 +10,7 @@ use ring::stream;
 use crate::handle::{self, Handle, Kind, NewStream, Stream, touched};
 use crate::sock::{self, Sock, shut};
 use crate::sys::NoSignals;
-use crate::{config, coordinator, epoll, file, leave, listener, process, segments, stats, sys, table, wait};
+use crate::{coordinator, epoll, file, leave, listener, process, segments, stats, sys, table, wait};
 
 /// A socket that the kernel has just made: from now on we know it. TCP sockets attach the process first.
 pub fn made(fd: i32, domain: i32, ty: i32) {
@@ -60,7 +60,6 @@ fn reappeared(fd: i32) {
     if table::is_internal(fd) {
         table::remove_internal(fd);
         stats::escaped();
-        config::lost(fd);
         process::lost(fd);
         segments::lost(fd);
         wait::lost(fd);
@@ -233,11 +232,7 @@ pub fn shutdown(h: &Handle, s: &Stream, how: i32) -> crate::sys::Result<()> {
         return Err(crate::sys::Errno(libc::ENOTCONN));
     }
     let tx = s.sock.tx.take();
-    let both = s.sock.shut.fetch_or(bits, Ordering::Relaxed) | bits;
-    if both & shut::READ != 0 && both & shut::WRITE != 0 {
-        // What comes from now on is answered with a reset. Relaxed: as in `end_stream`.
-        s.in_dir.reader_closed.store(s.conn.generation(), Ordering::Relaxed);
-    }
+    s.sock.shut.fetch_or(bits, Ordering::Relaxed);
     if bits & shut::WRITE != 0 && s.out_dir.state.load(Ordering::Relaxed) == state::OPEN {
         s.out_dir.state.store(state::FIN, Ordering::Release);
     }
@@ -297,14 +292,6 @@ pub fn uncount_child() {
         if let (Kind::Stream | Kind::Listener, Some(sock)) = (h.kind(), h.sock()) {
             sock.processes.fetch_sub(1, Ordering::AcqRel);
         }
-    }
-}
-
-/// Before fork: what parent or child does with a socket that neither listens nor is connected yet, the other must see. Only
-/// the kernel can show it that.
-pub fn leave_unconnected_to_kernel() {
-    for h in handle::all().filter(|h| h.kind() == Kind::Kernel && h.is_tcp() && !h.was(touched::CONNECTED)) {
-        h.touched.fetch_or(touched::SHARED, Ordering::Relaxed);
     }
 }
 

@@ -221,6 +221,14 @@ pub fn asleep(what: Sleep, fd: Option<i32>) -> Asleep {
     Asleep(place)
 }
 
+/// This thread does not sleep, whatever [`asleep`] has shown.
+pub fn awake() {
+    let tid = sys::tid();
+    for s in stats().iter().flat_map(|s| s.sleepers) {
+        let _ = s.tid.compare_exchange(tid, 0, Ordering::AcqRel, Ordering::Relaxed);
+    }
+}
+
 /// See [`asleep`].
 pub struct Asleep(Option<&'static SleeperStats>);
 

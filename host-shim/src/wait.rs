@@ -18,8 +18,9 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::IntoRawFd;
 
+use crate::holds::{self, Noted};
 use crate::sys::{Errno, Membarrier, Result};
-use crate::{agent, config, coordinator, fds, process, segments, stats, sys};
+use crate::{agent, cancel, config, coordinator, fds, process, segments, stats, sys};
 
 /// A thread that sleeps on data looks around this often, for a peer that died after the agent did.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -134,7 +135,7 @@ fn sleep_on(word: &AtomicU32, notice: &AtomicU32, ready: &dyn Fn() -> bool, beat
     }
     let shown = stats::asleep(Sleep::Stream, None);
     let start = sys::now();
-    let result = sys::futex_wait2((word, value), (notice, seen), beat);
+    let result = cancel::asleep(|| sys::futex_wait2((word, value), (notice, seen), beat));
     drop(shown);
     let slept = sys::now() - start;
     Spin::learn(slept);
@@ -260,14 +261,18 @@ impl Sleeper {
     ///
     /// # Errors
     /// `EINTR`.
-    pub fn sleep(&self, extra: Option<i32>, timeout: Option<Duration>) -> Result<()> {
+    fn sleep(&self, extra: Option<i32>, timeout: Option<Duration>, cancellable: bool) -> Result<()> {
         let own = PollFd::from_borrowed_fd(sys::borrow(self.fd), PollFlags::IN);
         let other = PollFd::from_borrowed_fd(sys::borrow(extra.unwrap_or(self.fd)), PollFlags::IN);
         let mut set = [own, other];
         let end = timeout.map(sys::timespec);
         let shown = stats::asleep(Sleep::Answer, extra);
         let start = sys::now();
-        let result = rustix::event::poll(&mut set, end.as_ref());
+        let result = if cancellable {
+            cancel::asleep(|| rustix::event::poll(&mut set, end.as_ref()))
+        } else {
+            rustix::event::poll(&mut set, end.as_ref())
+        };
         drop(shown);
         Spin::learn(sys::now() - start);
         self.drain();
@@ -275,6 +280,18 @@ impl Sleeper {
             Err(rustix::io::Errno::INTR) => Err(Errno(libc::EINTR)),
             _ => Ok(()),
         }
+    }
+}
+
+/// Gives back a sleeper of a call that never returned.
+fn give_back(index: usize, _: usize) {
+    drop(Sleeper { index, fd: -1 });
+}
+
+impl Sleeper {
+    /// For a call that is going to sleep.
+    pub fn note(&self) -> Noted {
+        holds::note(give_back, [self.index, 0])
     }
 }
 
@@ -307,6 +324,11 @@ impl Asleep {
         ASLEEP.fetch_add(1, Ordering::AcqRel);
         Asleep
     }
+
+    /// For a call that is going to sleep.
+    pub fn note() -> Noted {
+        holds::note(|_, _| drop(Asleep), [0; 2])
+    }
 }
 
 impl Drop for Asleep {
@@ -326,14 +348,23 @@ pub fn kick_others() {
 
 /// Sleeps until the coordinator sends something, or `timeout`; `ready` is the second look.
 pub fn sleep_for_completions(ready: &dyn Fn() -> bool, timeout: Duration) {
-    let _ = sleep_with(None, ready, Some(timeout));
+    let _ = sleep_on_sleeper(None, ready, Some(timeout), false);
 }
 
-/// Sleeps for completions or, if given, for `extra` to become readable. `ready` is the second look.
+/// Sleeps for completions or, if given, for `extra` to become readable. `ready` is the second look. A cancellation point.
 ///
 /// # Errors
 /// `EINTR`.
 pub fn sleep_with(extra: Option<i32>, ready: &dyn Fn() -> bool, timeout: Option<Duration>) -> Result<()> {
+    sleep_on_sleeper(extra, ready, timeout, true)
+}
+
+fn sleep_on_sleeper(
+    extra: Option<i32>,
+    ready: &dyn Fn() -> bool,
+    timeout: Option<Duration>,
+    cancellable: bool,
+) -> Result<()> {
     let Some(sleeper) = Sleeper::acquire() else {
         // No descriptor for sleeping: look again a little later.
         rustix::thread::sched_yield();
@@ -341,13 +372,15 @@ pub fn sleep_with(extra: Option<i32>, ready: &dyn Fn() -> bool, timeout: Option<
         coordinator::pump();
         return Ok(());
     };
+    let _noted = sleeper.note();
     let _asleep = Asleep::announce();
+    let _noted_asleep = Asleep::note();
     sleeper.drain();
     Membarrier.heavy_barrier();
     if coordinator::arm() || ready() {
         return Ok(());
     }
-    sleeper.sleep(extra, timeout)
+    sleeper.sleep(extra, timeout, cancellable)
 }
 
 /// False once the agent has closed its end.

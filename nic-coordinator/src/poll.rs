@@ -203,12 +203,7 @@ impl Poller {
             let Some(raw) = port.memory.next_request()? else { break };
             taken += 1;
             let request = Request::from_raw(&raw)?;
-            // A process that ends, and one whose child appears, were seen by the agent after what they asked for.
-            if let (
-                AGENT_FUNCTION,
-                Request::Detach { function } | Request::Attach { parent: function @ 1.., .. },
-            ) = (number, request)
-            {
+            if let (AGENT_FUNCTION, Request::Detach { function }) = (number, request) {
                 self.finish(function, now_us);
             }
             self.logic.handle(number, raw.token, request, now_us, &mut self.out)?;
@@ -216,8 +211,7 @@ impl Poller {
         Ok(taken)
     }
 
-    /// Does what a process asked for so far: one that forks has announced its child, even if this turn came to the
-    /// agent's ring first, and even if it ended at once, as daemons do.
+    /// Does what a process asked for before it ended: one that forks and ends at once, as daemons do, has announced its child.
     fn finish(&mut self, number: u32, now_us: u64) {
         // Not for ever: a child of the process still has the ring mapped, too.
         for _ in 0..=ENTRIES as usize / REQUESTS_PER_TURN {

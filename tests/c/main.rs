@@ -19,7 +19,8 @@ use libtest_mimic::Arguments;
 /// Bound on one run of a case.
 const BOUND: Duration = Duration::from_secs(30);
 
-const PROGRAMS: &[(&str, &str)] = &[("stdio", "stdio.c"), ("raw", "raw.c")];
+const PROGRAMS: &[(&str, &str)] =
+    &[("stdio", "stdio.c"), ("iostreams", "iostreams.cpp"), ("raw", "raw.c"), ("leaving", "leaving.c")];
 
 /// One function of a program.
 struct Case {

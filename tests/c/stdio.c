@@ -145,8 +145,9 @@ static void megabytes(void)
     static char block[200000];
     memset(block, 'z', sizeof block);
     SAY(fwrite(block, 1, sizeof block, f));
-    SAY(fclose(f));
+    int closed = fclose(f);
     pthread_join(t, NULL);
+    say("closed %d", closed);
 }
 
 static int print_list(int fd, const char *format, ...)

@@ -10,6 +10,7 @@ mod data;
 mod descriptors;
 mod exec;
 mod files;
+mod leaving;
 mod raw;
 pub(crate) mod ready;
 mod sockets;
@@ -21,7 +22,7 @@ pub(crate) use descriptors::close;
 use libc::{c_int, ssize_t};
 
 use crate::sys::{self, Errno, Result};
-use crate::{adopt, config, epoll_wait, file, fork, process, real};
+use crate::{adopt, config, epoll_wait, file, fork, holds, process, real};
 
 /// Runs when the library is loaded, before main and, with LD_PRELOAD, before other libraries' first sockets.
 #[used]
@@ -35,6 +36,7 @@ extern "C" fn on_load() {
     process::set_pid();
     epoll_wait::choose_cookie();
     fork::install();
+    holds::install();
     config::adopt_lease();
     adopt::run();
     if config::is_required() {

@@ -9,7 +9,7 @@ use core::ptr::null_mut;
 use libc::{sigset_t, timespec};
 
 use super::{data, descriptors, fail, ready, sockets};
-use crate::{process, real, stats, table};
+use crate::{cancel, process, real, socket, stats, table};
 
 /// An argument, before it is known what it is.
 #[derive(Clone, Copy)]
@@ -55,9 +55,30 @@ pub unsafe extern "C" fn syscall(
     // SAFETY: the application's arguments, as the kernel takes them.
     match unsafe { ours(number, [a, b, c, d, e, f].map(Word)) } {
         Some(result) => result,
-        // SAFETY: the application's arguments, unchanged.
-        None => unsafe { real::syscall(number, a, b, c, d, e, f) },
+        None => {
+            // SAFETY: the application's arguments, unchanged.
+            let result = unsafe { real::syscall(number, a, b, c, d, e, f) };
+            if makes_descriptor(number) {
+                socket::appeared(Word(result.cast_unsigned()).int());
+            }
+            result
+        }
     }
+}
+
+/// Calls of other kinds whose result may be a number that we believe to be ours still.
+fn makes_descriptor(number: c_long) -> bool {
+    matches!(
+        number,
+        libc::SYS_openat
+            | libc::SYS_openat2
+            | libc::SYS_eventfd2
+            | libc::SYS_timerfd_create
+            | libc::SYS_signalfd4
+            | libc::SYS_memfd_create
+            | libc::SYS_inotify_init1
+            | libc::SYS_pidfd_open
+    )
 }
 
 /// The result of a call that is ours; `None`: the kernel's.
@@ -72,16 +93,21 @@ unsafe fn ours(number: c_long, words: [Word; 6]) -> Option<c_long> {
             libc::SYS_socket | libc::SYS_close_range | libc::SYS_epoll_create1 => {
                 return Some(makes_or_closes(number, words));
             }
-            libc::SYS_ppoll | libc::SYS_pselect6 => return waits(number, words),
+            libc::SYS_ppoll | libc::SYS_pselect6 => return cancel::disabled(|| waits(number, words)),
             #[cfg(target_arch = "x86_64")]
-            libc::SYS_poll | libc::SYS_select | libc::SYS_epoll_create => return old(number, words),
+            libc::SYS_poll | libc::SYS_select | libc::SYS_epoll_create => {
+                return cancel::disabled(|| old(number, words));
+            }
             libc::SYS_dup3 if words.iter().take(2).any(|w| w.is_known()) => {}
             #[cfg(target_arch = "x86_64")]
-            libc::SYS_dup2 if words.iter().take(2).any(|w| w.is_known()) => return old(number, words),
+            libc::SYS_dup2 if words.iter().take(2).any(|w| w.is_known()) => {
+                return cancel::disabled(|| old(number, words));
+            }
             _ if !words.first().is_some_and(|w| w.is_known()) => return None,
             _ => {}
         }
-        on_descriptor(number, words)
+        // A system call is no cancellation point; our functions are.
+        cancel::disabled(|| on_descriptor(number, words))
     }
 }
 

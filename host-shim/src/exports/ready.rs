@@ -12,7 +12,7 @@ use crate::handle::{self, Handle, Kind};
 use crate::poll::{self, Select, Set};
 use crate::scratch::Scratch;
 use crate::sys::{self, Errno, Result};
-use crate::{epoll, epoll_wait, real, socket, table};
+use crate::{cancel, epoll, epoll_wait, real, socket, table};
 
 /// A timespec of the application; a negative one counts as none left.
 pub fn duration(t: &timespec) -> Duration {
@@ -53,6 +53,7 @@ pub unsafe fn poll_concerns_us(fds: *mut pollfd, n: nfds_t) -> bool {
 }
 
 fn poll_ours(fds: &mut [pollfd], timeout: Option<Duration>, mask: *const sigset_t) -> c_int {
+    cancel::point();
     let Some(mut scratch) = Scratch::new(fds.len() + 1) else { return fail(Errno(libc::ENOMEM)) };
     let mut set = Set { fds, kernel: scratch.get() };
     count(poll::wait(&mut set, timeout, mask))
@@ -113,6 +114,7 @@ pub unsafe extern "C" fn __ppoll_chk(
 }
 
 fn select_ours(sets: &Select, timeout: Option<Duration>, mask: *const sigset_t) -> c_int {
+    cancel::point();
     let Some(mut list) = Scratch::new(sets.n) else { return fail(Errno(libc::ENOMEM)) };
     let n = sets.fill(list.get());
     let Some(mut kernel) = Scratch::new(n + 1) else { return fail(Errno(libc::ENOMEM)) };
@@ -241,6 +243,7 @@ unsafe fn epoll_ours<'a>(
     max: c_int,
 ) -> Option<(&'static Handle, &'a mut [epoll_event])> {
     let e = instance(ep)?;
+    cancel::point();
     let n = usize::try_from(max).ok().filter(|n| *n > 0 && !events.is_null())?;
     // SAFETY: contract.
     Some((e, unsafe { slice::from_raw_parts_mut(events, n) }))

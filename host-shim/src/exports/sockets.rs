@@ -10,7 +10,7 @@ use crate::connect::{self, Path};
 use crate::handle::{Handle, Kind, touched};
 use crate::listener::{self, PeerOut};
 use crate::sys::{Errno, keep_errno};
-use crate::{options, real, socket, stats, table};
+use crate::{cancel, options, real, socket, stats, table};
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn socket(domain: c_int, ty: c_int, protocol: c_int) -> c_int {
@@ -60,6 +60,7 @@ pub unsafe extern "C" fn accept(fd: c_int, addr: *mut sockaddr, len: *mut sockle
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn accept4(fd: c_int, addr: *mut sockaddr, len: *mut socklen_t, flags: c_int) -> c_int {
+    cancel::point();
     keep_errno(|| match table::get(fd).map(|h| (h, h.kind())) {
         Some((h, Kind::Listener)) => number(listener::accept(fd, h, PeerOut { addr, len }, flags)),
         Some((_, Kind::Stream)) => fail(Errno(libc::EINVAL)),
@@ -85,6 +86,7 @@ fn accepted_by_kernel(new: c_int, listener: &Handle) {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn connect(fd: c_int, addr: *const sockaddr, len: socklen_t) -> c_int {
+    cancel::point();
     keep_errno(|| match connect::connect(fd, addr, len) {
         Path::User(result) => status(result),
         Path::Kernel => {
