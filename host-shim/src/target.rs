@@ -49,6 +49,11 @@ pub fn look(path: &CStr, shimmed: bool) -> Target {
             return Target::Foreign;
         };
         let fd = rustix::fd::IntoRawFd::into_raw_fd(file);
+        let mode = rustix::fs::fstat(sys::borrow(fd)).map_or(0, |s| s.st_mode);
+        if !rustix::fs::FileType::from_raw_mode(mode).is_file() {
+            sys::close(fd);
+            return Target::Missing;
+        }
         let mut head = [0u8; HEAD_BYTES];
         let n = rustix::io::pread(sys::borrow(fd), &mut head, 0).unwrap_or(0);
         let head = head.get(..n).unwrap_or(&[]);
@@ -150,5 +155,6 @@ mod tests {
         assert_eq!(look(c"/usr/bin/ldd", true), Target::Ours, "a script of a dynamic shell");
         assert_eq!(look(c"/nonexistent", true), Target::Missing);
         assert_eq!(look(c"/etc/passwd", true), Target::Missing);
+        assert_eq!(look(c"/bin", true), Target::Missing);
     }
 }

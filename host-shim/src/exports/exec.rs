@@ -55,10 +55,20 @@ unsafe fn loads_us(envp: Strings) -> bool {
     preloads.any(|libraries| libraries.windows(13).any(|w| w == b"libipc_direct"))
 }
 
+/// Where the program's file is.
+#[derive(Clone, Copy)]
+enum Program<'a> {
+    File(&'a CStr),
+    /// No such file: the call will fail, and nothing may change.
+    Nowhere,
+    /// Named in a way that we do not follow.
+    Unknown,
+}
+
 /// Runs `start` with an environment and what the program needs around it. True from `went_well`: it was started.
 unsafe fn leaving(
     who: Who,
-    path: Option<&CStr>,
+    program: Program<'_>,
     envp: Strings,
     went_well: fn(c_int) -> bool,
     start: impl FnOnce(Strings) -> c_int,
@@ -72,7 +82,11 @@ unsafe fn leaving(
     }
     // SAFETY: the application's list, by contract with C.
     let shimmed = unsafe { loads_us(envp) } && !process::identity_changed();
-    let target = path.map_or(Target::Foreign, |p| target::look(p, shimmed));
+    let target = match program {
+        Program::File(path) => target::look(path, shimmed),
+        Program::Nowhere => Target::Missing,
+        Program::Unknown => Target::Foreign,
+    };
     let mut list = [ptr::null_mut::<c_char>(); VARIABLES_MAX + 2];
     let mut left = None;
     // SAFETY: as above.
@@ -114,9 +128,9 @@ fn is_zero(result: c_int) -> bool {
 }
 
 /// The file that `execvp` would find, for a look at it.
-unsafe fn search(file: *const c_char, name: &mut [u8; NAME_BYTES]) -> Option<&CStr> {
+unsafe fn search(file: *const c_char, name: &mut [u8; NAME_BYTES]) -> Program<'_> {
     if file.is_null() {
-        return None;
+        return Program::Nowhere;
     }
     // SAFETY: the application's C string.
     let file = unsafe { CStr::from_ptr(file) }.to_bytes();
@@ -134,21 +148,22 @@ unsafe fn search(file: *const c_char, name: &mut [u8; NAME_BYTES]) -> Option<&CS
         for (to, from) in name.iter_mut().zip(parts) {
             *to = *from;
         }
-        let candidate = CStr::from_bytes_until_nul(&name[..]).ok()?;
-        if rustix::fs::access(candidate, rustix::fs::Access::EXEC_OK).is_ok() {
+        let candidate = CStr::from_bytes_until_nul(&name[..]);
+        if candidate.is_ok_and(|c| rustix::fs::access(c, rustix::fs::Access::EXEC_OK).is_ok()) {
             length = Some(needed);
             break;
         }
     }
-    CStr::from_bytes_with_nul(name.get(..=length?)?).ok()
+    let found = length.and_then(|n| CStr::from_bytes_with_nul(name.get(..=n)?).ok());
+    found.map_or(Program::Nowhere, Program::File)
 }
 
-unsafe fn direct<'a>(path: *const c_char) -> Option<&'a CStr> {
+unsafe fn direct<'a>(path: *const c_char) -> Program<'a> {
     if path.is_null() {
-        return None;
+        return Program::Nowhere;
     }
     // SAFETY: the application's C string.
-    Some(unsafe { CStr::from_ptr(path) })
+    Program::File(unsafe { CStr::from_ptr(path) })
 }
 
 #[unsafe(no_mangle)]
@@ -180,13 +195,13 @@ pub unsafe extern "C" fn execvp(file: *const c_char, argv: Strings) -> c_int {
 }
 
 /// `/proc/self/fd/<number>`.
-fn by_descriptor(fd: c_int, name: &mut [u8; NAME_BYTES]) -> Option<&CStr> {
+fn by_descriptor(fd: c_int, name: &mut [u8; NAME_BYTES]) -> Program<'_> {
     let mut digits = [0; 10];
     let number = crate::sys::decimal(fd.unsigned_abs(), &mut digits);
     for (to, from) in name.iter_mut().zip(b"/proc/self/fd/".iter().chain(number).chain(&[0])) {
         *to = *from;
     }
-    CStr::from_bytes_until_nul(&name[..]).ok()
+    CStr::from_bytes_until_nul(&name[..]).map_or(Program::Nowhere, Program::File)
 }
 
 #[unsafe(no_mangle)]
@@ -207,11 +222,12 @@ pub unsafe extern "C" fn execveat(
     let mut name = [0; NAME_BYTES];
     // SAFETY: as above.
     unsafe {
-        let text = direct(path);
-        let target = match text.map(CStr::to_bytes) {
-            Some(b"") => by_descriptor(dir, &mut name),
-            Some(bytes) if dir == libc::AT_FDCWD || bytes.first() == Some(&b'/') => text,
-            _ => None,
+        let target = match direct(path) {
+            Program::File(text) if text.is_empty() => by_descriptor(dir, &mut name),
+            Program::File(text) if dir != libc::AT_FDCWD && !text.to_bytes().starts_with(b"/") => {
+                Program::Unknown
+            }
+            direct => direct,
         };
         leaving(Who::Us, target, envp, never, |env| real::execveat(dir, path, argv, env, flags))
     }
@@ -273,7 +289,7 @@ unsafe fn with_our_environment(start: impl FnOnce() -> c_int, went_well: fn(c_in
     // SAFETY: libc's list is replaced by one with the same strings and one more, and put back: what another thread sets
     // meanwhile is lost, what it reads is right.
     unsafe {
-        leaving(Who::Child, Some(c"/bin/sh"), before, went_well, |env| {
+        leaving(Who::Child, Program::File(c"/bin/sh"), before, went_well, |env| {
             environ = env.cast_mut();
             let result = start();
             environ = before.cast_mut();
