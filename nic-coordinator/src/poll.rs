@@ -203,15 +203,19 @@ impl Poller {
             let Some(raw) = port.memory.next_request()? else { break };
             taken += 1;
             let request = Request::from_raw(&raw)?;
-            if let (AGENT_FUNCTION, Request::Detach { function }) = (number, request) {
-                self.finish(function, now_us);
+            // The agent's word comes after what the process that it is about asked for before.
+            match (number, request) {
+                (AGENT_FUNCTION, Request::Detach { function }) => self.finish(function, now_us),
+                (AGENT_FUNCTION, Request::Attach { parent, .. }) => self.finish(parent, now_us),
+                _ => {}
             }
             self.logic.handle(number, raw.token, request, now_us, &mut self.out)?;
         }
         Ok(taken)
     }
 
-    /// Does what a process asked for before it ended: one that forks and ends at once, as daemons do, has announced its child.
+    /// Does what a process asked for so far. One that forks has announced its child before the child attaches, and before it
+    /// ends itself, as daemons do.
     fn finish(&mut self, number: u32, now_us: u64) {
         // Not for ever: a child of the process still has the ring mapped, too.
         for _ in 0..=ENTRIES as usize / REQUESTS_PER_TURN {

@@ -3,8 +3,15 @@
 mod daemons;
 mod inherit;
 mod interop;
+mod nginx;
+mod outside;
 mod python;
 mod redis;
+mod runtimes;
+mod servers;
+mod side;
+mod storage;
+mod transfers;
 mod users;
 mod web;
 
@@ -34,6 +41,27 @@ const TESTS: &[Test] = &[
     ("python::echo_over_all_forms", python::echo),
     ("web::curl_gets_a_file", web::curl_gets_a_file),
     ("web::curls_in_parallel", web::curls_in_parallel),
+    ("nginx::serves_files", nginx::serves_files),
+    ("nginx::proxies", nginx::proxies),
+    ("nginx::reloads_under_load", nginx::reloads_under_load),
+    ("nginx::quits_gracefully", nginx::quits_gracefully),
+    ("storage::memcached", storage::memcached),
+    ("storage::postgres", storage::postgres),
+    ("runtimes::node", runtimes::node),
+    ("runtimes::java", runtimes::java),
+    ("runtimes::gunicorn_sync", runtimes::gunicorn_sync),
+    ("runtimes::gunicorn_threads", runtimes::gunicorn_threads),
+    ("servers::haproxy", servers::haproxy),
+    ("servers::lighttpd", servers::lighttpd),
+    ("servers::php", servers::php),
+    ("transfers::rsync", transfers::rsync),
+    ("transfers::socat", transfers::socat),
+    ("transfers::netcat", transfers::netcat),
+    ("transfers::iperf3", transfers::iperf3),
+    ("transfers::sockperf", transfers::sockperf),
+    ("transfers::sockperf_udp", transfers::sockperf_udp),
+    ("outside::static_program", outside::static_program),
+    ("outside::go_program", outside::go_program),
     ("users::ordinary_user_without_hugepages", users::ordinary_user),
 ];
 

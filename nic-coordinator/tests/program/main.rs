@@ -205,6 +205,28 @@ fn an_end_that_is_marked_in_the_stream_interrupts_nobody() {
     host.end();
 }
 
+/// The coordinator does not run while the parent announces the fork and the agent the child: the agent's ring is read
+/// first, but the child is expected.
+#[test]
+fn a_child_attaches_before_its_parents_ring_is_read() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let mut host = Host::boot();
+    let mut parent = host.attach(1);
+    let listener = listen(&mut parent, 80);
+    let mut child = host.card.function(2);
+    let pid = Pid::from_child(&host.card.child);
+    kill_process(pid, Signal::STOP).unwrap();
+    parent.post(Request::Fork { nonce: 7 });
+    let attach = Request::Attach { function: 2, group: 1, parent: 1, nonce: 7, uid: 0, pid: 1, netns: 1 };
+    let token = host.agent.post(attach);
+    kill_process(pid, Signal::CONT).unwrap();
+    assert_eq!(host.agent.answer(token), Completion::Done { status: Status::Ok, value: 0 });
+    // It holds what its parent held.
+    let accept = child.ask(Request::Accept { listener, flags: 0 });
+    assert!(matches!(accept, Completion::Accepted { status: Status::Empty, .. }), "{accept:?}");
+    host.end();
+}
+
 /// A stopped process of a server whose other processes go on.
 #[test]
 fn news_for_one_who_takes_none_do_not_pile_up() {
