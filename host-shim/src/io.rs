@@ -153,33 +153,49 @@ pub fn send_file(
     h: &Handle,
     s: &Stream,
     input: i32,
-    mut offset: Option<&mut libc::off_t>,
+    offset: Option<&mut libc::off_t>,
     n: usize,
 ) -> Result<usize> {
-    let pinned = pin(h, s)?;
-    let _noted = pinned.note();
     // Only what never blocks is read under the connection's lock; Linux wants a file, too.
     let kind =
         rustix::fs::fstat(sys::borrow(input)).map(|f| rustix::fs::FileType::from_raw_mode(f.st_mode))?;
     if kind != rustix::fs::FileType::RegularFile && kind != rustix::fs::FileType::BlockDevice {
         return Err(Errno(libc::EINVAL));
     }
+    let start = offset.as_deref().map(|o| u64::try_from(*o)).transpose().map_err(|_| Errno(libc::EINVAL))?;
+    let file = sys::borrow(input);
+    let done = send_with(h, s, n, |room, done| {
+        Ok(match start {
+            Some(at) => rustix::io::pread(file, room, at + done as u64)?,
+            None => rustix::io::read(file, room)?,
+        })
+    })?;
+    if let Some(o) = offset {
+        *o += libc::off_t::try_from(done).unwrap_or(0);
+    }
+    Ok(done)
+}
+
+/// Sends up to `n` bytes that `fill` puts into the ring, given how many have been sent; it must not block. Ends when `fill` has
+/// no more (0), or after its first error.
+///
+/// # Errors
+/// As sendfile(2), and the first error of `fill`.
+pub fn send_with(
+    h: &Handle,
+    s: &Stream,
+    n: usize,
+    fill: impl Fn(&mut [u8], usize) -> Result<usize>,
+) -> Result<usize> {
+    let pinned = pin(h, s)?;
+    let _noted = pinned.note();
     let timeout = timeout_of(s.sock.tx_timeout_us.load(Ordering::Relaxed));
     let start = timeout.map(|_| sys::now());
     let mut done = 0;
     while done < n {
-        let at = match &offset {
-            Some(o) => Some(u64::try_from(**o).map_err(|_| Errno(libc::EINVAL))?),
-            None => None,
-        };
-        match h.try_write_file(s, input, at, n - done) {
+        match h.try_write_with(s, n - done, |room| fill(room, done)) {
             Ok(Some(0)) => break,
-            Ok(Some(got)) => {
-                done += got;
-                if let Some(o) = offset.as_deref_mut() {
-                    *o += libc::off_t::try_from(got).unwrap_or(0);
-                }
-            }
+            Ok(Some(got)) => done += got,
             Ok(None) if s.sock.is_nonblocking() => {
                 epoll::wants_space(h);
                 return if done > 0 { Ok(done) } else { Err(Errno(libc::EAGAIN)) };

@@ -9,7 +9,7 @@
 //! | layer | modules | what it does |
 //! |---|---|---|
 //! | symbols | [`exports`] | the C functions that we define in libc's place |
-//! | sockets | [`socket`], [`stream`], [`io`], [`urgent`], [`listener`], [`connect`], [`options`], [`file`] | what a descriptor of ours does |
+//! | sockets | [`socket`], [`stream`], [`io`], [`splice`], [`urgent`], [`listener`], [`connect`], [`options`], [`file`] | what a descriptor of ours does |
 //! | readiness | [`epoll`], [`epoll_wait`], [`poll`], [`wait`] | waiting: spin, yield, sleep |
 //! | leaving | [`cancel`], [`holds`] | calls that never return: cancelled, or left by a jump |
 //! | descriptors | [`table`], [`handle`], [`fds`], [`places`] | which descriptor is what; our own descriptors |
@@ -49,6 +49,7 @@ mod scratch;
 mod segments;
 mod sock;
 mod socket;
+mod splice;
 mod stats;
 mod stream;
 mod sys;

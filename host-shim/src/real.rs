@@ -108,6 +108,7 @@ originals! {
     recvmmsg(fd: c_int, msgs: *mut mmsghdr, n: c_uint, flags: c_int, timeout: *mut timespec) -> c_int;
     sendmmsg(fd: c_int, msgs: *mut mmsghdr, n: c_uint, flags: c_int) -> c_int;
     sendfile(out: c_int, input: c_int, offset: *mut off_t, n: size_t) -> ssize_t;
+    splice(input: c_int, input_offset: *mut off_t, out: c_int, output_offset: *mut off_t, n: size_t, flags: c_uint) -> ssize_t;
     __read_chk(fd: c_int, buf: *mut c_void, n: size_t, size: size_t) -> ssize_t;
     __recv_chk(fd: c_int, buf: *mut c_void, n: size_t, size: size_t, flags: c_int) -> ssize_t;
     __recvfrom_chk(fd: c_int, buf: *mut c_void, n: size_t, size: size_t, flags: c_int, addr: *mut sockaddr, len: *mut socklen_t) -> ssize_t;

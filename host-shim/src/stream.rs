@@ -183,11 +183,16 @@ impl Handle {
         Ok(!full)
     }
 
-    /// Reads from a file straight into the ring, at `at` or at the file's own position. `None`: full. 0: end of the file.
+    /// Lets `fill` put up to `n` bytes straight into the ring, which must not block. `None`: full. 0: `fill` is at its end.
     ///
     /// # Errors
-    /// As sendfile(2).
-    pub fn try_write_file(&self, s: &Stream, input: i32, at: Option<u64>, n: usize) -> Result<Option<usize>> {
+    /// As sendfile(2), and those of `fill`.
+    pub fn try_write_with(
+        &self,
+        s: &Stream,
+        n: usize,
+        fill: impl FnOnce(&mut [u8]) -> Result<usize>,
+    ) -> Result<Option<usize>> {
         let Some(_tx) = s.sock.tx.take() else { return Err(Errno(libc::EAGAIN)) };
         if !s.current(self) {
             return Err(Errno(libc::EBADF));
@@ -202,11 +207,7 @@ impl Handle {
         let Some(place) = s.out_ring.at(span.at, span.len) else { return Err(s.violated()) };
         // SAFETY: the span lies in the mapped ring and is ours to fill until the commit.
         let room = unsafe { core::slice::from_raw_parts_mut(place, span.len) };
-        let file = sys::borrow(input);
-        let got = match at {
-            Some(offset) => rustix::io::pread(file, room, offset)?,
-            None => rustix::io::read(file, room)?,
-        };
+        let got = fill(room)?;
         if got > 0 {
             if stream::commit(&s.out_ring, &mut w, got).is_err() {
                 return Err(s.violated());

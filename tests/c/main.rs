@@ -19,8 +19,13 @@ use libtest_mimic::Arguments;
 /// Bound on one run of a case.
 const BOUND: Duration = Duration::from_secs(30);
 
-const PROGRAMS: &[(&str, &str)] =
-    &[("stdio", "stdio.c"), ("iostreams", "iostreams.cpp"), ("raw", "raw.c"), ("leaving", "leaving.c")];
+const PROGRAMS: &[(&str, &str)] = &[
+    ("stdio", "stdio.c"),
+    ("iostreams", "iostreams.cpp"),
+    ("raw", "raw.c"),
+    ("leaving", "leaving.c"),
+    ("splice", "splice.c"),
+];
 
 /// One function of a program.
 struct Case {

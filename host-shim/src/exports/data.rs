@@ -9,10 +9,12 @@ use libc::{
 
 use super::{fail, length};
 use crate::connect::{self, Path};
+use rustix::fs::OFlags;
+
 use crate::handle::{Handle, Stream};
 use crate::stream::{Buffers, is_nowhere};
 use crate::sys::{Errno, Result};
-use crate::{cancel, io, real, stats, sys, table};
+use crate::{cancel, io, real, splice, stats, sys, table};
 
 #[inline(always)]
 fn ours(fd: c_int) -> Option<(&'static Handle, Stream)> {
@@ -343,11 +345,41 @@ pub unsafe extern "C" fn sendmmsg(fd: c_int, msgs: *mut mmsghdr, n: c_uint, flag
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendfile(out: c_int, input: c_int, offset: *mut off_t, n: size_t) -> ssize_t {
-    match ours(out) {
+    // No cancellation point, unlike most.
+    cancel::disabled(|| match (ours(out), ours(input)) {
         // SAFETY: the application's pointer, null or to an off_t.
-        Some((h, s)) => length(io::send_file(h, &s, input, unsafe { offset.as_mut() }, n)),
+        (Some((h, s)), _) => length(io::send_file(h, &s, input, unsafe { offset.as_mut() }, n)),
+        (None, Some((h, s))) if offset.is_null() && n > 0 && splice::is_pipe(out, OFlags::WRONLY) => {
+            length(splice::to_pipe(h, &s, out, n, false))
+        }
         // SAFETY: as above.
-        None => written_by_kernel(out, unsafe { real::sendfile(out, input, offset, n) }),
+        _ => written_by_kernel(out, unsafe { real::sendfile(out, input, offset, n) }),
+    })
+}
+
+/// `SPLICE_F_MOVE`, `SPLICE_F_NONBLOCK`, `SPLICE_F_MORE`, `SPLICE_F_GIFT`.
+const SPLICE_FLAGS: c_uint = 0xf;
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn splice(
+    input: c_int,
+    input_offset: *mut off_t,
+    out: c_int,
+    output_offset: *mut off_t,
+    n: size_t,
+    flags: c_uint,
+) -> ssize_t {
+    let valid = n > 0 && input_offset.is_null() && output_offset.is_null() && flags & !SPLICE_FLAGS == 0;
+    let nonblocking = flags & libc::SPLICE_F_NONBLOCK != 0;
+    match (ours(input), ours(out)) {
+        (Some((h, s)), None) if valid && splice::is_pipe(out, OFlags::WRONLY) => {
+            length(splice::to_pipe(h, &s, out, n, nonblocking))
+        }
+        (None, Some((h, s))) if valid && splice::is_pipe(input, OFlags::RDONLY) => {
+            length(splice::from_pipe(h, &s, input, n, nonblocking))
+        }
+        // SAFETY: as above.
+        _ => unsafe { real::splice(input, input_offset, out, output_offset, n, flags) },
     }
 }
 
