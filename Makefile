@@ -1,5 +1,5 @@
 # IPC-Direct: `make demo` on a bare Debian 12 machine with Rust installs what is missing, builds, measures and
-# prints a table; `make test` runs every test. `make help` lists the rest.
+# prints a table; `make test` runs the tests, `make test-all` also the long ones. `make help` lists the rest.
 
 CARGO ?= cargo
 # Where cargo puts things; the programs below find the product's binaries there.
@@ -9,7 +9,7 @@ export IPC_DIRECT_BIN_DIR := $(TARGET)/release
 PRODUCT := -p ipc-direct -p nic-coordinator -p ipc-direct-shim
 E2E := exports conformance c programs operator faults idle
 
-.PHONY: help setup build demo test test-unit test-loom test-e2e random bench-quick bench fmt lint clean
+.PHONY: help setup build demo test test-all test-unit test-loom test-e2e suites random bench-quick bench fmt lint clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,7 +24,9 @@ demo: build ## Measure redis over kernel TCP, AF_UNIX and IPC-Direct; write targ
 	$(CARGO) build --release -p ipc-direct-benches --bins
 	$(TARGET)/release/demo $(TARGET)/demo.json
 
-test: test-unit test-loom test-e2e ## Run every test
+test: test-unit test-loom test-e2e ## Run every test but the long ones
+
+test-all: test suites random ## Also the long parts: programs' own tests, ten minutes of random programs
 
 test-unit: setup ## Unit, property and integration tests of every crate
 	$(CARGO) test --workspace --exclude ipc-direct-tests
@@ -34,6 +36,9 @@ test-loom: setup ## Every interleaving of the ring's algorithms that matters
 
 test-e2e: build ## Socket semantics against the kernel's, real programs, faults, idle
 	$(CARGO) test -p ipc-direct-tests $(addprefix --test ,$(E2E))
+
+suites: build ## Redis's, memcached's and Python's own tests, on the kernel and under the shim
+	$(CARGO) test -p ipc-direct-tests --test suites
 
 random: build ## Random programs against the kernel for SECONDS=600, from SEED=... or a fresh one
 	$(if $(SEED),RANDOM_SEED=$(SEED) )RANDOM_SECONDS=$(or $(SECONDS),600) $(CARGO) test -p ipc-direct-tests --test random
