@@ -68,6 +68,10 @@ fn receive_slow(h: &Handle, s: &Stream, to: &Buffers<'_>, flags: i32, how: ReadH
             }
         }
         if nonblocking {
+            // The end of a peer that was killed is news from the coordinator.
+            if coordinator::pump() {
+                continue;
+            }
             return if at.done > 0 { Ok(at.done) } else { Err(Errno(libc::EAGAIN)) };
         }
         let peeked = if how.peek { at.done } else { 0 };
@@ -90,6 +94,8 @@ pub fn send(h: &Handle, s: &Stream, from: &Buffers<'_>, flags: i32) -> Result<us
         return send_specially(h, s, from, flags);
     }
     let mut at = Cursor::default();
+    // One look: who only sends has no other way to hear that its peer was killed.
+    coordinator::pump();
     match h.try_write(s, from, &mut at) {
         Ok(true) => Ok(at.done),
         other => send_slow(h, s, from, flags, at, other.map(|_| ())),

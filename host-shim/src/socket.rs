@@ -232,7 +232,11 @@ pub fn shutdown(h: &Handle, s: &Stream, how: i32) -> crate::sys::Result<()> {
         return Err(crate::sys::Errno(libc::ENOTCONN));
     }
     let tx = s.sock.tx.take();
-    s.sock.shut.fetch_or(bits, Ordering::Relaxed);
+    let both = s.sock.shut.fetch_or(bits, Ordering::Relaxed) | bits;
+    if both & shut::READ != 0 && both & shut::WRITE != 0 {
+        // What comes from now on is answered with a reset. Relaxed: as in `end_stream`.
+        s.in_dir.reader_closed.store(s.conn.generation(), Ordering::Relaxed);
+    }
     if bits & shut::WRITE != 0 && s.out_dir.state.load(Ordering::Relaxed) == state::OPEN {
         s.out_dir.state.store(state::FIN, Ordering::Release);
     }

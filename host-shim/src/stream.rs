@@ -226,20 +226,21 @@ impl Handle {
     #[cold]
     fn write_to_nobody(&self, s: &Stream, from: &Buffers<'_>, at: &mut Cursor) -> Result<bool> {
         let bits = s.sock.shut.load(Ordering::Relaxed);
-        if bits & shut::WRITE != 0 {
+        if bits & (shut::RESET_SEEN | shut::BROKEN) == 0 && s.end_is_reset(self) {
+            s.sock.shut.fetch_or(shut::RESET_SEEN | shut::BROKEN, Ordering::Relaxed);
+            return Err(Errno(libc::ECONNRESET));
+        }
+        if bits & (shut::WRITE | shut::BROKEN) != 0 {
             return Err(Errno(libc::EPIPE));
         }
-        if bits & shut::BROKEN == 0 {
-            let reset = s.end_is_reset(self);
+        at.done = from.total();
+        if at.done > 0 {
             s.sock.shut.fetch_or(shut::BROKEN, Ordering::Relaxed);
-            if reset {
-                s.sock.shut.fetch_or(shut::RESET_SEEN, Ordering::Relaxed);
-                return Err(Errno(libc::ECONNRESET));
-            }
-            at.done = from.total();
-            return Ok(true);
+            // A peer that has shut down both directions and not closed meets that reset itself.
+            s.out_dir.state.store(state::RST, Ordering::Release);
+            self.notify_reader(s);
         }
-        Err(Errno(libc::EPIPE))
+        Ok(true)
     }
 
     /// The peer's process died with bytes of ours unread: the kernel would have sent a reset.

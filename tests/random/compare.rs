@@ -120,7 +120,7 @@ pub fn judge(program: &Program, oracle: &[Record], instance: &Instance, modes: &
         return Verdict::Undetermined(difference);
     }
     let mut verdict = Verdict::Same;
-    for mode in modes {
+    for mode in modes.iter().filter(|mode| !program.mixes_clients(mode.0)) {
         if replay(program, oracle, Some(instance), *mode, SETTLE).is_none() {
             continue;
         }

@@ -80,7 +80,9 @@ struct Thing {
     full: bool,
     /// Several processes have it.
     inherited: bool,
-    /// Something waits to receive or to be accepted there.
+    /// What an epoll set has had as members.
+    members: Vec<usize>,
+    /// A call waits there. Two that wait for one event are a race.
     awaited: bool,
 }
 
@@ -90,8 +92,8 @@ pub struct Generator {
     things: Vec<Thing>,
     /// Per process: what its descriptors stand for.
     names: BTreeMap<usize, BTreeMap<Name, usize>>,
-    /// Per process: steps with calls that are blocked, and the thing that they wait for.
-    blocked: BTreeMap<usize, Vec<(usize, Option<usize>)>>,
+    /// Per process: steps with calls that are blocked, and the things that they wait for.
+    blocked: BTreeMap<usize, Vec<(usize, Vec<usize>)>>,
     next_name: Name,
     /// Address and family of each place where somebody listens or did.
     places: Vec<(String, bool)>,
@@ -129,9 +131,11 @@ impl Generator {
                 break;
             }
             let p = self.random.pick(&living, 0);
-            let Some(act) = self.choose(p, living.len()).filter(|act| runner.is_determined(p, act)) else {
+            let Some(act) = self.choose(p, living.len()) else { continue };
+            let races = act.may_block() && self.is_awaited(&self.waits_for(p, &act));
+            if races || !runner.is_determined(p, &act) {
                 continue;
-            };
+            }
             records.push(self.make_step(runner, Step { p, act })?);
         }
         Ok((self.program, records))
@@ -199,6 +203,8 @@ impl Generator {
         }
         let thing = self.thing(p, s)?.clone();
         match thing.kind {
+            // Not followed yet: connected or listening after the fork.
+            Kind::Fresh | Kind::Bound if thing.inherited => None,
             Kind::Fresh => self.fresh(s, &thing),
             Kind::Bound => Some(Act::Listen { s, backlog: BACKLOG }),
             Kind::Listening => (room && !thing.awaited && self.can_block(p)).then(|| {
@@ -402,16 +408,15 @@ impl Generator {
             let max = self.random.pick(&[16, 16, 16, 1], 16);
             return self.can_block(p).then(|| Act::EpollWait { s, max, timeout_ms: self.timeout() });
         }
+        let member = self.random.pick(names, 0);
+        if self.thing(p, s).is_some_and(|t| t.awaited) || self.thing(p, member).is_some_and(|t| t.awaited) {
+            return None;
+        }
         let op =
             self.random.pick(&[EPOLL_CTL_ADD, EPOLL_CTL_ADD, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL], 1);
         let what = self.random.pick(&[EPOLLIN, EPOLLIN | EPOLLOUT, EPOLLOUT, EPOLLIN | EPOLLRDHUP], EPOLLIN);
         let how = self.random.pick(&[0, 0, EPOLLET, EPOLLET, EPOLLONESHOT, EPOLLET | EPOLLONESHOT], 0);
-        Some(Act::EpollCtl {
-            s,
-            op,
-            member: self.random.pick(names, 0),
-            events: (what | how).cast_unsigned(),
-        })
+        Some(Act::EpollCtl { s, op, member, events: (what | how).cast_unsigned() })
     }
 
     /// Takes note of what a step did.
@@ -419,8 +424,8 @@ impl Generator {
         let p = step.p;
         if matches!(step.act, Act::Exit {} | Act::Killed {}) {
             self.names.remove(&p);
-            for (_, thing) in self.blocked.remove(&p).unwrap_or_default() {
-                self.await_thing(thing, false);
+            for (_, things) in self.blocked.remove(&p).unwrap_or_default() {
+                self.set_awaited(&things, false);
             }
         }
         let number = self.program.0.len();
@@ -431,14 +436,9 @@ impl Generator {
                 self.succeeded(p, &step.act);
             }
             Answer::Blocked => {
-                let thing = match &step.act {
-                    Act::Recv { s, .. } | Act::Accept { s, .. } => {
-                        self.names.get(&p).and_then(|n| n.get(s)).copied()
-                    }
-                    _ => None,
-                };
-                self.await_thing(thing, true);
-                self.blocked.entry(p).or_default().push((number, thing));
+                let things = self.waits_for(p, &step.act);
+                self.set_awaited(&things, true);
+                self.blocked.entry(p).or_default().push((number, things));
             }
             _ => {}
         }
@@ -446,8 +446,8 @@ impl Generator {
             let Some(owner) = self.program.0.get(*earlier).cloned() else { continue };
             let list = self.blocked.entry(owner.p).or_default();
             if let Some(at) = list.iter().position(|(step, _)| step == earlier) {
-                let (_, thing) = list.remove(at);
-                self.await_thing(thing, false);
+                let (_, things) = list.remove(at);
+                self.set_awaited(&things, false);
             }
             if out.ret >= 0 {
                 self.succeeded(owner.p, &owner.act);
@@ -455,9 +455,31 @@ impl Generator {
         }
     }
 
-    fn await_thing(&mut self, thing: Option<usize>, awaited: bool) {
-        if let Some(thing) = thing.and_then(|t| self.things.get_mut(t)) {
-            thing.awaited = awaited;
+    /// The things that a call may wait for.
+    fn waits_for(&self, p: usize, act: &Act) -> Vec<usize> {
+        let Some(names) = self.names.get(&p) else { return Vec::new() };
+        let of = |name: &Name| names.get(name).copied();
+        let mut things: Vec<usize> = match act {
+            Act::Recv { s, .. } | Act::Accept { s, .. } | Act::EpollWait { s, .. } => {
+                of(s).into_iter().collect()
+            }
+            Act::Poll { set, .. } => set.iter().filter_map(|(name, _)| of(name)).collect(),
+            _ => Vec::new(),
+        };
+        let members = things.iter().filter_map(|t| self.things.get(*t)).flat_map(|t| t.members.clone());
+        things.extend(members.collect::<Vec<_>>());
+        things
+    }
+
+    fn is_awaited(&self, things: &[usize]) -> bool {
+        things.iter().filter_map(|t| self.things.get(*t)).any(|t| t.awaited)
+    }
+
+    fn set_awaited(&mut self, things: &[usize], awaited: bool) {
+        for thing in things {
+            if let Some(thing) = self.things.get_mut(*thing) {
+                thing.awaited = awaited;
+            }
         }
     }
 
@@ -469,6 +491,7 @@ impl Generator {
             sent: 0,
             full: false,
             inherited: false,
+            members: Vec::new(),
             awaited: false,
         });
         self.names.entry(p).or_default().insert(name, self.things.len() - 1);
@@ -499,6 +522,10 @@ impl Generator {
             Act::Connect { s, .. } => self.change(p, *s, |t| t.kind = Kind::Stream),
             Act::Send { s, len, .. } => self.change(p, *s, |t| t.sent += len),
             Act::Fill { s } => self.change(p, *s, |t| t.full = true),
+            Act::EpollCtl { s, member, .. } => {
+                let member = self.names.get(&p).and_then(|n| n.get(member)).copied();
+                self.change(p, *s, |t| t.members.extend(member));
+            }
             Act::Close { s } => {
                 if let Some(names) = self.names.get_mut(&p) {
                     names.remove(s);

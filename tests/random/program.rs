@@ -3,7 +3,7 @@
 //! Its text form is one step a line, in JSON. Descriptors have names instead of numbers, so that a program stays
 //! meaningful when steps are taken out of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
 
 use harness::wire::{PollBy, RecvBy, SendBy};
@@ -246,6 +246,22 @@ impl Program {
             true
         };
         Program(self.0.iter().filter(sound).cloned().collect())
+    }
+
+    /// True if one listener has clients of both kinds when `shimmed` of the first processes are shimmed: in which order the
+    /// two kinds are accepted is not what the kernel does.
+    #[must_use]
+    pub fn mixes_clients(&self, shimmed: [bool; ROOTS]) -> bool {
+        let mut is_shimmed: BTreeMap<usize, bool> = shimmed.into_iter().enumerate().collect();
+        let mut clients: BTreeMap<u32, bool> = BTreeMap::new();
+        self.0.iter().any(|step| {
+            let own = is_shimmed.get(&step.p).copied().unwrap_or(false);
+            match step.act {
+                Act::Fork { child } => is_shimmed.insert(child, own).is_some(),
+                Act::Connect { place, .. } => clients.insert(place, own).is_some_and(|other| other != own),
+                _ => false,
+            }
+        })
     }
 
     /// From its text form; empty lines and lines that begin with `#` say nothing.

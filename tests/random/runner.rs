@@ -230,11 +230,19 @@ impl Runner {
     }
 
     /// False for what would change descriptor numbers while an `accept` is blocked: Linux reserves its number when the
-    /// call begins, which no program can know.
+    /// call begins, which no program can know. And for what closes a descriptor that the same process polls: POSIX leaves it open
+    /// what happens.
     pub fn is_determined(&self, p: usize, act: &Act) -> bool {
-        let numbers = !act.makes().is_empty() || matches!(act, Act::Close { .. } | Act::Dup2 { .. });
-        let accepts = |b: &Blocked| b.p == p && matches!(b.act, Act::Accept { .. });
-        !(numbers && self.blocked.iter().any(accepts))
+        let closes = match act {
+            Act::Close { s } | Act::Dup2 { to: s, .. } => Some(s),
+            _ => None,
+        };
+        let numbers = !act.makes().is_empty() || closes.is_some();
+        self.blocked.iter().filter(|b| b.p == p).all(|b| match &b.act {
+            Act::Accept { .. } => !numbers,
+            Act::Poll { set, .. } => set.iter().all(|(name, _)| Some(name) != closes),
+            _ => true,
+        })
     }
 
     fn party(&self, p: usize) -> Outcome<&Party> {

@@ -184,7 +184,11 @@ pub unsafe extern "C" fn readv(fd: c_int, iov: *const iovec, n: c_int) -> ssize_
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn writev(fd: c_int, iov: *const iovec, n: c_int) -> ssize_t {
     match ours(fd) {
-        Some((h, s)) => length(vector(iov, n).and_then(|v| io::send(h, &s, &Buffers::many(v), 0))),
+        // Of no bytes it is no write at all, on a broken connection, too.
+        Some((h, s)) => length(vector(iov, n).map(Buffers::many).and_then(|from| match from.total() {
+            0 => Ok(0),
+            _ => io::send(h, &s, &from, 0),
+        })),
         // SAFETY: as above.
         None => written_by_kernel(fd, unsafe { real::writev(fd, iov, n) }),
     }
