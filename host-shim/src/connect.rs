@@ -31,8 +31,8 @@ pub fn connect(fd: i32, addr: *const libc::sockaddr, len: libc::socklen_t) -> Pa
         Kind::Kernel if h.is_tcp() && process::is_attached() && !h.was(touched::CONNECTED) => {}
         _ => return Path::Kernel,
     }
-    if h.was(touched::KERNEL_ONLY) {
-        stats::set_reason(h.index(), Reason::Option);
+    if let Some(reason) = h.kernel_only() {
+        stats::set_reason(h.index(), reason);
         return Path::Kernel;
     }
     let Some(dst) = options::read_addr(addr, len) else { return Path::Kernel };

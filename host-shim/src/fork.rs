@@ -41,6 +41,9 @@ extern "C" fn before() {
         PARENT.store(process::function(), Ordering::Relaxed);
         socket::count_child();
     }
+    if process::is_attached() {
+        socket::leave_unconnected_to_kernel();
+    }
     // No other thread is inside a private section while memory is copied. Given back by `unlock` or, in the child, reset.
     for lock in locks() {
         core::mem::forget(lock.take());

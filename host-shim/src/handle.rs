@@ -89,6 +89,8 @@ pub mod touched {
     pub const MOVED: u32 = 32;
     /// A foreign program is about to inherit it.
     pub const LEAVES: u32 = 64;
+    /// It was shared by fork before it was connected or listening.
+    pub const SHARED: u32 = 128;
 }
 
 static HANDLES: [Handle; HANDLES_MAX] = [const { Handle::new() }; HANDLES_MAX];
@@ -286,6 +288,18 @@ impl Handle {
     #[must_use]
     pub fn was(&self, bits: u32) -> bool {
         self.touched.load(Ordering::Relaxed) & bits != 0
+    }
+
+    /// Why a kernel socket must stay one, if it must.
+    #[must_use]
+    pub fn kernel_only(&self) -> Option<Reason> {
+        if self.was(touched::KERNEL_ONLY) {
+            Some(Reason::Option)
+        } else if self.was(touched::SHARED) {
+            Some(Reason::Shared)
+        } else {
+            None
+        }
     }
 
     /// Domain and type of the socket.

@@ -66,7 +66,7 @@ pub fn moves(h: &Handle) {
 }
 
 /// Inode of a handle's descriptors, remembered: a vfork child may turn numbers around later.
-fn note_inode(h: &Handle) -> u64 {
+pub fn note_inode(h: &Handle) -> u64 {
     let known = h.inode.load(Ordering::Relaxed);
     if known != 0 {
         return known;

@@ -15,7 +15,7 @@
 //! | descriptors | [`table`], [`handle`], [`fds`], [`places`] | which descriptor is what; our own descriptors |
 //! | shared state | [`sock`], [`arenas`], [`lock`], [`segments`] | what forked processes share; mapped segments |
 //! | process | [`process`], [`agent`], [`coordinator`], [`fork`], [`stats`] | attach, requests and completions, fork |
-//! | programs | [`leave`], [`adopt`], [`relay`], [`target`] | what an executed program inherits, and how it gets it |
+//! | programs | [`leave`], [`adopt`], [`relay`], [`rights`], [`target`] | what another program inherits or is sent, and how it gets it |
 //! | ground | [`real`], [`sys`], [`config`], [`scratch`] | libc's originals, system calls, settings |
 
 #![deny(unsafe_code)]
@@ -45,6 +45,7 @@ mod poll;
 mod process;
 mod real;
 mod relay;
+mod rights;
 mod scratch;
 mod segments;
 mod sock;

@@ -15,7 +15,7 @@ use ring::msg::{ACCEPT_WAIT, Addr, Completion, LISTEN_V6ONLY, Request, Status};
 use ring::stats::{Reason, SocketState};
 
 use crate::coordinator::Ticket;
-use crate::handle::{self, Handle, Kind, touched};
+use crate::handle::{self, Handle, Kind};
 use crate::sock::Sock;
 use crate::sys::{Errno, NoSignals, Result};
 use crate::wait::{self, Spin};
@@ -61,8 +61,8 @@ pub fn listening(fd: i32, backlog: i32) {
     if h.kind() != Kind::Kernel || !h.is_tcp() || !process::is_attached() {
         return;
     }
-    if h.was(touched::KERNEL_ONLY) {
-        stats::set_reason(h.index(), Reason::Option);
+    if let Some(reason) = h.kernel_only() {
+        stats::set_reason(h.index(), reason);
         return;
     }
     let _no_signals = NoSignals::new();

@@ -122,6 +122,7 @@ pub fn withdraw(h: &'static Handle) {
 }
 
 fn each_descriptor(h: &'static Handle, mut found: impl FnMut(i32)) {
+    leave::note_inode(h);
     fds::each_open(|fd| {
         if leave::by_inode(fd).is_some_and(|other| core::ptr::eq(other, h)) {
             found(fd);

@@ -299,6 +299,14 @@ pub fn uncount_child() {
     }
 }
 
+/// Before fork: what parent or child does with a socket that neither listens nor is connected yet, the other must see. Only
+/// the kernel can show it that.
+pub fn leave_unconnected_to_kernel() {
+    for h in handle::all().filter(|h| h.kind() == Kind::Kernel && h.is_tcp() && !h.was(touched::CONNECTED)) {
+        h.touched.fetch_or(touched::SHARED, Ordering::Relaxed);
+    }
+}
+
 /// After fork, in the child: calls that the parent's other threads were in keep nothing open here.
 pub fn forget_calls() {
     handle::next_era();

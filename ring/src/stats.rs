@@ -249,6 +249,8 @@ reasons! {
     TooMany = 14, "too-many", "the process has more descriptors than the shim tracks";
     /// Inherited by a program without the shim.
     Relayed = 15, "relayed", "a program without the shim has it, too: a relay process copies, or the kernel accepts";
+    /// Shared by fork too early.
+    Shared = 20, "shared-early", "the socket was shared by fork before it was connected or listening";
     /// Datagrams over IP.
     Udp = 16, "udp", "datagrams over UDP go through the kernel";
     /// Messages over AF_UNIX.

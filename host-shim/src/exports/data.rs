@@ -14,7 +14,7 @@ use rustix::fs::OFlags;
 use crate::handle::{Handle, Stream};
 use crate::stream::{Buffers, is_nowhere};
 use crate::sys::{Errno, Result};
-use crate::{cancel, io, real, splice, stats, sys, table};
+use crate::{cancel, io, real, rights, splice, stats, sys, table};
 
 #[inline(always)]
 fn ours(fd: c_int) -> Option<(&'static Handle, Stream)> {
@@ -265,7 +265,22 @@ pub unsafe extern "C" fn sendmsg(fd: c_int, msg: *const msghdr, flags: c_int) ->
             }
         }
         // SAFETY: as above.
-        None => written_by_kernel(fd, unsafe { real::sendmsg(fd, msg, flags) }),
+        None => written_by_kernel(fd, unsafe { send_by_kernel(fd, msg, flags) }),
+    }
+}
+
+/// sendmsg(2), with descriptors that anybody can use.
+unsafe fn send_by_kernel(fd: c_int, msg: *const msghdr, flags: c_int) -> ssize_t {
+    // SAFETY: the application's message, by contract with C.
+    unsafe {
+        match rights::substitute(msg) {
+            Ok(None) => real::sendmsg(fd, msg, flags),
+            Ok(Some(mut other)) => {
+                let message = other.message(msg);
+                real::sendmsg(fd, &raw const message, flags)
+            }
+            Err(e) => fail(e) as ssize_t,
+        }
     }
 }
 
@@ -333,7 +348,7 @@ pub unsafe extern "C" fn recvmmsg(
 pub unsafe extern "C" fn sendmmsg(fd: c_int, msgs: *mut mmsghdr, n: c_uint, flags: c_int) -> c_int {
     let Some((h, s)) = ours(fd) else {
         // SAFETY: as above.
-        return unsafe { real::sendmmsg(fd, msgs, n, flags) };
+        return unsafe { send_many_by_kernel(fd, msgs, n, flags) };
     };
     each(n, |i| {
         // SAFETY: the application's array of `n` elements.
@@ -344,6 +359,30 @@ pub unsafe extern "C" fn sendmmsg(fd: c_int, msgs: *mut mmsghdr, n: c_uint, flag
             let v = message_vector((*m).msg_hdr.msg_iov, (*m).msg_hdr.msg_iovlen)?;
             Ok(sent == Buffers::many(v).total())
         }
+    })
+}
+
+/// sendmmsg(2); one message at a time if any carries something of ours.
+unsafe fn send_many_by_kernel(fd: c_int, msgs: *mut mmsghdr, n: c_uint, flags: c_int) -> c_int {
+    let bare = |i: usize| {
+        // SAFETY: the application's array of `n` elements.
+        msgs.is_null() || unsafe { (*msgs.add(i)).msg_hdr.msg_controllen == 0 }
+    };
+    if (0..n as usize).all(bare) {
+        // SAFETY: as above.
+        return unsafe { real::sendmmsg(fd, msgs, n, flags) };
+    }
+    each(n, |i| {
+        // SAFETY: as above.
+        unsafe {
+            let m = msgs.add(i);
+            let sent = send_by_kernel(fd, &raw const (*m).msg_hdr, flags);
+            if sent < 0 {
+                return Err(sys::errno());
+            }
+            (*m).msg_len = c_uint::try_from(sent).unwrap_or(c_uint::MAX);
+        }
+        Ok(true)
     })
 }
 
