@@ -13,7 +13,7 @@ use rustix::net::{
 };
 
 use crate::lock::Guarded;
-use crate::{config, fds, sys};
+use crate::{config, fds, options, sys};
 
 /// Descriptors that a reply may carry.
 pub const FDS_MAX: usize = attach::WELCOME_FDS;
@@ -68,36 +68,72 @@ fn default_name(out: &mut [u8; 32], uid: u32) -> usize {
     n
 }
 
-/// Opens the socket, if an agent that we may trust is there.
+/// Opens the socket, if an agent that we may trust is there: by its address, or else by the lease that
+/// `ipc-direct run` left to us, which leads to it from other namespaces, too.
 ///
 /// # Errors
 /// [`AgentError`]; nothing is left open then.
 pub fn open() -> Result<(), AgentError> {
+    let fd = match connect() {
+        Err(AgentError::Absent) => admitted(config::lease())?,
+        other => other?,
+    };
+    let sock = sys::borrow(fd);
+    let bounded = sockopt::set_socket_timeout(sock, sockopt::Timeout::Recv, Some(ANSWER_MAX)).is_ok()
+        && sockopt::set_socket_timeout(sock, sockopt::Timeout::Send, Some(ANSWER_MAX)).is_ok();
+    if !bounded {
+        fds::discard(fd);
+        return Err(AgentError::Absent);
+    }
+    SOCKET.store(fd, Ordering::Release);
+    Ok(())
+}
+
+fn connect() -> Result<i32, AgentError> {
     let addr = address().ok_or(AgentError::Absent)?;
     let socket =
         rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .map_err(|_| AgentError::Absent)?;
     let fd = fds::adopt(socket.into_raw_fd());
-    let fail = |e| {
-        fds::discard(fd);
-        Err(e)
+    let checked = match rustix::net::connect(sys::borrow(fd), &addr) {
+        Ok(()) => check_trust(fd),
+        Err(_) => Err(AgentError::Absent),
     };
-    let sock = sys::borrow(fd);
-    if rustix::net::connect(sock, &addr).is_err() {
-        return fail(AgentError::Absent);
+    checked.map(|()| fd).inspect_err(|_| fds::discard(fd))
+}
+
+/// Root or ourselves.
+fn check_trust(fd: i32) -> Result<(), AgentError> {
+    let owner = options::kernel_peer_uid(fd).ok_or(AgentError::Absent)?;
+    let trusted = owner == 0 || owner == rustix::process::geteuid().as_raw();
+    if trusted { Ok(()) } else { Err(AgentError::Untrusted) }
+}
+
+/// Hands one end of a pair to the agent at the other end of the lease; the other end, ours.
+fn admitted(lease: i32) -> Result<i32, AgentError> {
+    if lease < 0 {
+        return Err(AgentError::Absent);
     }
-    let trusted = sockopt::socket_peercred(sock)
-        .is_ok_and(|c| c.uid.as_raw() == 0 || c.uid.as_raw() == rustix::process::geteuid().as_raw());
-    if !trusted {
-        return fail(AgentError::Untrusted);
+    check_trust(lease)?;
+    let flags = SocketFlags::CLOEXEC;
+    let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+        .map_err(|_| AgentError::Absent)?;
+    let fd = fds::adopt(ours.into_raw_fd());
+    let theirs = theirs.into_raw_fd();
+    let mut space = [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let given = [sys::borrow(theirs)];
+    let wire = Call::Admit.to_wire();
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    let sent = control.push(SendAncillaryMessage::ScmRights(&given))
+        && rustix::net::sendmsg(sys::borrow(lease), &[IoSlice::new(&wire)], &mut control, flags).is_ok();
+    // Not dropped as an OwnedFd: that would be libc's close, which is ours.
+    sys::close(theirs);
+    if !sent {
+        fds::discard(fd);
+        return Err(AgentError::Absent);
     }
-    let bounded = sockopt::set_socket_timeout(sock, sockopt::Timeout::Recv, Some(ANSWER_MAX)).is_ok()
-        && sockopt::set_socket_timeout(sock, sockopt::Timeout::Send, Some(ANSWER_MAX)).is_ok();
-    if !bounded {
-        return fail(AgentError::Absent);
-    }
-    SOCKET.store(fd, Ordering::Release);
-    Ok(())
+    Ok(fd)
 }
 
 /// The socket, for watching it: -1 without an agent.

@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use core::ffi::CStr;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 /// How much the shim says on standard error: nothing, errors, or also one line when it attaches or stays out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
@@ -18,6 +18,7 @@ pub enum Log {
 }
 
 static LOG: AtomicU32 = AtomicU32::new(0);
+static LEASE: AtomicI32 = AtomicI32::new(-1);
 static SPIN_US_MAX: AtomicU32 = AtomicU32::new(SPIN_US_DEFAULT);
 /// Longest busy wait before a thread sleeps, in microseconds.
 const SPIN_US_DEFAULT: u32 = 50;
@@ -70,7 +71,18 @@ pub fn adopt_lease() {
         .is_ok_and(|s| rustix::fs::FileType::from_raw_mode(s.st_mode) == rustix::fs::FileType::Socket);
     if is_socket {
         crate::table::set_internal(fd);
+        LEASE.store(fd, Ordering::Relaxed);
     }
+}
+
+/// The lease's descriptor, or -1.
+pub fn lease() -> i32 {
+    LEASE.load(Ordering::Relaxed)
+}
+
+/// `fd` is the application's now: if it was the lease, there is none any more.
+pub fn lost(fd: i32) {
+    let _ = LEASE.compare_exchange(fd, -1, Ordering::AcqRel, Ordering::Relaxed);
 }
 
 /// Longest busy wait in microseconds; 0: sleep at once.

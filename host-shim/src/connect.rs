@@ -37,6 +37,10 @@ pub fn connect(fd: i32, addr: *const libc::sockaddr, len: libc::socklen_t) -> Pa
     }
     let Some(dst) = options::read_addr(addr, len) else { return Path::Kernel };
     let dst = real_destination(dst);
+    if !process::is_home(fd) {
+        stats::set_reason(h.index(), Reason::Namespace);
+        return Path::Kernel;
+    }
     if dst.port == 0 || !is_local(dst) {
         stats::set_reason(h.index(), Reason::Remote);
         return Path::Kernel;
@@ -106,7 +110,9 @@ fn is_local(dst: Addr) -> bool {
     if probe < 0 {
         return false;
     }
-    let local = options::kernel_bind(probe, domain, Addr { port: 0, ..dst }).is_ok();
+    // Only what this thread would find where the coordinator looks.
+    let local =
+        process::is_home(probe) && options::kernel_bind(probe, domain, Addr { port: 0, ..dst }).is_ok();
     sys::close(probe);
     if local {
         a.store(halves[0], Ordering::Relaxed);

@@ -65,8 +65,12 @@ pub fn listening(fd: i32, backlog: i32) {
         stats::set_reason(h.index(), reason);
         return;
     }
-    let _no_signals = NoSignals::new();
     let local = options::kernel_name(fd, true);
+    if !process::is_home(fd) {
+        let addrs = Some((local, Addr::default()));
+        return stats::set_state(h.index(), SocketState::Listening, Reason::Namespace, addrs);
+    }
+    let _no_signals = NoSignals::new();
     let limit = somaxconn();
     let backlog = u32::try_from(backlog).unwrap_or(limit).min(limit);
     let flags =

@@ -141,6 +141,17 @@ pub fn kernel_flag(fd: i32, level: i32, name: i32) -> bool {
     kernel_option::<i32>(fd, level, name).unwrap_or(0) != 0
 }
 
+/// The user at the other end of a unix socket (`SO_PEERCRED`), whether or not we could see its process.
+pub fn kernel_peer_uid(fd: i32) -> Option<u32> {
+    let [_pid, uid, _gid] = kernel_option::<[u32; 3]>(fd, libc::SOL_SOCKET, libc::SO_PEERCRED)?;
+    Some(uid)
+}
+
+/// The network namespace that a socket belongs to, by its cookie (Linux 5.14).
+pub fn kernel_netns(fd: i32) -> Option<u64> {
+    kernel_option(fd, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE)
+}
+
 /// Makes the kernel's descriptor non-blocking.
 pub fn set_kernel_nonblocking(fd: i32) {
     let flags = kernel_flags(fd);

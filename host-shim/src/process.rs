@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use ring::attach::{Call, Reply};
 use ring::shared::Region;
@@ -16,7 +16,7 @@ use crate::agent::{self, AgentError};
 use crate::config::{self, Log, log};
 use crate::lock::Guarded;
 use crate::sys::NoSignals;
-use crate::{coordinator, fds, stats, sys};
+use crate::{coordinator, fds, options, stats, sys};
 
 const UNTRIED: u32 = 0;
 const ATTACHED: u32 = 1;
@@ -27,6 +27,8 @@ static ATTACHING: Guarded<()> = Guarded::new(());
 static PID: AtomicU32 = AtomicU32::new(0);
 static FUNCTION: AtomicU32 = AtomicU32::new(0);
 static UID: AtomicU32 = AtomicU32::new(0);
+/// Network namespace that the agent saw us in, by its cookie.
+static HOME: AtomicU64 = AtomicU64::new(0);
 static IRQ: [AtomicI32; 2] = [const { AtomicI32::new(-1) }; 2];
 static DOORBELL: AtomicI32 = AtomicI32::new(-1);
 
@@ -59,6 +61,12 @@ pub fn is_inert() -> bool {
 /// Our function number, 0 before attach.
 pub fn function() -> u32 {
     FUNCTION.load(Ordering::Relaxed)
+}
+
+/// Is this socket in the network namespace that the coordinator takes us for? It is in that of the thread that made it, and
+/// threads can change theirs (setns(2), unshare(2)).
+pub fn is_home(fd: i32) -> bool {
+    options::kernel_netns(fd) == Some(HOME.load(Ordering::Relaxed))
 }
 
 /// Interrupt vector 0 (answers) or 1 (events).
@@ -148,7 +156,7 @@ impl Why {
             Why::Agent(AgentError::Refused(why)) => why.as_str(),
             Why::Answer => "the agent's answer makes no sense",
             Why::Memory => "the agent's memory could not be mapped",
-            Why::Kernel => "this kernel has no membarrier",
+            Why::Kernel => "this kernel is older than Linux 5.16",
             Why::Busy => "a signal handler interrupted an attach",
             Why::Inert => "the agent is gone",
         }
@@ -160,6 +168,8 @@ fn try_attach(parent: u32, nonce: u64) -> Result<(), Why> {
         return Err(Why::Kernel);
     }
     agent::open().map_err(Why::Agent)?;
+    // The agent looks at the other end of this socket, and sees the same.
+    HOME.store(options::kernel_netns(agent::fd()).ok_or(Why::Kernel)?, Ordering::Relaxed);
     let answer = agent::call(Call::Hello { parent, nonce }).map_err(Why::Agent)?;
     let Reply::Welcome { function, .. } = answer.reply else { return Err(Why::Answer) };
     let [window, host, counters, doorbell, irq0, irq1] = answer.fds;

@@ -10,7 +10,7 @@ use ring::stream;
 use crate::handle::{self, Handle, Kind, NewStream, Stream, touched};
 use crate::sock::{self, Sock, shut};
 use crate::sys::NoSignals;
-use crate::{coordinator, epoll, file, leave, listener, process, segments, stats, sys, table, wait};
+use crate::{config, coordinator, epoll, file, leave, listener, process, segments, stats, sys, table, wait};
 
 /// A socket that the kernel has just made: from now on we know it. TCP sockets attach the process first.
 pub fn made(fd: i32, domain: i32, ty: i32) {
@@ -60,6 +60,7 @@ fn reappeared(fd: i32) {
     if table::is_internal(fd) {
         table::remove_internal(fd);
         stats::escaped();
+        config::lost(fd);
         process::lost(fd);
         segments::lost(fd);
         wait::lost(fd);

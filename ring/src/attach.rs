@@ -48,6 +48,9 @@ pub enum Call {
     Lease,
     /// Start a relay between a connection and a kernel socket; [`RELAY_FDS`] descriptors follow.
     Relay,
+    /// By a lease: one descriptor follows, an end of a socketpair(2) that serves as a socket of its own from now on. For a
+    /// process that inherited the lease and can't reach the agent's address (another network or mount namespace, a chroot).
+    Admit,
 }
 
 /// Agent to process.
@@ -195,6 +198,7 @@ impl Call {
             Call::Report { verbose } => frame(3, [u32::from(verbose), 0, 0], 0, None),
             Call::Lease => frame(4, [0; 3], 0, None),
             Call::Relay => frame(16, [0; 3], 0, None),
+            Call::Admit => frame(5, [0; 3], 0, None),
         }
     }
 
@@ -210,6 +214,7 @@ impl Call {
             3 if a < 2 => Ok(Call::Report { verbose: a == 1 }),
             4 => Ok(Call::Lease),
             16 => Ok(Call::Relay),
+            5 => Ok(Call::Admit),
             _ => Err(BadMessage::Malformed),
         }
     }

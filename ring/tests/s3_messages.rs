@@ -85,6 +85,7 @@ fn call() -> impl Strategy<Value = Call> {
         (any::<u32>(), 0..2u32).prop_map(|(segment, side)| Call::Segment { segment, side }),
         any::<bool>().prop_map(|verbose| Call::Report { verbose }),
         Just(Call::Lease),
+        Just(Call::Admit),
     ]
 }
 

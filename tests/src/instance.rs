@@ -50,7 +50,18 @@ impl Instance {
     /// # Errors
     /// As [`Instance::start`].
     pub fn start_in(dir: PathBuf) -> Outcome<Instance> {
-        let socket = fresh_socket();
+        Instance::start_with(dir, fresh_socket())
+    }
+
+    /// As [`Instance::start`], at an address of the caller's.
+    ///
+    /// # Errors
+    /// As [`Instance::start`].
+    pub fn start_at(socket: &str) -> Outcome<Instance> {
+        Instance::start_with(bins::product_dir()?, socket.to_owned())
+    }
+
+    fn start_with(dir: PathBuf, socket: String) -> Outcome<Instance> {
         let mut agent = Guarded::spawn(
             Command::new(dir.join("ipc-direct"))
                 .args(["up", "--socket", &socket])

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use rustix::fs::Mode;
+use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -80,7 +80,8 @@ impl Address {
         rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
     }
 
-    /// Binds and listens. A socket file that nobody answers on is replaced.
+    /// Binds and listens. A socket file that nobody answers on is replaced, by one starter at a time: its directory is locked
+    /// meanwhile.
     ///
     /// # Errors
     /// [`BindError`].
@@ -91,6 +92,7 @@ impl Address {
         };
         let address = self.to_unix().map_err(failed)?;
         let socket = Self::socket(true).map_err(failed)?;
+        let _one_at_a_time = self.lock_directory().map_err(failed)?;
         let mut bound = rustix::net::bind(&socket, &address);
         if let (Err(Errno::ADDRINUSE), Address::Path(path)) = (&bound, self) {
             let probe = Self::socket(true).map_err(failed)?;
@@ -110,8 +112,19 @@ impl Address {
             let mode = if rustix::process::geteuid().is_root() { 0o666 } else { 0o600 };
             rustix::fs::chmod(path, Mode::from_raw_mode(mode)).map_err(failed)?;
         }
+        // Before the lock goes: a bound socket that does not listen looks like a stale file.
         rustix::net::listen(&bound.socket, 1024).map_err(failed)?;
         Ok(bound)
+    }
+
+    /// Of a socket file.
+    fn lock_directory(&self) -> Result<Option<OwnedFd>, Errno> {
+        let Address::Path(path) = self else { return Ok(None) };
+        let directory = path.parent().unwrap_or(path);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(directory, flags, Mode::empty())?;
+        rustix::fs::flock(&fd, FlockOperation::LockExclusive)?;
+        Ok(Some(fd))
     }
 }
 

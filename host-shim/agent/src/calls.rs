@@ -12,8 +12,8 @@ use ring::msg::Request;
 use rustix::fs::{MemfdFlags, SealFlags};
 
 use crate::clients::{Accepted, Role};
-use crate::identity;
 use crate::inspect::{CONNECTIONS_MAX, Tails};
+use crate::peer;
 use crate::report::{AgentReport, ProcessReport, Report, SCHEMA_VERSION, SOCKETS_MAX, Totals};
 use crate::serve::{Agent, Watch};
 
@@ -28,7 +28,12 @@ impl Agent {
             }
             Accepted::Nobody => return,
         };
-        let Ok(uid) = identity::peer_uid(&socket) else { return };
+        self.admit(socket);
+    }
+
+    /// A client socket, connected or handed in: serves it, if its owner may be served.
+    fn admit(&mut self, socket: OwnedFd) {
+        let Ok((_, uid)) = peer::credentials(&socket) else { return };
         if uid != self.own_uid && self.own_uid != 0 {
             say_no(&socket, "this agent serves another user: start your own with ipc-direct run");
             tracing::error!("a process of uid {uid} was refused: this agent serves uid {}", self.own_uid);
@@ -53,7 +58,7 @@ impl Agent {
         // One byte more than a message, so that a longer one is seen to be wrong. Descriptors that no message
         // of its kind carries are closed at the end of this function.
         let mut buffer = [0; BYTES + 1];
-        let (n, fds) = match packet::receive(&client.socket, &mut buffer) {
+        let (n, fds) = match packet::receive_now(&client.socket, &mut buffer) {
             Ok((0, _)) => return self.close_client(id),
             Ok(received) => received,
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => return,
@@ -80,6 +85,13 @@ impl Agent {
                 self.reply(id, &Reply::Leased, &[]);
             }
             (Call::Relay, Role::Attached(_)) => self.start_relay(id, fds),
+            // Its maker is known to the kernel as if he had connected; what else may come by a lease is ignored, for
+            // the lease is not the offender's alone.
+            (Call::Admit, Role::Lease) => {
+                if let Some(socket) = fds.into_iter().find(|s| peer::is_client_socket(s)) {
+                    self.admit(socket);
+                }
+            }
             _ => self.refuse(id, "the message is out of order"),
         }
     }

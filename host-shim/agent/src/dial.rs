@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
 
 use crate::address::Address;
+use crate::peer;
 
 /// How long an agent may take to answer; it may be booting its card.
 const PATIENCE: Duration = Duration::from_secs(12);
@@ -60,9 +61,9 @@ impl Agent {
             sockopt::set_socket_timeout(&socket, direction, Some(PATIENCE)).map_err(failed)?;
         }
         rustix::net::connect(&socket, &unix).map_err(failed)?;
-        let peer = sockopt::socket_peercred(&socket).map_err(failed)?.uid;
-        if !peer.is_root() && peer != rustix::process::geteuid() {
-            return Err(DialError::Stranger(address.clone(), peer.as_raw()));
+        let (_, owner) = peer::credentials(&socket).map_err(|e| DialError::Failed(address.clone(), e))?;
+        if owner != 0 && owner != rustix::process::geteuid().as_raw() {
+            return Err(DialError::Stranger(address.clone(), owner));
         }
         Ok(Agent { socket, address: address.clone() })
     }
@@ -106,8 +107,8 @@ impl Agent {
     /// The agent's process id as this process sees it.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
-        let pid = sockopt::socket_peercred(&self.socket).ok()?.pid;
-        u32::try_from(pid.as_raw_nonzero().get()).ok()
+        let (pid, _) = peer::credentials(&self.socket).ok()?;
+        u32::try_from(pid).ok()
     }
 
     /// The socket itself, to keep (a lease) or to misuse (tests).

@@ -3,10 +3,10 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 
-use rustix::net::sockopt;
-use rustix::process::PidfdFlags;
+use rustix::process::{Pid, PidfdFlags};
+
+use crate::peer;
 
 /// A process behind a socket.
 #[derive(Debug)]
@@ -17,18 +17,10 @@ pub struct Identity {
     pub uid: u32,
     /// Readable when the process has ended.
     pub pidfd: OwnedFd,
-    /// Inode of its network namespace.
+    /// Its network namespace, as [`peer::netns_cookie`] names it.
     pub netns: u64,
     /// `/proc/PID/comm`.
     pub command: String,
-}
-
-/// The uid at the other end (`SO_PEERCRED`, unix(7)).
-///
-/// # Errors
-/// Those of getsockopt(2).
-pub fn peer_uid(socket: impl AsFd) -> io::Result<u32> {
-    Ok(sockopt::socket_peercred(socket)?.uid.as_raw())
 }
 
 impl Identity {
@@ -37,19 +29,16 @@ impl Identity {
     /// # Errors
     /// It is already gone, or of a pid namespace that the agent can't see.
     pub fn of_peer(socket: impl AsFd) -> io::Result<Identity> {
-        let credentials = sockopt::socket_peercred(socket)?;
-        let pid = credentials.pid;
+        let (raw, uid) = peer::credentials(&socket)?;
+        let unseen = || io::Error::other("it lives in a pid namespace outside of the agent's");
+        let pid = Pid::from_raw(raw).ok_or_else(unseen)?;
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
-        let raw = pid.as_raw_nonzero().get();
-        let netns = |of: &str| fs::metadata(format!("/proc/{of}/ns/net")).map(|m| m.ino());
         let comm = fs::read(format!("/proc/{raw}/comm")).unwrap_or_default();
         Ok(Identity {
-            pid: u32::try_from(raw).unwrap_or(0),
-            uid: credentials.uid.as_raw(),
+            pid: raw.unsigned_abs(),
+            uid,
             pidfd,
-            // Not readable (another user's process): it reached our abstract socket, or was given a
-            // path by somebody of our namespace; ours is the best guess.
-            netns: netns(&raw.to_string()).or_else(|_| netns("self"))?,
+            netns: peer::netns_cookie(&socket)?,
             command: String::from_utf8_lossy(comm.trim_ascii_end()).into_owned(),
         })
     }

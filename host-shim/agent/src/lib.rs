@@ -10,7 +10,7 @@
 //! | [`address`], [`dial`] | where an agent is, and talking to it |
 //! | [`serve`] | the agent: its event loop |
 //! | [`clients`], `calls` | client sockets, and what they ask |
-//! | [`identity`], `attach`, [`function`] | who a process is; how it becomes a function |
+//! | [`identity`], `peer`, `attach`, [`function`] | who a process is; how it becomes a function |
 //! | [`groups`] | fork families, and the segments between them |
 //! | [`death`] | what happens when a process is gone |
 //! | [`relay`], [`pump`] | connections that a program without the shim has inherited |
@@ -30,6 +30,7 @@ pub mod function;
 pub mod groups;
 pub mod identity;
 pub mod inspect;
+mod peer;
 pub mod program;
 pub mod ps;
 pub mod pump;

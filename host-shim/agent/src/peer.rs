@@ -1,0 +1,78 @@
+//! What the kernel says of the other end of a unix socket.
+//!
+//! `unsafe` is allowed here: getsockopt(2) of options that rustix has no safe function for, or one that can't say
+//! "no such process".
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd};
+
+/// Process and user (`SO_PEERCRED`, unix(7)) as of connect(2) or socketpair(2), in the agent's namespaces. Process 0: it
+/// lives in a pid namespace that the agent can't see into.
+///
+/// # Errors
+/// Those of getsockopt(2).
+pub fn credentials(socket: impl AsFd) -> io::Result<(i32, u32)> {
+    let credentials: libc::ucred = option(socket, libc::SO_PEERCRED)?;
+    Ok((credentials.pid, credentials.uid))
+}
+
+/// The network namespace that the other end's socket belongs to, by the number that the kernel never gives twice
+/// (`SO_NETNS_COOKIE`, Linux 5.14). The socket that accept(2) makes, like both of socketpair(2), is in the namespace of the
+/// process that connected, so nobody can claim one that he has not been in.
+///
+/// # Errors
+/// Those of getsockopt(2).
+pub fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
+    option(socket, libc::SO_NETNS_COOKIE)
+}
+
+/// True for `SOCK_SEQPACKET` of `AF_UNIX`: a socket that a client may be behind.
+pub fn is_client_socket(socket: impl AsFd) -> bool {
+    let option = |name| option::<i32>(socket.as_fd(), name).unwrap_or(-1);
+    option(libc::SO_DOMAIN) == libc::AF_UNIX && option(libc::SO_TYPE) == libc::SOCK_SEQPACKET
+}
+
+/// Types that the kernel fills in, for which any bytes will do.
+trait Plain: Copy {}
+impl Plain for i32 {}
+impl Plain for u64 {}
+impl Plain for libc::ucred {}
+
+fn option<T: Plain>(socket: impl AsFd, name: i32) -> io::Result<T> {
+    let mut value = MaybeUninit::<T>::zeroed();
+    let size = size_of::<T>();
+    let mut length = libc::socklen_t::try_from(size).map_err(io::Error::other)?;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: room for `length` bytes, which live as long as the call.
+    let r =
+        unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, name, value.as_mut_ptr().cast(), &raw mut length) };
+    if r != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if length as usize != size {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    // SAFETY: zeroed, then filled in by the kernel; any bytes are a `Plain`.
+    Ok(unsafe { value.assume_init() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use emulator::packet;
+    use rustix::net::SocketType;
+
+    #[test]
+    fn the_kernel_says_who_we_are() {
+        let (a, b) = packet::pair(SocketType::SEQPACKET).unwrap();
+        let (pid, uid) = credentials(&a).unwrap();
+        assert_eq!((pid.unsigned_abs(), uid), (std::process::id(), rustix::process::geteuid().as_raw()));
+        let cookie = netns_cookie(&a).unwrap();
+        assert!(cookie != 0 && cookie == netns_cookie(&b).unwrap());
+        assert!(is_client_socket(&a));
+        let (stream, _) = packet::pair(SocketType::STREAM).unwrap();
+        assert!(!is_client_socket(stream) && !is_client_socket(std::fs::File::open("/dev/null").unwrap()));
+    }
+}
