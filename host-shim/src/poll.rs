@@ -218,7 +218,9 @@ pub fn wait(set: &mut Set<'_>, timeout: Option<Duration>, mask: *const libc::sig
             return Ok(n);
         }
         let left = match timeout {
-            Some(Duration::ZERO) => return Ok(0),
+            Some(Duration::ZERO) if mask.is_null() => return Ok(0),
+            // A signal that the mask lets in ends even a call that does not wait.
+            Some(Duration::ZERO) => return set.ask_kernel(timeout, mask, None).map(|()| set.merge()),
             Some(t) if turn.is_multiple_of(KERNEL_TURN) => Some(t.saturating_sub(sys::now() - start)),
             other => other,
         };

@@ -117,6 +117,24 @@ static inline void pause_ms(long ms)
     nanosleep(&t, NULL);
 }
 
+/* Waits, a bounded time, until that thread of ours sleeps. */
+static inline void wait_asleep(const volatile int *tid)
+{
+    for (int i = 0, calm = 0; i < 1000 && calm < 5; i++) {
+        char name[64], text[256] = "";
+        snprintf(name, sizeof name, "/proc/self/task/%d/stat", *tid);
+        int fd = open(name, O_RDONLY);
+        if (fd >= 0) {
+            ssize_t n = read(fd, text, sizeof text - 1);
+            text[n > 0 ? n : 0] = 0;
+            close(fd);
+        }
+        char *end = strrchr(text, ')');
+        calm = end && end[2] == 'S' ? calm + 1 : 0;
+        pause_ms(5);
+    }
+}
+
 static inline int run_tests(const struct test *tests, size_t n, int argc, char **argv)
 {
     for (size_t i = 0; i < n; i++) {

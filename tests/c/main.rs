@@ -25,6 +25,8 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("raw", "raw.c"),
     ("leaving", "leaving.c"),
     ("splice", "splice.c"),
+    ("filters", "filters.c"),
+    ("signals", "signals.c"),
 ];
 
 /// One function of a program.
