@@ -9,7 +9,8 @@ use std::mem::zeroed;
 use std::os::fd::{IntoRawFd as _, OwnedFd};
 use std::os::unix::thread::JoinHandleExt as _;
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicI64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,9 @@ use harness::wire::{Op, Out};
 use crate::calls::{self, answer};
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
+
+/// How long a signal waits for its thread to sleep.
+const ASLEEP_BOUND: Duration = Duration::from_secs(2);
 
 /// First descriptor number that the worker uses for itself.
 const OWN_FDS_FROM: i32 = 700;
@@ -89,19 +93,46 @@ pub fn signals(signal: i32) -> Out {
     Out { ret: count.unwrap_or(-1), ..Out::default() }
 }
 
+/// A call that runs in a thread of its own.
+struct Running {
+    thread: JoinHandle<Out>,
+    /// Kernel id of the thread, once it runs.
+    tid: Arc<AtomicI32>,
+}
+
 /// Calls that run in threads of their own.
 #[derive(Default)]
 pub struct Threads {
     next: i64,
-    running: BTreeMap<i64, JoinHandle<Out>>,
+    running: BTreeMap<i64, Running>,
+}
+
+impl Running {
+    /// Waits, a bounded time, until the thread sleeps in its call: a signal that came before would not interrupt it.
+    fn wait_asleep(&self) {
+        let end = Instant::now() + ASLEEP_BOUND;
+        let mut calm = 0;
+        while calm < 3 && Instant::now() < end && !self.thread.is_finished() {
+            let name = format!("/proc/self/task/{}/stat", self.tid.load(Ordering::Acquire));
+            let asleep = std::fs::read_to_string(name).is_ok_and(|s| s.contains(") S "));
+            calm = if asleep { calm + 1 } else { 0 };
+            thread::sleep(LOOK_EVERY);
+        }
+    }
 }
 
 impl Threads {
     pub fn start(&mut self, op: Op) -> Out {
-        match thread::Builder::new().spawn(move || calls::make(&op)) {
-            Ok(handle) => {
+        let tid = Arc::new(AtomicI32::new(0));
+        let told = Arc::clone(&tid);
+        let call = move || {
+            told.store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Release);
+            calls::make(&op)
+        };
+        match thread::Builder::new().spawn(call) {
+            Ok(thread) => {
                 self.next += 1;
-                self.running.insert(self.next, handle);
+                self.running.insert(self.next, Running { thread, tid });
                 Out { ret: self.next, ..Out::default() }
             }
             Err(e) => Out { ret: -1, errno: e.raw_os_error().unwrap_or(0), ..Out::default() },
@@ -110,12 +141,12 @@ impl Threads {
 
     pub fn join(&mut self, ticket: i64) -> Out {
         let none = Out { ret: -1, errno: libc::ESRCH, ..Out::default() };
-        self.running.remove(&ticket).and_then(|t| t.join().ok()).unwrap_or(none)
+        self.running.remove(&ticket).and_then(|t| t.thread.join().ok()).unwrap_or(none)
     }
 
     pub fn join_within(&mut self, ticket: i64, ms: u64) -> Out {
         let end = Instant::now() + Duration::from_millis(ms);
-        while self.running.get(&ticket).is_some_and(|t| !t.is_finished()) {
+        while self.running.get(&ticket).is_some_and(|t| !t.thread.is_finished()) {
             if Instant::now() >= end {
                 return Out { ret: -1, errno: libc::EBUSY, ..Out::default() };
             }
@@ -126,8 +157,11 @@ impl Threads {
 
     pub fn interrupt(&self, ticket: i64, signal: i32) -> Out {
         match self.running.get(&ticket) {
-            // SAFETY: the thread has not been joined, so its id is valid.
-            Some(t) => answer(unsafe { libc::pthread_kill(t.as_pthread_t(), signal) }),
+            Some(t) => {
+                t.wait_asleep();
+                // SAFETY: the thread has not been joined, so its id is valid.
+                answer(unsafe { libc::pthread_kill(t.thread.as_pthread_t(), signal) })
+            }
             None => Out { ret: -1, errno: libc::ESRCH, ..Out::default() },
         }
     }
