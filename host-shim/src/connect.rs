@@ -10,7 +10,7 @@ use ring::stats::{Reason, SocketState};
 
 use crate::handle::{Handle, Kind, touched};
 use crate::sys::{Errno, NoSignals, Result};
-use crate::{coordinator, listener, options, process, real, socket, stats, sys, table};
+use crate::{arrivals, coordinator, listener, options, process, real, socket, stats, sys, table};
 
 /// What connect(2) should do next.
 pub enum Path {
@@ -174,6 +174,9 @@ fn through_coordinator(fd: i32, h: &'static Handle, dst: Addr) -> core::result::
         let _ = coordinator::post(Request::Close { conn, side: 0, finished: false });
         sock.free();
         return Err(Reason::NoSegment);
+    }
+    if h.was(touched::SIGNALS) {
+        arrivals::follow(fd, h);
     }
     let nonblocking = sock.is_nonblocking();
     sock.fresh_connect.store(u32::from(nonblocking), Ordering::Relaxed);

@@ -91,6 +91,8 @@ pub mod touched {
     pub const LEAVES: u32 = 64;
     /// It was shared by fork before it was connected or listening.
     pub const SHARED: u32 = 128;
+    /// Whom to signal was set, or `O_ASYNC`: see [`crate::arrivals`].
+    pub const SIGNALS: u32 = 256;
 }
 
 static HANDLES: [Handle; HANDLES_MAX] = [const { Handle::new() }; HANDLES_MAX];

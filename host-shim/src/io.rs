@@ -11,7 +11,7 @@ use crate::sock::{modes, shut};
 use crate::stream::{Buffers, Cursor, End, ReadHow};
 use crate::sys::{Errno, Result};
 use crate::wait::{self, Spin};
-use crate::{coordinator, epoll, sys, urgent};
+use crate::{arrivals, coordinator, epoll, sys, urgent};
 
 /// recv(2) and all its forms. Returns the number of bytes.
 ///
@@ -22,7 +22,7 @@ pub fn receive(h: &Handle, s: &Stream, to: &Buffers<'_>, flags: i32) -> Result<u
     let how = ReadHow { peek: flags & libc::MSG_PEEK != 0, discard: flags & libc::MSG_TRUNC != 0 };
     let mut at = Cursor::default();
     if s.sock.shut.load(Ordering::Relaxed) & shut::READ == 0
-        && s.sock.modes.load(Ordering::Relaxed) & modes::LOWAT == 0
+        && s.sock.modes.load(Ordering::Relaxed) & modes::SPECIAL == 0
         && flags & (libc::MSG_WAITALL | libc::MSG_OOB | libc::MSG_ERRQUEUE) == 0
         && h.try_read(s, to, &mut at, how)?
     {
@@ -40,6 +40,9 @@ fn receive_slow(h: &Handle, s: &Stream, to: &Buffers<'_>, flags: i32, how: ReadH
     }
     if flags & libc::MSG_OOB != 0 {
         return urgent::receive(h, s, to, flags);
+    }
+    if s.sock.modes.load(Ordering::Relaxed) & modes::ASYNC != 0 {
+        arrivals::make_room(h);
     }
     let room = to.total();
     let lowat = s.sock.lowat.load(Ordering::Relaxed).max(1) as usize;
@@ -134,7 +137,7 @@ fn send_slow(
             }
             Err(e) => return Err(e),
         }
-        if nonblocking {
+        if nonblocking && !arrivals::room_came(h, s) {
             epoll::wants_space(h);
             return if at.done > 0 { Ok(at.done) } else { Err(Errno(libc::EAGAIN)) };
         }

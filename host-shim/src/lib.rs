@@ -10,7 +10,7 @@
 //! |---|---|---|
 //! | symbols | [`exports`] | the C functions that we define in libc's place |
 //! | sockets | [`socket`], [`stream`], [`io`], [`splice`], [`urgent`], [`listener`], [`connect`], [`options`], [`file`] | what a descriptor of ours does |
-//! | readiness | [`epoll`], [`epoll_wait`], [`poll`], [`wait`] | waiting: spin, yield, sleep |
+//! | readiness | [`epoll`], [`epoll_wait`], [`poll`], [`wait`], [`arrivals`] | waiting: spin, yield, sleep |
 //! | leaving | [`cancel`], [`holds`] | calls that never return: cancelled, or left by a jump |
 //! | descriptors | [`table`], [`handle`], [`fds`], [`places`] | which descriptor is what; our own descriptors |
 //! | shared state | [`sock`], [`arenas`], [`lock`], [`segments`] | what forked processes share; mapped segments |
@@ -23,6 +23,7 @@
 mod adopt;
 mod agent;
 mod arenas;
+mod arrivals;
 mod cancel;
 mod config;
 mod connect;

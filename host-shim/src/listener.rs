@@ -19,7 +19,7 @@ use crate::handle::{self, Handle, Kind};
 use crate::sock::Sock;
 use crate::sys::{Errno, NoSignals, Result};
 use crate::wait::{self, Spin};
-use crate::{coordinator, holds, options, process, real, segments, socket, stats, sys, table};
+use crate::{arrivals, coordinator, holds, options, process, real, segments, socket, stats, sys, table};
 
 /// Every so many accepts the kernel's queue goes first, so that neither starves.
 const KERNEL_TURN: u32 = 8;
@@ -61,7 +61,8 @@ pub fn listening(fd: i32, backlog: i32) {
     if h.kind() != Kind::Kernel || !h.is_tcp() || !process::is_attached() {
         return;
     }
-    if let Some(reason) = h.kernel_only() {
+    let signals = || arrivals::is_async(fd).then_some(Reason::Option);
+    if let Some(reason) = h.kernel_only().or_else(signals) {
         stats::set_reason(h.index(), reason);
         return;
     }

@@ -16,7 +16,7 @@ use ring::stats::{Reason, SocketState};
 use crate::handle::{Handle, Kind, Stream, touched};
 use crate::sock::{Sock, modes};
 use crate::sys::{Errno, Result};
-use crate::{listener, poll, real, sys};
+use crate::{arrivals, listener, poll, real, sys};
 
 pub use answers::{get, refused};
 pub use inherit::inherit;
@@ -176,7 +176,11 @@ fn flag_word(flags: i32) -> core::ffi::c_ulong {
 
 /// Takes over what the application set on the kernel's socket before it became a connection.
 pub fn take_over(fd: i32, h: &Handle, sock: &Sock) {
-    sock.nonblock.store(u32::from(kernel_flags(fd) & libc::O_NONBLOCK != 0), Ordering::Relaxed);
+    let flags = kernel_flags(fd);
+    sock.nonblock.store(u32::from(flags & libc::O_NONBLOCK != 0), Ordering::Relaxed);
+    if flags & libc::O_ASYNC != 0 {
+        h.touched.fetch_or(touched::SIGNALS, Ordering::Relaxed);
+    }
     if h.was(touched::OPTIONS) {
         reload(fd, sock);
     }
@@ -281,15 +285,19 @@ pub fn name(
 
 /// fcntl(2) that concerns our own state. `None`: the kernel's answer stands.
 pub fn fcntl(fd: i32, h: &Handle, cmd: i32, arg: core::ffi::c_ulong) -> Option<i32> {
+    if h.kind() == Kind::Kernel && cmd != libc::F_SETFL && arrivals::concerns(cmd) {
+        h.touched.fetch_or(touched::SIGNALS, Ordering::Relaxed);
+    }
     let sock = h.sock()?;
-    let nonblocking = arg & flag_word(libc::O_NONBLOCK) != 0;
     match (h.kind(), cmd) {
         (Kind::Stream | Kind::Listener, libc::F_SETFL) => {
             let forced = if h.kind() == Kind::Listener { flag_word(libc::O_NONBLOCK) } else { 0 };
             // SAFETY: no pointers.
             let r = unsafe { real::fcntl(fd, cmd, arg | forced) };
             if r == 0 {
+                let nonblocking = arg & flag_word(libc::O_NONBLOCK) != 0;
                 sock.nonblock.store(u32::from(nonblocking), Ordering::Relaxed);
+                flags_set(fd, h, sock, arg & flag_word(libc::O_ASYNC) != 0);
             }
             Some(r)
         }
@@ -298,7 +306,26 @@ pub fn fcntl(fd: i32, h: &Handle, cmd: i32, arg: core::ffi::c_ulong) -> Option<i
             let r = unsafe { real::fcntl(fd, cmd, arg) };
             Some(if r < 0 || sock.is_nonblocking() { r } else { r & !libc::O_NONBLOCK })
         }
+        (Kind::Stream, _) if arrivals::concerns(cmd) => {
+            // SAFETY: the application's own arguments.
+            let r = unsafe { real::fcntl(fd, cmd, arg) };
+            arrivals::follow(fd, h);
+            Some(r)
+        }
         _ => None,
+    }
+}
+
+/// After `O_ASYNC` may have changed.
+fn flags_set(fd: i32, h: &Handle, sock: &Sock, is_async: bool) {
+    match h.kind() {
+        Kind::Stream if is_async || sock.modes.load(Ordering::Relaxed) & modes::ASYNC != 0 => {
+            arrivals::follow(fd, h);
+        }
+        Kind::Listener if is_async => {
+            listener::leave_to_kernel(fd, h, SocketState::Listening, Reason::Option);
+        }
+        _ => {}
     }
 }
 
@@ -327,6 +354,16 @@ pub fn ioctl(
         let wanted = if on { flags | libc::O_NONBLOCK } else { flags & !libc::O_NONBLOCK };
         return Some(fcntl(fd, h, libc::F_SETFL, flag_word(wanted)).ok_or(Errno(libc::EBADF)));
     }
+    if matches!(request, FIOASYNC | FIOSETOWN | SIOCSPGRP) {
+        // SAFETY: the application's own arguments.
+        let r = unsafe { real::ioctl(fd, request, arg) };
+        if kind == Kind::Stream {
+            arrivals::follow(fd, h);
+        } else {
+            flags_set(fd, h, h.sock()?, arrivals::is_async(fd));
+        }
+        return Some(if r < 0 { Err(sys::errno()) } else { Ok(r) });
+    }
     let _pinned = h.pin()?;
     let s = h.stream()?;
     let value = match request {
@@ -343,5 +380,8 @@ pub fn ioctl(
     Some(Ok(0))
 }
 
+const FIOASYNC: core::ffi::c_ulong = 0x5452;
+const FIOSETOWN: core::ffi::c_ulong = 0x8901;
+const SIOCSPGRP: core::ffi::c_ulong = 0x8902;
 const SIOCATMARK: core::ffi::c_ulong = 0x8905;
 const SIOCOUTQNSD: core::ffi::c_ulong = 0x894b;

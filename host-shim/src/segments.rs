@@ -135,6 +135,13 @@ impl Mapped {
         stats::woke();
     }
 
+    /// Rings the wire with an urgent byte: the other side gets `SIGURG` if it asked the kernel for that.
+    pub fn ring_urgent(&self) {
+        let flags = rustix::net::SendFlags::NOSIGNAL | rustix::net::SendFlags::DONTWAIT;
+        // A kernel that has no urgent data on AF_UNIX (before 5.15) sends no signal.
+        let _ = rustix::net::send(sys::borrow(self.wire()), &[1], flags | rustix::net::SendFlags::OOB);
+    }
+
     /// Takes old rings out of the wire. Never all of them: an edge-triggered epoll set looks again when it reports an
     /// edge, so emptying the wire would take another sleeper's wake-up away (SPEC 6.6). A quarter at a time leaves some even
     /// if several processes do this at once.

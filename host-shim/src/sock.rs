@@ -28,6 +28,10 @@ pub mod modes {
     pub const LOWAT: u32 = 1;
     /// `SO_OOBINLINE`: the urgent byte is read as any other.
     pub const OOB_INLINE: u32 = 2;
+    /// `O_ASYNC`: each arrival is a signal.
+    pub const ASYNC: u32 = 4;
+    /// Reads that are not plain.
+    pub const SPECIAL: u32 = LOWAT | ASYNC;
 }
 
 /// [`Sock::dead`]: the peer's side is gone.

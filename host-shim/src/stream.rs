@@ -175,6 +175,9 @@ impl Handle {
             if wake_is_due(s.out_dir) {
                 self.notify_reader(s);
             }
+            if from.urgent && s.out_dir.rx_watch.load(Ordering::Relaxed) & wake::RING_URGENT != 0 {
+                self.ring_urgent();
+            }
         }
         s.sock.set_writer(w);
         if at.done > before {
@@ -345,7 +348,8 @@ impl Handle {
     fn notify(&self, wait: &AtomicU32, watch: u32, slot: u16) {
         let Some(m) = segments::by_index(self.place.load(Ordering::Relaxed)) else { return };
         let how = wake::sleepers(wait);
-        let mut ring_wire = how & wake::WIRE != 0;
+        let mut ring_wire = how & wake::WIRE != 0 || watch & wake::RING_EACH != 0;
+        let watch = wake::lane(watch);
         if how & wake::FUTEX != 0 {
             sys::futex_wake_all(wait);
             stats::woke();

@@ -14,10 +14,10 @@ use ring::stream::{self, Reader, Violation};
 use ring::urgent::{self, Urgent};
 
 use crate::handle::{Handle, Stream};
-use crate::io;
 use crate::sock::modes;
 use crate::stream::Buffers;
 use crate::sys::{Errno, Result};
+use crate::{io, segments};
 
 /// What an urgent record is to the read that comes to it.
 pub enum Met {
@@ -131,6 +131,16 @@ impl Stream {
             stream::take(&mut r, span.len);
         }
         Err(Violation)
+    }
+}
+
+impl Handle {
+    /// The peer wants a signal for urgent data.
+    #[cold]
+    pub fn ring_urgent(&self) {
+        if let Some(m) = segments::by_index(self.place.load(Ordering::Relaxed)) {
+            m.ring_urgent();
+        }
     }
 }
 

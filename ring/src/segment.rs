@@ -97,11 +97,11 @@ pub struct Direction {
     pad1: [AtomicU64; 6],
     /// Sleep word ([`crate::wake`]): who sleeps for data here. Reader-set.
     pub rx_wait: AtomicU32,
-    /// Lane plus one whose epoll instances watch for data, or 0. Reader-set.
+    /// Lane plus one whose epoll instances watch for data, or 0, and [`crate::wake::RING_EACH`] and the like. Reader-set.
     pub rx_watch: AtomicU32,
     /// Sleep word ([`crate::wake`]): who sleeps for space here. Writer-set.
     pub tx_wait: AtomicU32,
-    /// Lane plus one whose epoll instances watch for space, or 0. Writer-set.
+    /// The same for space. Writer-set.
     pub tx_watch: AtomicU32,
     /// Generation that the reader's side has closed entirely: nobody will ever read. Reader-written.
     pub reader_closed: AtomicU32,

@@ -19,6 +19,32 @@ pub const WIRE: u32 = 2;
 /// The other bits count the claims, so that a futex sleeper's value is not mistaken for a later one (SPEC 6.3).
 const ROUND: u32 = 4;
 
+/// In a watch word, beside the lane: ring the wire for each publication, whoever sleeps (SPEC 6.4).
+pub const RING_EACH: u32 = 1 << 31;
+/// In `rx_watch`: ring the wire with an urgent byte for each urgent record.
+pub const RING_URGENT: u32 = 1 << 30;
+
+/// The lane in a watch word, plus one; 0: none.
+#[must_use]
+pub fn lane(watch: u32) -> u32 {
+    watch & !(RING_EACH | RING_URGENT)
+}
+
+/// Changes the lane in a watch word (plus one; 0: none) and leaves the rest. Returns the lane that was there.
+pub fn set_lane(watch: &AtomicU32, lane_plus_one: u32) -> u32 {
+    let mut before = watch.load(Ordering::Relaxed);
+    // AcqRel: as the swap of a word that the other side may take.
+    while let Err(now) = watch.compare_exchange(
+        before,
+        before & (RING_EACH | RING_URGENT) | lane_plus_one,
+        Ordering::AcqRel,
+        Ordering::Relaxed,
+    ) {
+        before = now;
+    }
+    lane(before)
+}
+
 /// Sleeper, before the heavy barrier: announces in `word` how it sleeps ([`FUTEX`], [`WIRE`]). Returns the
 /// word's new value, which a futex sleeper waits on.
 pub fn announce(word: &AtomicU32, how: u32) -> u32 {

@@ -257,6 +257,19 @@ impl Side {
         });
     }
 
+    /// The worker gets the signals of `fd` (`F_SETOWN`); off the record, since its number differs from run to run.
+    pub fn owns(&self, fd: i32) {
+        let pid = i32::try_from(self.worker.pid()).unwrap_or(-1);
+        self.quiet(&Op::Fcntl { fd, cmd: libc::F_SETOWN, arg: pid });
+    }
+    /// Records whether a counted signal comes more than `than` times, waiting for it a while; returns how often it came.
+    pub fn signalled(&self, signal: i32, than: i64) -> i64 {
+        let count = || self.quiet(&Op::Signals { signal }).ret;
+        let came = wait_for(CALL_BOUND / 5, || Ok(Some(count()).filter(|n| *n > than)));
+        self.remark(&format!("{} gets signal {signal}: {}", self.name, matches!(came, Ok(Some(_)))));
+        count()
+    }
+
     /// Forks the worker; the child is a party of its own.
     pub fn fork(&self, name: &'static str) -> Option<Side> {
         self.child(name, |control| Op::Fork { control })

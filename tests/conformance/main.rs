@@ -8,6 +8,7 @@
 //! chance; with `IPC_DIRECT_TEST_PRINT=1` the transcripts are printed.
 
 mod accept;
+mod arrivals;
 mod connect;
 mod descriptors;
 mod driver;
@@ -77,6 +78,7 @@ const fn one(cases: &'static [Case]) -> Group {
 
 const GROUPS: &[Group] = &[
     two(accept::CASES),
+    two(arrivals::CASES),
     two(connect::CASES),
     two(descriptors::CASES),
     two(end::CASES),

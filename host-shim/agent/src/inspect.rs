@@ -239,8 +239,8 @@ impl DirectionReport {
             reader_sleeps: sleeps(d.rx_wait.load(Ordering::Relaxed)),
             writer_sleeps: sleeps(d.tx_wait.load(Ordering::Relaxed)),
             writer_wakes_at: d.tx_wake_at.load(Ordering::Relaxed),
-            reader_lane: d.rx_watch.load(Ordering::Relaxed),
-            writer_lane: d.tx_watch.load(Ordering::Relaxed),
+            reader_lane: wake::lane(d.rx_watch.load(Ordering::Relaxed)),
+            writer_lane: wake::lane(d.tx_watch.load(Ordering::Relaxed)),
             reader_closed: d.reader_closed.load(Ordering::Relaxed) == generation,
         }
     }

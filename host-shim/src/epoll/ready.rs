@@ -35,7 +35,7 @@ impl State {
         if let Some(s) = h.stream() {
             let lane = self.lane_for(h, instance);
             let value = u32::try_from(lane + 1).unwrap_or(1);
-            let before = s.in_dir.rx_watch.swap(value, Ordering::AcqRel);
+            let before = wake::set_lane(&s.in_dir.rx_watch, value);
             // A set that sleeps on the lane from before must announce itself on this one.
             self.kick |= before != 0 && before != value;
             if before != value {
@@ -83,7 +83,7 @@ impl State {
                 if interest & poll::OUT != 0 && now & poll::OUT == 0 {
                     let lane = self.lane_for(h, instance);
                     let value = u32::try_from(lane + 1).unwrap_or(1);
-                    if s.out_dir.tx_watch.swap(value, Ordering::AcqRel) != value {
+                    if wake::set_lane(&s.out_dir.tx_watch, value) != value {
                         if interest & ET != 0 {
                             barrier();
                             return poll::events(h, &s) & mask;
