@@ -195,6 +195,12 @@ fn standard(fd: c_int) -> Option<Standard> {
     Some(Standard { variable, mode, adopted: ADOPTED.get(index)?, original: ORIGINAL.get(index)? })
 }
 
+/// The standard stream of `fd` comes to us; so does every other stream that [`concerns`] says so of.
+pub fn serves(fd: c_int) -> bool {
+    // SAFETY: libc's variable, as in `adopt`.
+    standard(fd).is_some_and(|std| unsafe { *std.variable } == std.adopted.load(Ordering::Relaxed))
+}
+
 /// Descriptors 0, 1 and 2 that are ours get streams of ours. Called when the library is loaded.
 pub fn adopt_standard_streams() {
     for fd in 0..3 {

@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use ring::msg::Request;
 
 use crate::lock::Lock;
-use crate::{agent, arenas, coordinator, epoll, process, segments, socket, sys, wait};
+use crate::{agent, arenas, coordinator, epoll, overlay, process, segments, socket, sys, wait};
 
 static NONCE: AtomicU64 = AtomicU64::new(0);
 static PARENT: AtomicU32 = AtomicU32::new(0);
@@ -44,6 +44,7 @@ extern "C" fn before() {
     if process::is_attached() {
         socket::leave_unconnected_to_kernel();
     }
+    overlay::count_child();
     // No other thread is inside a private section while memory is copied. Given back by `unlock` or, in the child, reset.
     for lock in locks() {
         core::mem::forget(lock.take());
@@ -69,6 +70,7 @@ extern "C" fn after_in_child() {
     wait::forget_sleepers();
     epoll::forget_sleepers();
     arenas::leave_own();
+    overlay::leave_arena();
     // What it holds must have a holder before the parent can let go of it for good.
     let nonce = NONCE.load(Ordering::Relaxed);
     if nonce != 0 {

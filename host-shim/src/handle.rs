@@ -34,6 +34,8 @@ pub enum Kind {
     Stream = 3,
     /// An epoll instance.
     Epoll = 4,
+    /// An end of a pipe that a ring may be laid over ([`crate::overlay`]).
+    Overlay = 5,
 }
 
 /// See the module.
@@ -176,6 +178,7 @@ impl Handle {
             2 => Kind::Listener,
             3 => Kind::Stream,
             4 => Kind::Epoll,
+            5 => Kind::Overlay,
             _ => Kind::Free,
         }
     }
@@ -397,7 +400,7 @@ pub fn allocate(kind: Kind, fd: i32, domain: i32, ty: i32) -> Option<&'static Ha
             h.inode.store(0, Ordering::Relaxed);
             let packed = (domain.cast_unsigned() & 0xffff) | ty.cast_unsigned() << 16;
             h.family_type.store(packed, Ordering::Relaxed);
-            if kind != Kind::Epoll {
+            if !matches!(kind, Kind::Epoll | Kind::Overlay) {
                 stats::show(h.index(), fd, packed, SocketState::Idle, Reason::None);
             }
             return Some(h);

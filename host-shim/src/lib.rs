@@ -11,6 +11,7 @@
 //! | symbols | [`exports`] | the C functions that we define in libc's place |
 //! | sockets | [`socket`], [`stream`], [`io`], [`splice`], [`urgent`], [`listener`], [`connect`], [`options`], [`file`] | what a descriptor of ours does |
 //! | readiness | [`epoll`], [`epoll_wait`], [`poll`], [`wait`], [`arrivals`] | waiting: spin, yield, sleep |
+//! | pipes | [`overlay`] | pipes between relatives: a ring over the kernel's object |
 //! | leaving | [`cancel`], [`holds`] | calls that never return: cancelled, or left by a jump |
 //! | descriptors | [`table`], [`handle`], [`fds`], [`places`] | which descriptor is what; our own descriptors |
 //! | shared state | [`sock`], [`arenas`], [`lock`], [`segments`] | what forked processes share; mapped segments |
@@ -41,6 +42,7 @@ mod leave;
 mod listener;
 mod lock;
 mod options;
+mod overlay;
 mod places;
 mod poll;
 mod process;

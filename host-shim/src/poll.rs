@@ -15,7 +15,7 @@ use crate::handle::{Handle, Kind, Stream};
 use crate::sock::shut;
 use crate::sys::{Errno, Membarrier, Result};
 use crate::wait::{Asleep, Sleeper, Spin};
-use crate::{coordinator, epoll, listener, real, stats, sys, table};
+use crate::{coordinator, epoll, listener, overlay, real, stats, sys, table};
 
 /// `POLLIN | POLLRDNORM`; the same bits as epoll's.
 pub const IN: u32 = 0x41;
@@ -107,6 +107,7 @@ fn needs_us(h: &Handle) -> bool {
     match h.kind() {
         Kind::Stream | Kind::Listener => true,
         Kind::Epoll => epoll::has_regs(h),
+        Kind::Overlay => overlay::may_use_ring(h),
         Kind::Kernel | Kind::Free => false,
     }
 }
@@ -151,6 +152,17 @@ impl Set<'_> {
             n += usize::from(p.revents != 0);
         }
         n
+    }
+
+    /// Something in it is not the kernel's alone, once pipes wait there.
+    fn has_ours(&self) -> bool {
+        self.fds.iter().any(|p| table::get(p.fd).is_some_and(|h| h.kind() != Kind::Overlay && needs_us(h)))
+    }
+
+    fn clear(&mut self) {
+        for p in self.fds.iter_mut() {
+            p.revents = 0;
+        }
     }
 
     fn ask_kernel(
@@ -204,6 +216,12 @@ fn c_timespec(d: Duration) -> libc::timespec {
 /// As ppoll(2).
 pub fn wait(set: &mut Set<'_>, timeout: Option<Duration>, mask: *const libc::sigset_t) -> Result<usize> {
     let in_kernel = set.split();
+    let _in_kernel = overlay::polled(set.fds.iter().map(|p| p.fd));
+    if !set.has_ours() {
+        set.ask_kernel(timeout, mask, None)?;
+        set.clear();
+        return Ok(set.merge());
+    }
     let start = sys::now();
     let mut spin = Spin::new();
     let mut turn = 0u32;

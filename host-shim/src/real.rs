@@ -148,6 +148,10 @@ originals! {
     posix_spawn_file_actions_adddup2(actions: *mut posix_spawn_file_actions_t, fd: c_int, to: c_int) -> c_int;
     popen(command: *const c_char, mode: *const c_char) -> *mut c_void;
     system(command: *const c_char) -> c_int;
+    // pipes
+    pipe2(fds: *mut c_int, flags: c_int) -> c_int;
+    tee(input: c_int, out: c_int, n: size_t, flags: c_uint) -> ssize_t;
+    vmsplice(fd: c_int, iov: *const iovec, n: size_t, flags: c_uint) -> ssize_t;
     // readiness
     poll(fds: *mut pollfd, n: nfds_t, timeout: c_int) -> c_int;
     ppoll(fds: *mut pollfd, n: nfds_t, timeout: *const timespec, mask: *const sigset_t) -> c_int;

@@ -10,7 +10,9 @@ use ring::stream;
 use crate::handle::{self, Handle, Kind, NewStream, Stream, touched};
 use crate::sock::{self, Sock, shut};
 use crate::sys::NoSignals;
-use crate::{config, coordinator, epoll, file, leave, listener, process, segments, stats, sys, table, wait};
+use crate::{
+    config, coordinator, epoll, file, leave, listener, overlay, process, segments, stats, sys, table, wait,
+};
 
 /// A socket that the kernel has just made: from now on we know it. TCP sockets attach the process first.
 pub fn made(fd: i32, domain: i32, ty: i32) {
@@ -31,7 +33,7 @@ pub fn made(fd: i32, domain: i32, ty: i32) {
 }
 
 /// The kernel gave `fd` out again behind our back (a close that we did not see): whatever we knew is history.
-fn forget(fd: i32) {
+pub fn forget(fd: i32) {
     if let Some(old) = table::remove(fd) {
         stats::escaped();
         release(old);
@@ -156,6 +158,7 @@ fn tear_down(h: &Handle) {
             }
         }
         Kind::Epoll => epoll::closed(h),
+        Kind::Overlay => overlay::closed(h),
         Kind::Kernel | Kind::Free => {}
     }
     h.free();
@@ -257,7 +260,7 @@ pub fn closing(fd: i32) {
         return leave::moves(h);
     }
     // Locks are taken only for these.
-    let locks = h.kind() != Kind::Kernel || h.regs.load(Ordering::Relaxed) != 0;
+    let locks = !matches!(h.kind(), Kind::Kernel | Kind::Overlay) || h.regs.load(Ordering::Relaxed) != 0;
     let _no_signals = locks.then(NoSignals::new);
     if let Some(h) = table::remove(fd) {
         if h.has_others() {
@@ -280,6 +283,7 @@ pub fn duplicated(old: i32, new: i32) {
         return;
     }
     file::adopt(new);
+    overlay::duplicated(new);
 }
 
 /// Before fork: everything that the child inherits gets one more process.

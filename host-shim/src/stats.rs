@@ -37,7 +37,7 @@ fn show_again(h: &Handle) {
         Kind::Stream => SocketState::User,
         Kind::Listener => SocketState::Listening,
         Kind::Kernel => SocketState::Idle,
-        Kind::Epoll | Kind::Free => return,
+        Kind::Epoll | Kind::Overlay | Kind::Free => return,
     };
     let (domain, ty) = h.family();
     let reason = if h.kind() == Kind::Kernel { passed_through(domain, ty) } else { Reason::None };
@@ -197,6 +197,15 @@ pub fn traffic(index: u32) -> Moved {
         rx_bytes: e.traffic.rx_bytes.load(Ordering::Relaxed),
         rx_ops: ops(&e.traffic.rx_ops),
     }
+}
+
+/// Bytes that a call on a pipe moved through the kernel: of an object that may go through user space at other times.
+pub fn moved_by_kernel(out: bool, bytes: usize) {
+    let Some(s) = stats() else { return };
+    let t = &s.header.closed_kernel;
+    let (total, calls) = if out { (&t.tx_bytes, &t.tx_ops) } else { (&t.rx_bytes, &t.rx_ops) };
+    add(total, bytes as u64);
+    add(calls, 1);
 }
 
 fn count(which: fn(&StatsHeader) -> &AtomicU64) {

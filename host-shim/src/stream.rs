@@ -81,6 +81,43 @@ impl<'a> Buffers<'a> {
         }
     }
 
+    /// Where a call goes on, and how much of that buffer is left; `None` at the end.
+    #[inline(always)]
+    pub fn next_piece(&self, at: &mut Cursor) -> Option<(*mut u8, usize)> {
+        while let Some(b) = self.get(at.index) {
+            let left = b.len - at.offset;
+            if left != 0 {
+                // SAFETY: inside the application's buffer.
+                return Some((unsafe { b.base.add(at.offset) }, left));
+            }
+            at.index += 1;
+            at.offset = 0;
+        }
+        None
+    }
+
+    /// `n` bytes of the piece that [`Buffers::next_piece`] gave are done.
+    #[inline(always)]
+    pub fn skip(&self, at: &mut Cursor, n: usize) {
+        at.offset += n;
+        at.done += n;
+    }
+
+    /// Goes through up to `max` bytes, piece by piece. The number of bytes.
+    #[inline(always)]
+    pub fn pieces(&self, at: &mut Cursor, max: usize, mut each: impl FnMut(*mut u8, usize)) -> usize {
+        let mut n = 0;
+        while n < max
+            && let Some((base, len)) = self.next_piece(at)
+        {
+            let len = len.min(max - n);
+            each(base, len);
+            self.skip(at, len);
+            n += len;
+        }
+        n
+    }
+
     /// Bytes in all.
     #[inline(always)]
     #[must_use]

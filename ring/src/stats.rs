@@ -247,6 +247,8 @@ reasons! {
     Inherited = 13, "inherited", "the descriptor was not made by this process through intercepted calls";
     /// Table full.
     TooMany = 14, "too-many", "the process has more descriptors than the shim tracks";
+    /// An operation on a pipe.
+    Operation = 32, "operation", "an operation that only the kernel can do (epoll, splice, ...) was made on this pipe";
     /// Inherited by a program without the shim.
     Relayed = 15, "relayed", "a program without the shim has it, too: a relay process copies, or the kernel accepts";
     /// Shared by fork too early.

@@ -8,10 +8,11 @@ use std::process::Command;
 use harness::bins;
 
 /// Other names of functions in the list.
-const ALIASES: [&str; 12] = [
+const ALIASES: [&str; 13] = [
     "accept",
     "closefrom",
     "fcntl64",
+    "pipe",
     "sendfile64",
     "freopen64",
     "dprintf",

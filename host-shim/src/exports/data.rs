@@ -14,7 +14,7 @@ use rustix::fs::OFlags;
 use crate::handle::{Handle, Stream};
 use crate::stream::{Buffers, is_nowhere};
 use crate::sys::{Errno, Result};
-use crate::{cancel, io, real, rights, splice, stats, sys, table};
+use crate::{cancel, io, overlay, real, rights, splice, stats, sys, table};
 
 #[inline(always)]
 fn ours(fd: c_int) -> Option<(&'static Handle, Stream)> {
@@ -60,8 +60,14 @@ pub unsafe extern "C" fn read(fd: c_int, buf: *mut c_void, n: size_t) -> ssize_t
         // read(2) of no bytes is no read at all; recv(2) of none is one.
         Some(_) if n == 0 => 0,
         Some((h, s)) => length(io::receive(h, &s, &Buffers::one(buf.cast(), n), 0)),
-        // SAFETY: the application's arguments, unchanged; so in every pass-through below.
-        None => read_by_kernel(fd, unsafe { real::read(fd, buf, n) }),
+        None => {
+            // SAFETY: the application's arguments, unchanged; so in every pass-through below.
+            let native = || unsafe { real::read(fd, buf, n) };
+            match overlay::of(fd) {
+                Some(h) => overlay::read(fd, h, &Buffers::one(buf.cast(), n), &native),
+                None => read_by_kernel(fd, native()),
+            }
+        }
     }
 }
 
@@ -69,8 +75,14 @@ pub unsafe extern "C" fn read(fd: c_int, buf: *mut c_void, n: size_t) -> ssize_t
 pub unsafe extern "C" fn write(fd: c_int, buf: *const c_void, n: size_t) -> ssize_t {
     match ours(fd) {
         Some((h, s)) => length(io::send(h, &s, &Buffers::one(buf.cast_mut().cast(), n), 0)),
-        // SAFETY: as above.
-        None => written_by_kernel(fd, unsafe { real::write(fd, buf, n) }),
+        None => {
+            // SAFETY: as above.
+            let native = || unsafe { real::write(fd, buf, n) };
+            match overlay::of(fd) {
+                Some(h) => overlay::write(fd, h, &Buffers::one(buf.cast_mut().cast(), n), &native),
+                None => written_by_kernel(fd, native()),
+            }
+        }
     }
 }
 
@@ -176,8 +188,14 @@ pub unsafe extern "C" fn readv(fd: c_int, iov: *const iovec, n: c_int) -> ssize_
             0 => Ok(0),
             _ => io::receive(h, &s, &to, 0),
         })),
-        // SAFETY: as above.
-        None => read_by_kernel(fd, unsafe { real::readv(fd, iov, n) }),
+        None => {
+            // SAFETY: as above.
+            let native = || unsafe { real::readv(fd, iov, n) };
+            match (overlay::of(fd), vector(iov, n)) {
+                (Some(h), Ok(to)) => overlay::read(fd, h, &Buffers::many(to), &native),
+                _ => read_by_kernel(fd, native()),
+            }
+        }
     }
 }
 
@@ -189,8 +207,14 @@ pub unsafe extern "C" fn writev(fd: c_int, iov: *const iovec, n: c_int) -> ssize
             0 => Ok(0),
             _ => io::send(h, &s, &from, 0),
         })),
-        // SAFETY: as above.
-        None => written_by_kernel(fd, unsafe { real::writev(fd, iov, n) }),
+        None => {
+            // SAFETY: as above.
+            let native = || unsafe { real::writev(fd, iov, n) };
+            match (overlay::of(fd), vector(iov, n)) {
+                (Some(h), Ok(from)) => overlay::write(fd, h, &Buffers::many(from), &native),
+                _ => written_by_kernel(fd, native()),
+            }
+        }
     }
 }
 
@@ -388,6 +412,7 @@ unsafe fn send_many_by_kernel(fd: c_int, msgs: *mut mmsghdr, n: c_uint, flags: c
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendfile(out: c_int, input: c_int, offset: *mut off_t, n: size_t) -> ssize_t {
+    overlay::never(out);
     // No cancellation point, unlike most.
     cancel::disabled(|| match (ours(out), ours(input)) {
         // SAFETY: the application's pointer, null or to an off_t.
@@ -414,6 +439,8 @@ pub unsafe extern "C" fn splice(
 ) -> ssize_t {
     let valid = n > 0 && input_offset.is_null() && output_offset.is_null() && flags & !SPLICE_FLAGS == 0;
     let nonblocking = flags & libc::SPLICE_F_NONBLOCK != 0;
+    overlay::never(input);
+    overlay::never(out);
     match (ours(input), ours(out)) {
         (Some((h, s)), None) if valid && splice::is_pipe(out, OFlags::WRONLY) => {
             length(splice::to_pipe(h, &s, out, n, nonblocking))
@@ -438,6 +465,8 @@ pub unsafe extern "C" fn __read_chk(fd: c_int, buf: *mut c_void, n: size_t, size
         // A length beyond the buffer is the original's to punish.
         // SAFETY: as above.
         Some(_) if n <= size => unsafe { read(fd, buf, n) },
+        // SAFETY: as above.
+        None if n <= size && overlay::of(fd).is_some() => unsafe { read(fd, buf, n) },
         // SAFETY: as above.
         _ => unsafe { real::__read_chk(fd, buf, n, size) },
     }

@@ -7,7 +7,7 @@ use libc::{c_int, c_uint};
 
 use super::{fail, number};
 use crate::sys::{self, Errno, keep_errno};
-use crate::{options, real, socket, table};
+use crate::{options, overlay, real, socket, table};
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn close(fd: c_int) -> c_int {
@@ -100,11 +100,22 @@ pub unsafe extern "C" fn dup3(fd: c_int, to: c_int, flags: c_int) -> c_int {
     duplicate_onto(fd, to, || unsafe { real::dup3(fd, to, flags) })
 }
 
+/// fcntl(2), as the libc crate does not have them.
+const F_SETSIG: c_int = 10;
+const F_SETOWN_EX: c_int = 15;
+/// Flags of a pipe that the ring does not honour: packets, and signals for readiness.
+const KERNEL_FLAGS: c_ulong = (libc::O_DIRECT | libc::O_ASYNC).cast_unsigned() as c_ulong;
+
 /// The variadic argument is fixed here: on x86-64 and aarch64 Linux both are passed alike.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fcntl(fd: c_int, cmd: c_int, arg: c_ulong) -> c_int {
     if let Some(answer) = table::get(fd).and_then(|h| options::fcntl(fd, h, cmd, arg)) {
         return answer;
+    }
+    match cmd {
+        libc::F_SETPIPE_SZ | libc::F_SETOWN | F_SETSIG | F_SETOWN_EX => overlay::never(fd),
+        libc::F_SETFL if arg & KERNEL_FLAGS != 0 => overlay::never(fd),
+        _ => {}
     }
     // SAFETY: as above.
     let r = unsafe { real::fcntl(fd, cmd, arg) };
@@ -124,7 +135,14 @@ pub unsafe extern "C" fn fcntl64(fd: c_int, cmd: c_int, arg: c_ulong) -> c_int {
 pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, arg: c_ulong) -> c_int {
     match table::get(fd).and_then(|h| options::ioctl(fd, h, request, arg)) {
         Some(answer) => number(answer),
-        // SAFETY: as above.
-        None => unsafe { real::ioctl(fd, request, arg) },
+        None => {
+            if request == libc::FIOASYNC {
+                overlay::never(fd);
+            } else {
+                overlay::settle(fd);
+            }
+            // SAFETY: as above.
+            unsafe { real::ioctl(fd, request, arg) }
+        }
     }
 }

@@ -10,7 +10,7 @@ use crate::handle::touched;
 use crate::leave::{self, Who};
 use crate::sys::NoSignals;
 use crate::target::{self, Target};
-use crate::{process, real, table};
+use crate::{overlay, process, real, table};
 
 type Strings = *const *mut c_char;
 
@@ -76,6 +76,7 @@ unsafe fn leaving(
     let borrowed = process::is_borrowed();
     let who = if borrowed { Who::Child } else { who };
     let no_signals = NoSignals::new();
+    overlay::before_exec(who);
     if !leave::is_needed(who) {
         drop(no_signals);
         return start(envp);

@@ -11,6 +11,7 @@ mod descriptors;
 mod exec;
 mod files;
 mod leaving;
+mod pipes;
 mod raw;
 pub(crate) mod ready;
 mod sockets;

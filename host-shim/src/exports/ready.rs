@@ -12,7 +12,7 @@ use crate::handle::{self, Handle, Kind};
 use crate::poll::{self, Select, Set};
 use crate::scratch::Scratch;
 use crate::sys::{self, Errno, Result};
-use crate::{cancel, epoll, epoll_wait, real, socket, table};
+use crate::{cancel, epoll, epoll_wait, overlay, real, socket, table};
 
 /// A timespec of the application; a negative one counts as none left.
 pub fn duration(t: &timespec) -> Duration {
@@ -206,6 +206,9 @@ fn instance(ep: c_int) -> Option<&'static Handle> {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn epoll_ctl(ep: c_int, op: c_int, fd: c_int, event: *mut epoll_event) -> c_int {
+    if op != libc::EPOLL_CTL_DEL {
+        overlay::never(fd);
+    }
     let Some(e) = instance(ep) else {
         // SAFETY: as above.
         return unsafe { real::epoll_ctl(ep, op, fd, event) };

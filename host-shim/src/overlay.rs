@@ -1,0 +1,620 @@
+//! Pipes and socket pairs within a family of processes: the kernel's object stays, real and true, and a ring is laid over it
+//! while both ends are at work.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`channel`] | one direction: the ring, and when bytes go through it |
+//! | [`arena`] | the memory that relatives share |
+//! | this one | descriptors: who agrees to use the ring, reading, writing, and what only the kernel can do |
+//!
+//! A process agrees once it has shown, by some reads or writes, that it uses our calls on that end. A process that never does
+//! (libc's own stdio, raw system calls, a program without the shim) keeps the object in the kernel for everybody, and
+//! nothing changes. Nobody ever sleeps outside the kernel: a reader or writer that has spun for its time leaves the ring and
+//! makes the kernel's call, so end of file, `EPIPE`, signals, timeouts and cancellation need no code here.
+//!
+//! `unsafe` is allowed here: pointers to channels, and libc's original calls on the application's buffers.
+#![allow(unsafe_code)]
+
+mod arena;
+mod channel;
+
+use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use core::time::Duration;
+use std::io::IoSlice;
+
+use ring::stats::{Reason, SocketState};
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{Mode, OFlags};
+
+use crate::handle::{self, HANDLES_MAX, Handle, Kind};
+use crate::leave::Who;
+use crate::stream::{Buffers, Cursor};
+use crate::sys::Errno;
+use crate::wait::Spin;
+use crate::{file, process, real, socket, stats, sys, table};
+use channel::{Busy, CAPACITY, Channel, KERNEL, NEVER, RING, Role, Wrote};
+
+/// Reads or writes by our calls after which a process agrees to use the ring.
+const CALLS_BEFORE_AGREEING: u32 = 16;
+/// Spin rounds before a caller asks whether it may wait at all: about a microsecond.
+const ROUNDS_BEFORE_FLAGS: u32 = 20;
+/// Ends in one poll(2) that may use the ring again afterwards; more never do.
+const POLLED_MAX: usize = 8;
+
+/// [`End::state`]: the process agreed as a reader, as a writer (1 << role).
+const fn agreed(role: Role) -> u32 {
+    1 << role as u32
+}
+/// [`End::state`]: the process cannot agree.
+const REFUSED: u32 = 4;
+/// [`End::state`]: bytes went through the ring, and `ps` shows it.
+const SHOWN: u32 = 8;
+
+/// What this process knows about one open end, beside its [`Handle`]. Fork copies it.
+struct End {
+    /// Where it reads from, and where it writes to, by [`Role`]; a pipe's end has one of them.
+    channels: [AtomicPtr<Channel>; 2],
+    generations: [AtomicU32; 2],
+    calls: AtomicU32,
+    state: AtomicU32,
+}
+
+static ENDS: [End; HANDLES_MAX] = [const {
+    End {
+        channels: [const { AtomicPtr::new(core::ptr::null_mut()) }; 2],
+        generations: [const { AtomicU32::new(0) }; 2],
+        calls: AtomicU32::new(0),
+        state: AtomicU32::new(0),
+    }
+}; HANDLES_MAX];
+
+const ROLES: [Role; 2] = [Role::Reader, Role::Writer];
+
+impl End {
+    fn of(h: &Handle) -> Option<&'static End> {
+        ENDS.get(h.index() as usize)
+    }
+
+    fn reset(&self) {
+        for channel in &self.channels {
+            channel.store(core::ptr::null_mut(), Ordering::Relaxed);
+        }
+        self.calls.store(0, Ordering::Relaxed);
+        self.state.store(0, Ordering::Relaxed);
+    }
+
+    fn attach(&self, role: Role, channel: &'static Channel) {
+        if let (Some(to), Some(generation)) =
+            (self.channels.get(role as usize), self.generations.get(role as usize))
+        {
+            generation.store(channel.generation(), Ordering::Relaxed);
+            to.store(core::ptr::from_ref(channel).cast_mut(), Ordering::Relaxed);
+        }
+    }
+
+    #[inline(always)]
+    fn channel(&self, role: Role) -> Option<&'static Channel> {
+        // SAFETY: null, or a place in an arena, which is never unmapped.
+        let channel = unsafe { self.channels.get(role as usize)?.load(Ordering::Relaxed).as_ref() }?;
+        let generation = self.generations.get(role as usize)?.load(Ordering::Relaxed);
+        (channel.generation() == generation).then_some(channel)
+    }
+
+    #[inline(always)]
+    fn has(&self, bits: u32) -> bool {
+        self.state.load(Ordering::Relaxed) & bits != 0
+    }
+}
+
+/// An end in one of its roles.
+#[derive(Clone, Copy)]
+struct View {
+    fd: i32,
+    h: &'static Handle,
+    end: &'static End,
+    channel: &'static Channel,
+    role: Role,
+}
+
+/// The handle of `fd`, if it is an end that may be overlaid.
+#[inline(always)]
+pub fn of(fd: i32) -> Option<&'static Handle> {
+    table::get(fd).filter(|h| h.kind() == Kind::Overlay)
+}
+
+#[inline(always)]
+fn view(fd: i32, h: &'static Handle, role: Role) -> Option<View> {
+    let end = End::of(h)?;
+    Some(View { fd, h, end, channel: end.channel(role)?, role })
+}
+
+fn views(fd: i32, h: &'static Handle) -> impl Iterator<Item = View> {
+    ROLES.into_iter().filter_map(move |role| view(fd, h, role))
+}
+
+/// The kernel has just made a pipe.
+pub fn pipe_made([reads, writes]: [i32; 2], flags: i32) {
+    socket::forget(reads);
+    socket::forget(writes);
+    if flags & !(libc::O_CLOEXEC | libc::O_NONBLOCK) != 0 || process::is_borrowed() {
+        return;
+    }
+    let Some(channel) = arena::allocate() else { return };
+    for (fd, role) in [(reads, Role::Reader), (writes, Role::Writer)] {
+        if !enter(fd, &[(role, channel)]) {
+            // Nobody here holds that end, as far as we know, and nobody agrees: it stays in the kernel.
+            channel.leave_ring(NEVER, |_| true);
+            channel.let_go(role);
+        }
+    }
+}
+
+/// Makes `fd` an end of these channels.
+fn enter(fd: i32, channels: &[(Role, &'static Channel)]) -> bool {
+    let Some(h) = handle::allocate(Kind::Overlay, fd, 0, 0) else { return false };
+    let Some(end) = End::of(h) else { return false };
+    end.reset();
+    for (role, channel) in channels {
+        end.attach(*role, channel);
+    }
+    if !table::set(fd, h) {
+        end.reset();
+        socket::release(h);
+        return false;
+    }
+    true
+}
+
+/// This process's last descriptor of an end is gone.
+pub fn closed(h: &Handle) {
+    let Some(end) = End::of(h) else { return };
+    for role in ROLES {
+        let Some(channel) = end.channel(role) else { continue };
+        if end.has(agreed(role)) {
+            channel.disagree(role);
+        }
+        channel.let_go(role);
+    }
+    end.reset();
+}
+
+/// Before fork: the child holds what we hold, and agrees to what we agreed.
+pub fn count_child() {
+    for h in handle::all().filter(|h| h.kind() == Kind::Overlay) {
+        let Some(end) = End::of(h) else { continue };
+        for role in ROLES {
+            let Some(channel) = end.channel(role) else { continue };
+            channel.hold(role);
+            if end.has(agreed(role)) {
+                channel.agree(role);
+            }
+        }
+    }
+}
+
+/// Before a program is executed: it will have to agree for itself, and a child that becomes it holds what we hold.
+pub fn before_exec(who: Who) {
+    for h in handle::all().filter(|h| h.kind() == Kind::Overlay) {
+        let Some(fd) = table::find(h) else { continue };
+        for v in views(fd, h) {
+            match who {
+                Who::Us => v.disagree(),
+                Who::Child => v.channel.hold(v.role),
+            }
+            v.leave_surely(KERNEL);
+        }
+    }
+}
+
+/// After fork, in the child.
+pub fn leave_arena() {
+    arena::leave();
+}
+
+/// Before anything that needs all bytes in the kernel, once: they are there when this returns.
+pub fn settle(fd: i32) {
+    if let Some(h) = of(fd) {
+        views(fd, h).for_each(|v| v.leave_surely(KERNEL));
+    }
+}
+
+/// Before something that the ring cannot do: from now on the object is the kernel's alone.
+pub fn never(fd: i32) {
+    let Some(h) = of(fd) else { return };
+    views(fd, h).filter(|v| v.channel.mode() != NEVER).for_each(|v| v.leave_surely(NEVER));
+    if End::of(h).is_some_and(|end| !end.has(SHOWN)) {
+        stats::set_reason(h.index(), Reason::Operation);
+    }
+}
+
+/// `fd` has become one more descriptor of an end: a standard stream that libc serves itself does not use our calls.
+pub fn duplicated(fd: i32) {
+    if is_libcs(fd) && of(fd).is_some() {
+        withdraw(fd);
+    }
+}
+
+/// A standard descriptor whose stream uses libc's own calls.
+fn is_libcs(fd: i32) -> bool {
+    (0..=2).contains(&fd) && !file::serves(fd)
+}
+
+/// This process does not agree any more.
+fn withdraw(fd: i32) {
+    let Some(h) = of(fd) else { return };
+    for v in views(fd, h) {
+        v.end.state.fetch_or(REFUSED, Ordering::AcqRel);
+        v.disagree();
+        v.leave_surely(KERNEL);
+    }
+}
+
+/// This process has agreed to use the ring on that end.
+pub fn may_use_ring(h: &Handle) -> bool {
+    End::of(h).is_some_and(|end| end.has(agreed(Role::Reader) | agreed(Role::Writer)))
+}
+
+/// Ends in a poll(2) or select(2) under way: their bytes are in the kernel until this is dropped.
+pub struct Polled {
+    _busy: [Option<Busy>; POLLED_MAX],
+}
+
+/// Before poll(2), select(2) and the like: the kernel can answer for these descriptors.
+pub fn polled(fds: impl Iterator<Item = i32>) -> Option<Polled> {
+    let mut kept: Option<Polled> = None;
+    let mut n = 0;
+    for (fd, h) in fds.filter_map(|fd| Some((fd, of(fd)?))) {
+        for v in views(fd, h).filter(|v| v.channel.mode() != NEVER) {
+            let polled = kept.get_or_insert_with(|| Polled { _busy: [const { None }; POLLED_MAX] });
+            let Some(place) = polled._busy.get_mut(n) else {
+                v.leave_surely(NEVER);
+                continue;
+            };
+            *place = Some(v.enter_kernel_surely());
+            n += 1;
+        }
+    }
+    kept
+}
+
+/// read(2) and readv(2). `native`: the original call.
+#[inline(always)]
+pub fn read(fd: i32, h: &'static Handle, to: &Buffers<'_>, native: &dyn Fn() -> isize) -> isize {
+    let Some(v) = view(fd, h, Role::Reader).filter(|_| to.total() != 0) else { return native() };
+    if v.channel.mode() == RING
+        && v.end.has(SHOWN)
+        && let Some(n @ 1..) = v.channel.read(to, &mut Cursor::default())
+    {
+        stats::received(h.index(), n);
+        return n.cast_signed();
+    }
+    v.read_slow(to, native)
+}
+
+/// write(2) and writev(2). `native`: the original call.
+#[inline(always)]
+pub fn write(fd: i32, h: &'static Handle, from: &Buffers<'_>, native: &dyn Fn() -> isize) -> isize {
+    let Some(v) = view(fd, h, Role::Writer).filter(|_| from.total() != 0) else { return native() };
+    let mut at = Cursor::default();
+    if v.channel.mode() == RING
+        && v.end.has(SHOWN)
+        && v.channel.write(from, &mut at, || v.somebody_reads()) == Wrote::All
+    {
+        stats::sent(h.index(), at.done);
+        return at.done.cast_signed();
+    }
+    v.write_slow(from, at, native)
+}
+
+impl View {
+    /// This process agrees to use the ring here. Counts the calls that lead there.
+    fn agrees(&self) -> bool {
+        if self.end.has(agreed(self.role)) {
+            return true;
+        }
+        let calls = self.end.calls.load(Ordering::Relaxed);
+        self.end.calls.store(calls.saturating_add(1), Ordering::Relaxed);
+        calls >= CALLS_BEFORE_AGREEING && !self.end.has(REFUSED) && self.agree()
+    }
+
+    #[cold]
+    fn agree(&self) -> bool {
+        if process::is_borrowed() {
+            return false;
+        }
+        let for_stdio = (0..=2).any(|fd| is_libcs(fd) && of(fd).is_some_and(|h| core::ptr::eq(h, self.h)));
+        let can = !for_stdio
+            && process::ensure_attached()
+            && (self.role == Role::Writer || self.reopen().is_some());
+        if !can {
+            self.end.state.fetch_or(REFUSED, Ordering::AcqRel);
+            return false;
+        }
+        if self.end.state.fetch_or(agreed(self.role), Ordering::AcqRel) & agreed(self.role) == 0 {
+            self.channel.agree(self.role);
+        }
+        true
+    }
+
+    fn disagree(&self) {
+        self.end.calls.store(0, Ordering::Relaxed);
+        if self.end.state.fetch_and(!agreed(self.role), Ordering::AcqRel) & agreed(self.role) != 0 {
+            self.channel.disagree(self.role);
+        }
+    }
+
+    /// Bytes go through the ring from now on: `ps` shows it.
+    fn show(&self) {
+        if self.end.state.fetch_or(SHOWN, Ordering::AcqRel) & SHOWN == 0 {
+            let family_type = self.h.family_type.load(Ordering::Relaxed);
+            stats::show(self.h.index(), self.fd, family_type, SocketState::Idle, Reason::None);
+            stats::set_state(self.h.index(), SocketState::User, Reason::None, None);
+        }
+    }
+
+    #[cold]
+    fn read_slow(&self, to: &Buffers<'_>, native: &dyn Fn() -> isize) -> isize {
+        let mut spun = false;
+        loop {
+            match self.channel.mode() {
+                RING => {
+                    self.show();
+                    match self.channel.read(to, &mut Cursor::default()) {
+                        Some(0) => {}
+                        Some(n) => {
+                            stats::received(self.h.index(), n);
+                            return n.cast_signed();
+                        }
+                        // A signal handler that interrupted a read of this very end.
+                        None if self.channel.mode() == RING => return native(),
+                        None => continue,
+                    }
+                    if let Some(result) = self.wait_for_bytes(native) {
+                        return result;
+                    }
+                    spun = true;
+                }
+                KERNEL if self.agrees() => {
+                    if self.channel.is_due() {
+                        self.channel.want();
+                        if self.is_quiet() && self.enter_ring() {
+                            continue;
+                        }
+                    }
+                    let Some(_busy) = self.channel.enter_kernel(Role::Reader) else { continue };
+                    let start = spun.then(sys::now);
+                    let got = native();
+                    if let Some(start) = start {
+                        Spin::learn(sys::now() - start);
+                    }
+                    return self.by_kernel(got);
+                }
+                _ => return self.by_kernel(native()),
+            }
+        }
+    }
+
+    /// The ring is empty: waits a moment for bytes, then goes back to the kernel. A result if the call ends here.
+    fn wait_for_bytes(&self, native: &dyn Fn() -> isize) -> Option<isize> {
+        let mut spin = Spin::new();
+        let mut round = 0;
+        while self.channel.available() == 0 && self.channel.mode() == RING {
+            round += 1;
+            if round == ROUNDS_BEFORE_FLAGS && is_nonblocking(self.fd) {
+                // The kernel knows whether anybody writes at all. Who does has written before it closed.
+                let got = native();
+                return (got != 0 || self.channel.available() == 0).then_some(got);
+            }
+            if self.channel.is_deserted(Role::Writer) || !spin.turn() {
+                if !self.leave_if_empty() {
+                    rustix::thread::sched_yield();
+                }
+                break;
+            }
+        }
+        None
+    }
+
+    #[cold]
+    fn write_slow(&self, from: &Buffers<'_>, mut at: Cursor, native: &dyn Fn() -> isize) -> isize {
+        if at.done > 0 {
+            stats::sent(self.h.index(), at.done);
+        }
+        loop {
+            match self.channel.mode() {
+                RING => {
+                    self.show();
+                    let before = at.done;
+                    let wrote = self.channel.write(from, &mut at, || self.somebody_reads());
+                    if at.done > before {
+                        stats::sent(self.h.index(), at.done - before);
+                    }
+                    match wrote {
+                        Wrote::All => return at.done.cast_signed(),
+                        Wrote::Full => {
+                            if let Some(result) = self.wait_for_room(from.total(), at.done) {
+                                return result;
+                            }
+                        }
+                        Wrote::Kernel if self.channel.mode() != RING => {}
+                        Wrote::Kernel if self.channel.is_deserted(Role::Reader) || !self.somebody_reads() => {
+                            self.leave_surely(KERNEL);
+                        }
+                        // A signal handler that interrupted a write to this very end.
+                        Wrote::Kernel => return self.write_rest(from, at, native),
+                    }
+                }
+                KERNEL if self.agrees() => {
+                    if self.channel.is_wanted() {
+                        self.wait_for_reader();
+                    }
+                    let Some(_busy) = self.channel.enter_kernel(Role::Writer) else { continue };
+                    return self.write_rest(from, at, native);
+                }
+                _ => return self.write_rest(from, at, native),
+            }
+        }
+    }
+
+    /// A reader wants the ring: it has to empty the kernel's object first, and the ring is there, or it sleeps and we don't wait.
+    fn wait_for_reader(&self) {
+        let mut spin = Spin::new();
+        let mut round = 0u32;
+        while self.channel.mode() == KERNEL {
+            round += 1;
+            let look = round.is_multiple_of(ROUNDS_BEFORE_FLAGS) && is_empty(self.fd);
+            if look && (self.channel.reader_is_in_kernel() || self.enter_ring()) {
+                return;
+            }
+            if !spin.turn() {
+                self.channel.postpone();
+                return;
+            }
+        }
+    }
+
+    /// The ring is full: waits a moment for room, then goes back to the kernel. A result if the call ends here.
+    fn wait_for_room(&self, total: usize, done: usize) -> Option<isize> {
+        let mut spin = Spin::new();
+        let mut round = 0;
+        while !self.channel.has_room(total - done) && self.channel.mode() == RING {
+            round += 1;
+            if round == ROUNDS_BEFORE_FLAGS && is_nonblocking(self.fd) && self.somebody_reads() {
+                if done > 0 {
+                    return Some(done.cast_signed());
+                }
+                sys::set_errno(Errno(libc::EAGAIN));
+                return Some(-1);
+            }
+            if self.channel.is_deserted(Role::Reader) || !spin.turn() {
+                self.leave_surely(KERNEL);
+            }
+        }
+        None
+    }
+
+    /// Counts what a call on the kernel's object has moved, if other bytes of this end went through the ring.
+    fn by_kernel(&self, result: isize) -> isize {
+        if let (true, Ok(n @ 1..)) = (self.end.has(SHOWN), usize::try_from(result)) {
+            stats::moved_by_kernel(self.role == Role::Writer, n);
+        }
+        result
+    }
+
+    /// What is left of a write goes through the kernel. The result of the whole call.
+    fn write_rest(&self, from: &Buffers<'_>, mut at: Cursor, native: &dyn Fn() -> isize) -> isize {
+        if at.done == 0 {
+            return self.by_kernel(native());
+        }
+        while let Some((base, len)) = from.next_piece(&mut at) {
+            // SAFETY: the application's buffer.
+            let n = self.by_kernel(unsafe { real::write(self.fd, base.cast(), len) });
+            let Ok(n) = usize::try_from(n) else { break };
+            from.skip(&mut at, n);
+            if n < len {
+                break;
+            }
+        }
+        at.done.cast_signed()
+    }
+
+    /// Changes to the ring if that is possible now.
+    fn enter_ring(&self) -> bool {
+        let size = rustix::pipe::fcntl_getpipe_size(sys::borrow(self.fd));
+        if size.is_ok_and(|n| n != CAPACITY) {
+            self.leave_surely(NEVER);
+            return false;
+        }
+        self.channel.enter_ring(|| is_empty(self.fd))
+    }
+
+    /// Back to the kernel, unless bytes have come.
+    fn leave_if_empty(&self) -> bool {
+        self.channel.leave_ring(KERNEL, |_| false)
+    }
+
+    /// Back to the kernel with all that is in the ring.
+    fn leave_surely(&self, mode: u32) {
+        while !self.channel.leave_ring(mode, |pieces| self.carry(pieces)) {
+            // The object has bytes of somebody who uses it behind our back: the reader will take them.
+            let _ = rustix::event::poll(&mut [], Some(&sys::timespec(Duration::from_millis(1))));
+        }
+    }
+
+    fn enter_kernel_surely(&self) -> Busy {
+        loop {
+            if let Some(busy) = self.channel.enter_kernel(self.role) {
+                return busy;
+            }
+            self.leave_surely(KERNEL);
+        }
+    }
+
+    /// Puts what is in the ring into the kernel's object. All of it or nothing: it is empty, and as large as the ring.
+    fn carry(&self, pieces: &[libc::iovec]) -> bool {
+        if self.role == Role::Writer && !self.somebody_reads() {
+            // As when a pipe's last reader goes.
+            return true;
+        }
+        if !is_empty(self.fd) {
+            return false;
+        }
+        let mut slices = [IoSlice::new(&[]), IoSlice::new(&[])];
+        let mut total = 0;
+        for (slice, piece) in slices.iter_mut().zip(pieces) {
+            // SAFETY: a part of the ring, under both locks.
+            *slice = IoSlice::new(unsafe {
+                core::slice::from_raw_parts(piece.iov_base.cast::<u8>(), piece.iov_len)
+            });
+            total += piece.iov_len;
+        }
+        let written = match self.role {
+            Role::Writer => rustix::io::writev(sys::borrow(self.fd), &slices),
+            Role::Reader => match self.reopen() {
+                Some(writer) => rustix::io::writev(writer, &slices),
+                None => return false,
+            },
+        };
+        written.is_ok_and(|n| n == total)
+    }
+
+    /// A writing end of the pipe that we read from.
+    fn reopen(&self) -> Option<rustix::fd::OwnedFd> {
+        let mut path = *b"/proc/self/fd/\0\0\0\0\0\0\0\0\0\0\0";
+        let mut rest = self.fd.unsigned_abs();
+        let digits = rest.checked_ilog10().unwrap_or(0) as usize + 1;
+        for place in path.iter_mut().skip(14).take(digits).rev() {
+            *place = b'0' + u8::try_from(rest % 10).unwrap_or(0);
+            rest /= 10;
+        }
+        let path = core::ffi::CStr::from_bytes_until_nul(&path).ok()?;
+        rustix::fs::open(path, OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).ok()
+    }
+
+    /// The writing end's word: somebody may still read.
+    fn somebody_reads(&self) -> bool {
+        !events(self.fd, PollFlags::empty()).intersects(PollFlags::ERR | PollFlags::HUP)
+    }
+
+    /// The reading end's word: nothing to read, and somebody may still write.
+    fn is_quiet(&self) -> bool {
+        events(self.fd, PollFlags::IN).is_empty()
+    }
+}
+
+/// What the kernel says about a descriptor, without waiting.
+fn events(fd: i32, wanted: PollFlags) -> PollFlags {
+    let mut set = [PollFd::from_borrowed_fd(sys::borrow(fd), wanted)];
+    let _ = rustix::event::poll(&mut set, Some(&sys::timespec(Duration::ZERO)));
+    let [p] = set;
+    p.revents()
+}
+
+/// Nothing is in the kernel's object.
+fn is_empty(fd: i32) -> bool {
+    rustix::io::ioctl_fionread(sys::borrow(fd)).is_ok_and(|n| n == 0)
+}
+
+fn is_nonblocking(fd: i32) -> bool {
+    rustix::fs::fcntl_getfl(sys::borrow(fd)).is_ok_and(|flags| flags.contains(OFlags::NONBLOCK))
+}

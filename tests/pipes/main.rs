@@ -1,0 +1,74 @@
+//! Pipes between relatives: each scenario of `pipe-worker` prints the same on the kernel and under the shim, and the counters say
+//! that bytes went through user space where they should.
+
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use harness::census::Census;
+use harness::child::{run_ok, wait_for};
+use harness::instance::Instance;
+use harness::suite::trial;
+use harness::{Outcome, ensure, fail};
+use libtest_mimic::Arguments;
+
+const WORKER: &str = env!("CARGO_BIN_EXE_pipe-worker");
+const BOUND: Duration = Duration::from_secs(120);
+/// A scenario that may go through the kernel by chance (a crowded machine) has so many tries to show that it need not.
+const TRIES: u32 = 5;
+
+/// Scenario, and whether bytes must go through user space.
+const SCENARIOS: &[(&str, bool)] = &[
+    ("stream", true),
+    ("ping-pong", true),
+    ("vectors", true),
+    ("records-of-three-writers", true),
+    ("two-readers", true),
+    ("fork-in-the-middle", true),
+    ("threads", true),
+    ("slow-reader", true),
+    ("capacity", true),
+    ("writer-is-killed", false),
+    ("reader-is-killed", true),
+    ("reader-closes", true),
+    ("polls-in-between", true),
+    ("bytes-that-wait", false),
+    ("libc-writes-too", false),
+    ("exec-with-bytes-in-flight", false),
+    ("many-pipes", false),
+];
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    let trials = SCENARIOS
+        .iter()
+        .map(|(name, in_user_space)| trial((*name).to_owned(), move || scenario(name, *in_user_space)));
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}
+
+fn scenario(name: &str, in_user_space: bool) -> Outcome {
+    let before = Census::take();
+    let expected = run_ok(Command::new(WORKER).arg(name), BOUND)?;
+    let instance = Instance::start()?;
+    let outcome = under_the_shim(&instance, name, &expected, in_user_space);
+    if let Err(e) = outcome {
+        return fail(format!("{}\n{}", e.0, instance.describe()));
+    }
+    instance.stop()?;
+    before.compare()
+}
+
+fn under_the_shim(instance: &Instance, name: &str, expected: &str, in_user_space: bool) -> Outcome {
+    for _ in 0..TRIES {
+        let before = instance.totals()?;
+        let got = run_ok(instance.shimmed(WORKER).arg(name), BOUND)?;
+        ensure(got == expected, || format!("the kernel says\n{expected}and the shim\n{got}"))?;
+        let moved = |after: harness::counters::Totals| (after - before).user;
+        // The agent adds up a process's counters when it hears of its end.
+        let seen = || Ok(Some(moved(instance.totals()?)).filter(|m| m.tx_bytes > 0 && m.rx_bytes > 0));
+        if !in_user_space || wait_for(Duration::from_secs(2), seen)?.is_some() {
+            return Ok(());
+        }
+    }
+    fail(format!("nothing went through user space in {TRIES} runs"))
+}
