@@ -9,7 +9,7 @@ export IPC_DIRECT_BIN_DIR := $(TARGET)/release
 PRODUCT := -p ipc-direct -p nic-coordinator -p ipc-direct-shim
 E2E := exports conformance c pipes programs operator namespaces faults idle
 
-.PHONY: help setup build demo test test-all test-unit test-loom test-e2e suites random bench-quick bench fmt lint clean
+.PHONY: help setup build demo test test-all test-unit test-loom test-e2e suites random matrix bench-quick bench fmt lint clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ suites: build ## Redis's, memcached's and Python's own tests, on the kernel and 
 
 random: build ## Random programs against the kernel for SECONDS=600, from SEED=... or a fresh one
 	$(if $(SEED),RANDOM_SEED=$(SEED) )RANDOM_SECONDS=$(or $(SECONDS),600) $(CARGO) test -p ipc-direct-tests --test random
+
+matrix: build ## Write docs/support.md from what the conformance suite shows
+	IPC_DIRECT_TEST_MATRIX=write $(CARGO) test -p ipc-direct-tests --test conformance
 
 bench-quick: build ## Check the promised ping-pong ratios (20x blocking, 10x epoll)
 	$(CARGO) build --release -p ipc-direct-benches --bins

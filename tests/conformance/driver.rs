@@ -1,6 +1,7 @@
 //! Runs a case: two workers that make the calls, one script, one transcript.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -75,6 +76,7 @@ impl Side {
         if self.transcript.broken.borrow().is_some() {
             return Out { ret: -1, ..Out::default() };
         }
+        self.transcript.count(op);
         match self.worker.exchange(op) {
             Ok(out) => out,
             Err(e) => {
@@ -314,6 +316,7 @@ impl Side {
         }
         match renewed() {
             Ok((op, out)) => {
+                self.transcript.count(&op);
                 self.transcript.note(self.name, &op, &out);
                 let (pid, mut pids) = (self.worker.pid(), self.transcript.pids.borrow_mut());
                 if !pids.contains(&pid) {
@@ -473,6 +476,8 @@ pub struct Run {
     pub lines: Vec<String>,
     /// The case does not apply to this mode.
     pub skipped: bool,
+    /// Functions that were called.
+    pub calls: BTreeSet<&'static str>,
 }
 
 /// Runs `case` in `mode` (`instance`: for the shimmed ones); `look` is called when the script is done and the workers still live.
@@ -515,5 +520,5 @@ pub fn run<T>(
     if let Some(process) = client_process.as_mut() {
         process.wait(CALL_BOUND)?;
     }
-    Ok((Run { lines: transcript.lines.take(), skipped }, looked))
+    Ok((Run { lines: transcript.lines.take(), skipped, calls: transcript.calls.take() }, looked))
 }

@@ -25,6 +25,7 @@ pub const CASES: &[Case] = &[
     ("blocked::close_under_a_reader", User, close_reader),
     ("blocked::close_under_a_peeker", User, close_peeker),
     ("blocked::close_under_a_writer", User, close_writer),
+    ("blocked::exec_ends_other_threads", User, exec_reader),
     ("blocked::close_under_epoll", User, close_epoll),
     ("blocked::dup2_over_a_reader", User, dup2_reader),
     ("blocked::dup2_of_a_reader", User, dup2_of_reader),
@@ -312,6 +313,14 @@ fn exit_accept(t: &Duo) {
     t.s.exit();
     let c = t.c.tcp();
     t.c.connect(c, &addr);
+}
+
+fn exec_reader(t: &Duo) {
+    let p = t.pair();
+    t.s.start_recv(p.s, 64);
+    t.s.until_blocked();
+    t.s.exec(harness::wire::ExecBy::Execve);
+    exchange(t, p);
 }
 
 fn fork_reader(t: &Duo) {

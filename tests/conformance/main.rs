@@ -8,6 +8,7 @@
 //! chance; with `IPC_DIRECT_TEST_PRINT=1` the transcripts are printed.
 
 mod accept;
+mod alike;
 mod arrivals;
 mod connect;
 mod descriptors;
@@ -20,13 +21,17 @@ mod forks;
 mod inherit;
 mod io;
 mod lifecycle;
+mod matrix;
 mod names;
 mod opening;
 mod options;
 mod pipes;
 mod polling;
+mod programs;
 mod reading;
+mod sets;
 mod signals;
+mod symbols;
 mod threads;
 mod transcript;
 mod transfers;
@@ -46,12 +51,15 @@ use harness::instance::Instance;
 use harness::suite::trial;
 use harness::{Outcome, ensure, fail};
 use libtest_mimic::Arguments;
+use matrix::{Family, Matrix, Shown};
 
 /// Where the traffic of a case must go when both sides are shimmed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expect {
     /// Through user space, all of it.
     User,
+    /// Connections in user space, next to some of the kernel's.
+    Mixed,
     /// No connection comes about, or some of the traffic is the kernel's by the case's design.
     Any,
 }
@@ -62,49 +70,61 @@ pub type Case = (&'static str, Expect, fn(&Duo));
 /// Cases of one kind.
 #[derive(Clone, Copy)]
 struct Group {
+    family: Family,
     modes: &'static [Mode],
     cases: &'static [Case],
 }
 
 /// A client and a server.
-const fn two(cases: &'static [Case]) -> Group {
-    Group { modes: &[Mode::Both, Mode::Alone, Mode::ClientOnly, Mode::ServerOnly], cases }
+const fn two(family: Family, cases: &'static [Case]) -> Group {
+    Group { family, modes: &[Mode::Both, Mode::Alone, Mode::ClientOnly, Mode::ServerOnly], cases }
 }
 
 /// Cases that only the client takes part in, with its children.
-const fn one(cases: &'static [Case]) -> Group {
-    Group { modes: &[Mode::Alone], cases }
+const fn one(family: Family, cases: &'static [Case]) -> Group {
+    Group { family, modes: &[Mode::Alone], cases }
 }
 
 const GROUPS: &[Group] = &[
-    two(accept::CASES),
-    two(arrivals::CASES),
-    two(connect::CASES),
-    two(descriptors::CASES),
-    two(end::CASES),
-    two(epoll::CASES),
-    two(families::CASES),
-    two(figures::CASES),
-    two(forks::CASES),
-    two(inherit::CASES),
-    two(io::CASES),
-    two(lifecycle::CASES),
-    one(lifecycle::ALONE),
-    two(names::CASES),
-    two(opening::CASES),
-    two(options::CASES),
-    two(polling::CASES),
-    two(reading::CASES),
-    two(signals::CASES),
-    two(threads::CASES),
-    two(transfers::CASES),
-    two(udp::CASES),
-    two(unix_stream::CASES),
-    two(unix_messages::SEQPACKET),
-    two(unix_messages::DGRAM),
-    two(urgent::CASES),
-    one(pipes::PIPES),
-    one(pipes::SOCKETPAIRS),
+    two(Family::Tcp, accept::CASES),
+    two(Family::Tcp, arrivals::CASES),
+    two(Family::Tcp, connect::CASES),
+    two(Family::Tcp, descriptors::CASES),
+    two(Family::Tcp, end::CASES),
+    two(Family::Tcp, epoll::CASES),
+    two(Family::Tcp, families::CASES),
+    two(Family::Tcp, figures::CASES),
+    two(Family::Tcp, forks::CASES),
+    two(Family::Tcp, inherit::CASES),
+    two(Family::Tcp, io::CASES),
+    two(Family::Tcp, lifecycle::CASES),
+    one(Family::Tcp, lifecycle::ALONE),
+    two(Family::Tcp, names::CASES),
+    two(Family::Tcp, opening::CASES),
+    two(Family::Tcp, options::CASES),
+    two(Family::Tcp, polling::CASES),
+    two(Family::Tcp, reading::CASES),
+    two(Family::Tcp, programs::CASES),
+    two(Family::Tcp, sets::CASES),
+    two(Family::Tcp, signals::CASES),
+    two(Family::Tcp, threads::CASES),
+    two(Family::Tcp, transfers::CASES),
+    two(Family::Udp, udp::CASES),
+    two(Family::UnixStream, unix_stream::CASES),
+    two(Family::UnixSeqpacket, unix_messages::SEQPACKET),
+    two(Family::UnixDgram, unix_messages::DGRAM),
+    two(Family::Tcp, urgent::CASES),
+    one(Family::Tcp, alike::TCP),
+    one(Family::UnixStream, alike::UNIX_STREAM),
+    one(Family::UnixSeqpacket, alike::UNIX_SEQPACKET),
+    one(Family::UnixDgram, alike::UNIX_DGRAM),
+    one(Family::Socketpair, alike::SOCKETPAIR),
+    one(Family::Pipe, alike::PIPE),
+    one(Family::Fifo, alike::FIFO),
+    one(Family::Udp, alike::UDP),
+    one(Family::Pipe, pipes::PIPES),
+    one(Family::Fifo, pipes::FIFOS),
+    one(Family::Socketpair, pipes::SOCKETPAIRS),
 ];
 
 const WORKER: &str = env!("CARGO_BIN_EXE_case-worker");
@@ -118,18 +138,25 @@ fn main() -> ExitCode {
     let oracle = std::env::var_os("IPC_DIRECT_TEST_ORACLE").is_some();
     let before = Census::take();
     let pool = Pool::default();
+    let matrix = Arc::new(Matrix::default());
     let trials = GROUPS.iter().flat_map(|group| group.cases.iter().map(|case| (*group, *case)));
     let trials = trials.map(|(group, (name, expect, script))| {
-        let pool = Arc::clone(&pool);
-        trial(name.to_owned(), move || match oracle {
-            true => oracle_only(group.modes, script),
-            false => differential(&pool, group.modes, expect, script),
+        let (pool, matrix) = (Arc::clone(&pool), Arc::clone(&matrix));
+        trial(name.to_owned(), move || {
+            if oracle {
+                return oracle_only(group.modes, script);
+            }
+            let subject = name.split("::").next().unwrap_or(name);
+            matrix.add(differential(&pool, group, subject, expect, script)?);
+            Ok(())
         })
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
     let instances = pool.lock().map(|mut p| std::mem::take(&mut *p)).unwrap_or_default();
     let stopped: Outcome = instances.into_iter().try_for_each(Instance::stop);
-    match stopped.and_then(|()| before.compare()) {
+    let complete = conclusion.num_filtered_out == 0 && !conclusion.has_failed() && !oracle && !arguments.list;
+    let settled = if complete { matrix.settle() } else { Ok(()) };
+    match stopped.and_then(|()| before.compare()).and(settled) {
         Ok(()) => conclusion.exit_code(),
         Err(e) => {
             eprintln!("after all cases: {}", e.0);
@@ -156,28 +183,41 @@ fn oracle_only(modes: &[Mode], script: fn(&Duo)) -> Outcome {
 }
 
 /// Takes an instance, runs the case, and puts the instance back if it is still good.
-fn differential(pool: &Pool, modes: &[Mode], expect: Expect, script: fn(&Duo)) -> Outcome {
+fn differential(
+    pool: &Pool,
+    group: Group,
+    subject: &'static str,
+    expect: Expect,
+    script: fn(&Duo),
+) -> Outcome<Shown> {
     let free = pool.lock().ok().and_then(|mut p| p.pop());
     let instance = match free {
         Some(instance) => instance,
         None => Instance::start()?,
     };
-    let outcome = all_modes(&instance, modes, expect, script);
+    let outcome = all_modes(&instance, group, subject, expect, script);
     match outcome {
-        Ok(()) => {
+        Ok(shown) => {
             if let Ok(mut pool) = pool.lock() {
                 pool.push(instance);
             }
-            Ok(())
+            Ok(shown)
         }
         Err(e) => fail(format!("{}\n{}", e.0, instance.describe())),
     }
 }
 
-fn all_modes(instance: &Instance, modes: &[Mode], expect: Expect, script: fn(&Duo)) -> Outcome {
+fn all_modes(
+    instance: &Instance,
+    group: Group,
+    subject: &'static str,
+    expect: Expect,
+    script: fn(&Duo),
+) -> Outcome<Shown> {
     let worker = Path::new(WORKER);
     let mut oracles: Vec<(Mode, Vec<String>)> = Vec::new();
-    for mode in modes {
+    let mut shown = Shown { family: group.family, subject, ..Shown::default() };
+    for mode in group.modes {
         let oracle = match oracles.iter().position(|(of, _)| *of == mode.oracle()) {
             Some(at) => at,
             None => {
@@ -187,13 +227,20 @@ fn all_modes(instance: &Instance, modes: &[Mode], expect: Expect, script: fn(&Du
             }
         };
         let before = instance.totals()?;
-        let (run, after) = driver::run(worker, Some(instance), *mode, script, || instance.totals())?;
+        let (run, after) = driver::run(worker, Some(instance), *mode, script, || instance.report_all())?;
         same(*mode, oracles.get(oracle).map_or(&[], |(_, lines)| lines), &run.lines)?;
+        let moved = after.totals - before;
         if !run.skipped {
-            path(*mode, expect, after - before)?;
+            path(*mode, expect, moved)?;
+        }
+        if matches!(mode, Mode::Both | Mode::Alone) {
+            shown.calls.extend(run.calls);
+            shown.user |= moved.user.tx_ops + moved.user.rx_ops > 0;
+            let sockets = after.processes.into_iter().flat_map(|p| p.sockets);
+            shown.reasons.extend(sockets.map(|s| s.reason).filter(|r| r != "-"));
         }
     }
-    Ok(())
+    Ok(shown)
 }
 
 /// The transcripts must be equal.
@@ -216,6 +263,9 @@ fn path(mode: Mode, expect: Expect, moved: Totals) -> Outcome {
             moved.user.connections > 0 && moved.kernel.connections == 0 && moved.kernel.tx_bytes == 0,
             || format!("{mode:?}: not all of it went through user space: {moved:?}"),
         ),
+        (Mode::Both | Mode::Alone, Expect::Mixed) => ensure(moved.user.connections > 0, || {
+            format!("{mode:?}: none of it went through user space: {moved:?}")
+        }),
         (Mode::ClientOnly | Mode::ServerOnly, _) => ensure(
             moved.user.connections == 0 && moved.user.tx_bytes == 0 && moved.user.rx_bytes == 0,
             || format!("{mode:?}: one side has no shim, and yet: {moved:?}"),

@@ -51,6 +51,9 @@ pub const PIPES: &[Case] = &[
     ("pipe::megabytes_to_a_child", Any, megabytes),
     ("pipe::thousands_of_messages", Any, messages),
     ("pipe::many", Any, many),
+];
+
+pub const FIFOS: &[Case] = &[
     ("fifo::reader_and_writer", Any, fifo),
     ("fifo::open_waits_for_the_other", Any, fifo_open_waits),
     ("fifo::nonblocking_open", Any, fifo_nonblocking),

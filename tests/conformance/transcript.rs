@@ -1,8 +1,11 @@
 //! What was called and answered, with everything that differs from run to run made neutral.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 
 use harness::wire::{Addr, Cred, Op, Out};
+
+use crate::symbols;
 
 /// Length of the abstract names that Linux gives: five hexadecimal digits.
 const AUTOBIND_LEN: usize = 5;
@@ -16,6 +19,8 @@ pub struct Transcript {
     pub pids: RefCell<Vec<u32>>,
     /// What there is so far.
     pub lines: RefCell<Vec<String>>,
+    /// Functions of the C library that were called.
+    pub calls: RefCell<BTreeSet<&'static str>>,
     ports: RefCell<Vec<u16>>,
     /// Why the case can't go on.
     pub broken: RefCell<Option<String>>,
@@ -65,6 +70,11 @@ impl Transcript {
             Op::Dlopen { flags, .. } => Op::Dlopen { path: String::new(), flags: *flags },
             op => op.clone(),
         }
+    }
+
+    /// Remembers which functions `op` calls.
+    pub fn count(&self, op: &Op) {
+        self.calls.borrow_mut().extend(symbols::of(op));
     }
 
     /// Adds a call and its answer.

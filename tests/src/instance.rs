@@ -154,7 +154,19 @@ impl Instance {
     /// # Errors
     /// When the agent does not answer or the schema is another one.
     pub fn report(&self) -> Outcome<Report> {
-        let text = child::run_ok(self.command().args(["ps", "--json"]), Duration::from_secs(10))?;
+        self.report_by(&["ps", "--json"])
+    }
+
+    /// As [`Instance::report`], with idle sockets.
+    ///
+    /// # Errors
+    /// As [`Instance::report`].
+    pub fn report_all(&self) -> Outcome<Report> {
+        self.report_by(&["ps", "--json", "--all"])
+    }
+
+    fn report_by(&self, arguments: &[&str]) -> Outcome<Report> {
+        let text = child::run_ok(self.command().args(arguments), Duration::from_secs(10))?;
         let report: Report = serde_json::from_str(&text).map_err(|e| {
             Failure(format!("`ipc-direct ps --json` is not what docs/ps-json.md says: {e}\n{text}"))
         })?;
