@@ -118,6 +118,10 @@ pub fn control(
     };
     let found = st.find(h, instance, fd);
     let in_user = h.kind() == Kind::Stream;
+    let before = found.and_then(|index| st.regs.get(index)).map_or(0, |r| r.interest.events);
+    if refused_by_exclusive(op, interest.events, before, h.kind()) {
+        return Err(Errno(libc::EINVAL));
+    }
     match (op, found) {
         (libc::EPOLL_CTL_ADD, Some(_)) => return Err(Errno(libc::EEXIST)),
         (libc::EPOLL_CTL_ADD, None) => {
@@ -160,6 +164,26 @@ pub fn control(
         wait::kick_others();
     }
     Ok(if in_user { Kernel::No } else { Kernel::Yes })
+}
+
+/// `EPOLLEXCLUSIVE` goes with few other bits and with no other set, and what was added with it is never changed:
+/// epoll_ctl(2), EINVAL.
+fn refused_by_exclusive(op: i32, events: u32, before: u32, kind: Kind) -> bool {
+    const EXCLUSIVE: u32 = libc::EPOLLEXCLUSIVE.cast_unsigned();
+    const WITH_IT: i32 = libc::EPOLLIN
+        | libc::EPOLLOUT
+        | libc::EPOLLERR
+        | libc::EPOLLHUP
+        | libc::EPOLLWAKEUP
+        | libc::EPOLLET
+        | libc::EPOLLEXCLUSIVE;
+    match op {
+        libc::EPOLL_CTL_ADD => {
+            events & EXCLUSIVE != 0 && (kind == Kind::Epoll || events & !WITH_IT.cast_unsigned() != 0)
+        }
+        libc::EPOLL_CTL_MOD => (events | before) & EXCLUSIVE != 0,
+        _ => false,
+    }
 }
 
 /// The kernel refused an addition that we had noted.

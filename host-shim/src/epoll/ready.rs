@@ -6,7 +6,7 @@ use ring::wake;
 
 use super::set::{NO_REG, State};
 use super::{barrier, is_shared};
-use crate::handle::{Handle, Kind};
+use crate::handle::{self, Handle, Kind};
 use crate::{listener, poll, segments};
 
 /// The lane that all instances share, for connections that are in several sets.
@@ -63,8 +63,20 @@ impl State {
         }
     }
 
+    /// Something came in at `h`: its registrations are looked at, and those of the sets that they are in.
     pub(super) fn queue_all(&mut self, h: &Handle) {
-        self.each(h, State::queue);
+        self.queue_outward(h, NESTING_MAX);
+    }
+
+    fn queue_outward(&mut self, h: &Handle, depth: u32) {
+        self.each(h, |st, index| {
+            st.queue(index);
+            let set = st.regs.get(index).and_then(|r| st.instances.get(r.instance as usize));
+            let set = set.and_then(|i| i.handle.checked_sub(1)).and_then(handle::by_index);
+            if let Some(set) = set.filter(|e| depth > 0 && e.regs.load(Ordering::Relaxed) != 0) {
+                st.queue_outward(set, depth - 1);
+            }
+        });
     }
 
     /// Current events of a registration, `EPOLLERR` and `EPOLLHUP` included unasked.
@@ -116,9 +128,13 @@ impl State {
 
     /// Moves ready events to `out`. `settled`: a heavy barrier has passed since the last watch was set.
     pub(super) fn harvest(&mut self, instance: usize, out: &mut [libc::epoll_event], settled: bool) -> usize {
-        self.scan(segments::lane_of(u32::try_from(instance).unwrap_or(0)));
-        if self.shared_lane {
-            self.scan(SHARED_LANE);
+        if self.instances.get(instance).is_some_and(|i| i.nested) {
+            (0..segments::LANES).for_each(|lane| self.scan(lane));
+        } else {
+            self.scan(segments::lane_of(u32::try_from(instance).unwrap_or(0)));
+            if self.shared_lane {
+                self.scan(SHARED_LANE);
+            }
         }
         let mut n = 0;
         let turns = self.instances.get(instance).map_or(0, |i| i.ready_len);
@@ -148,7 +164,10 @@ impl State {
             }
             let level = r.interest.events & ET == 0;
             let (fresh, h) = (r.fresh, self.handle_of(index));
-            if level && (events != 0 || fresh || h.is_some_and(needs_looking)) {
+            if level && events == 0 && h.is_some_and(|h| h.kind() == Kind::Epoll) {
+                // It is looked at each time, but it is nothing to wake anybody for.
+                self.put_back(index);
+            } else if level && (events != 0 || fresh || h.is_some_and(needs_looking)) {
                 self.queue(index);
             }
         }
@@ -156,7 +175,7 @@ impl State {
     }
 }
 
-/// No news come of it: look at it each time. A forked relative has it, too, and may take its news; or it is another set.
+/// No news may come of it: look at it each time. A forked relative has it, too, and may take its news.
 fn needs_looking(h: &Handle) -> bool {
-    h.kind() == Kind::Epoll || is_shared(h)
+    is_shared(h)
 }

@@ -178,20 +178,27 @@ impl State {
         }
     }
 
-    /// Puts a registration into its instance's ready list: it will be looked at.
+    /// Puts a registration into its instance's ready list: it will be looked at, by one who sleeps there if need be.
     pub(super) fn queue(&mut self, index: usize) {
-        let Some(r) = self.regs.get_mut(index) else { return };
+        if self.put_back(index) {
+            let instance = self.regs.get(index).map_or(0, |r| r.instance as usize);
+            self.kick |= self.instances.get(instance).is_some_and(|i| i.asleep > 0);
+        }
+    }
+
+    /// Puts a registration into its instance's ready list. False: it is there, or is not ours to look at.
+    pub(super) fn put_back(&mut self, index: usize) -> bool {
+        let Some(r) = self.regs.get_mut(index) else { return false };
         if r.queued || r.off || r.in_kernel {
-            return;
+            return false;
         }
         r.queued = true;
         r.next_ready = 0;
         let instance = r.instance as usize;
-        let Some(inst) = self.instances.get_mut(instance) else { return };
+        let Some(inst) = self.instances.get_mut(instance) else { return false };
         let tail = inst.ready_tail;
         inst.ready_tail = link(index);
         inst.ready_len += 1;
-        self.kick |= inst.asleep > 0;
         match (tail as usize).checked_sub(1) {
             None => inst.ready_head = link(index),
             Some(t) => {
@@ -200,6 +207,7 @@ impl State {
                 }
             }
         }
+        true
     }
 
     pub(super) fn pop_ready(&mut self, instance: usize) -> Option<usize> {
