@@ -2,8 +2,8 @@
 
 use harness::wire::{Op, PollBy, RecvBy, SendBy};
 use libc::{
-    EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLET, EPOLLIN, EPOLLONESHOT, EPOLLOUT,
-    EPOLLRDHUP, F_GETFD, MSG_DONTWAIT, MSG_PEEK, POLLIN, POLLOUT, SIGUSR1,
+    EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLET, EPOLLEXCLUSIVE, EPOLLIN,
+    EPOLLONESHOT, EPOLLOUT, EPOLLRDHUP, F_GETFD, MSG_DONTWAIT, MSG_PEEK, POLLIN, POLLOUT, SIGUSR1,
 };
 
 use crate::driver::Duo;
@@ -25,7 +25,10 @@ pub const CASES: &[Case] = &[
     ("epoll::pwait2_times_out", User, pwait2_timeout),
     ("epoll::bad_counts", User, bad_counts),
     ("epoll::set_in_itself", Any, in_itself),
+    ("epoll::nested_edge", User, nested_edge),
     ("epoll::nested_twice", User, nested_twice),
+    ("epoll::nested_wakes_a_sleeper", User, nested_wakes),
+    ("epoll::exclusive_cannot_be_changed", User, exclusive_mod),
     ("epoll::oneshot_of_a_listener", User, oneshot_listener),
     ("epoll::edge_of_both_kinds", User, edge_both),
     ("epoll::rdhup_edge", User, rdhup),
@@ -35,7 +38,6 @@ pub const CASES: &[Case] = &[
     ("epoll::readded_after_close", User, readded),
     ("epoll::set_of_the_parent_in_the_child", User, forked),
     ("epoll::child_closes_its_copy", User, child_closes),
-    ("epoll::mixed_with_datagrams", User, datagrams),
     ("fortified::read", User, |t| checked(t, RecvBy::ReadChk)),
     ("fortified::recv", User, |t| checked(t, RecvBy::RecvChk)),
     ("fortified::recvfrom", User, |t| checked(t, RecvBy::RecvfromChk)),
@@ -159,6 +161,20 @@ fn in_itself(t: &Duo) {
     t.s.epoll_add(ep, outer, EPOLLIN);
 }
 
+fn nested_edge(t: &Duo) {
+    let p = t.pair();
+    let (inner, outer) = (t.s.epoll(), t.s.epoll());
+    t.s.epoll_add(inner, p.s, EPOLLIN);
+    t.s.epoll_add(outer, inner, EPOLLIN | EPOLLET);
+    t.s.epoll_wait(outer, 0);
+    t.c.send(p.c, b"x");
+    t.s.epoll_wait(outer, 1000);
+    t.s.epoll_wait(outer, 0);
+    t.s.epoll_wait(inner, 0);
+    t.s.recv(p.s, 4);
+    t.s.epoll_wait(inner, 0);
+}
+
 fn nested_twice(t: &Duo) {
     let p = t.pair();
     let sets = [t.s.epoll(), t.s.epoll(), t.s.epoll()];
@@ -171,6 +187,28 @@ fn nested_twice(t: &Duo) {
     t.s.poll(&[(sets[2], POLLIN)], 0);
     t.s.recv(p.s, 4);
     t.s.epoll_wait(sets[2], 0);
+}
+
+fn nested_wakes(t: &Duo) {
+    let p = t.pair();
+    let (inner, outer) = (t.s.epoll(), t.s.epoll());
+    t.s.epoll_add(outer, inner, EPOLLIN);
+    t.s.epoll_add(inner, p.s, EPOLLIN);
+    let waiting = t.s.start(Op::EpollWait { ep: outer, max: 4, timeout_ms: 5000 });
+    t.s.until_blocked();
+    t.c.send(p.c, b"x");
+    t.s.join(waiting);
+}
+
+fn exclusive_mod(t: &Duo) {
+    let p = t.pair();
+    let ep = t.s.epoll();
+    t.s.epoll_add(ep, p.s, EPOLLIN | EPOLLEXCLUSIVE);
+    t.s.epoll_ctl(ep, EPOLL_CTL_MOD, p.s, EPOLLIN);
+    t.s.epoll_ctl(ep, EPOLL_CTL_MOD, p.s, EPOLLIN | EPOLLEXCLUSIVE);
+    t.s.epoll_add(ep, p.l, EPOLLIN | EPOLLEXCLUSIVE | EPOLLONESHOT);
+    t.c.send(p.c, b"x");
+    t.s.epoll_wait(ep, 1000);
 }
 
 fn oneshot_listener(t: &Duo) {
@@ -282,24 +320,6 @@ fn child_closes(t: &Duo) {
     child.exit();
     t.c.send(p.c, b"x");
     t.s.epoll_wait(ep, 1000);
-}
-
-fn datagrams(t: &Duo) {
-    let p = t.pair();
-    let u = t.s.socket(libc::AF_INET, libc::SOCK_DGRAM);
-    t.s.bind(u, &crate::driver::v4());
-    let to = t.s.sockname(u);
-    let ep = t.s.epoll();
-    t.s.epoll_add(ep, u, EPOLLIN);
-    t.s.epoll_add(ep, p.s, EPOLLIN);
-    let c = t.c.socket(libc::AF_INET, libc::SOCK_DGRAM);
-    t.c.call(Op::SendTo { fd: c, data: (&b"x"[..]).into(), to, flags: 0 });
-    t.s.epoll_wait(ep, 1000);
-    t.c.send(p.c, b"stream");
-    t.s.settle(p.s, POLLIN);
-    t.s.epoll_wait(ep, 1000);
-    t.s.recv(u, 4);
-    t.s.poll(&[(u, POLLIN), (p.s, POLLIN)], 0);
 }
 
 fn checked(t: &Duo, by: RecvBy) {
