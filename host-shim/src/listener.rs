@@ -149,23 +149,26 @@ pub fn accept(fd: i32, h: &'static Handle, out: PeerOut, flags: i32) -> Result<i
     if flags & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) != 0 {
         return Err(Errno(libc::EINVAL));
     }
+    // As they are when the call begins: another thread's changes are for later calls.
+    let nonblocking = sock.is_nonblocking();
+    let limit = match sock.rx_timeout_us.load(Ordering::Relaxed) {
+        0 => None,
+        us => Some(Duration::from_micros(us)),
+    };
     let start = sys::now();
     let mut spin = Spin::new();
     loop {
         if let Some(new) = try_accept(fd, h, sock, out, flags)? {
             return Ok(new);
         }
-        if sock.is_nonblocking() {
+        if nonblocking {
             return Err(Errno(libc::EAGAIN));
         }
         if process::is_attached() && spin.turn() {
             coordinator::pump();
             continue;
         }
-        let timeout = match sock.rx_timeout_us.load(Ordering::Relaxed) {
-            0 => None,
-            us => Some(Duration::from_micros(us).saturating_sub(sys::now() - start)),
-        };
+        let timeout = limit.map(|l| l.saturating_sub(sys::now() - start));
         if timeout.is_some_and(|t| t.is_zero()) {
             return Err(Errno(libc::EAGAIN));
         }

@@ -65,7 +65,7 @@ pub fn events(h: &Handle, s: &Stream) -> u32 {
     if s.has_urgent() {
         now |= PRI;
     }
-    if reset && bits & shut::RESET_SEEN == 0 {
+    if (reset || bits & shut::BROKEN != 0) && bits & shut::ERROR_SEEN == 0 {
         now |= ERR;
     }
     if (input_ended && output_ended) || reset || bits & shut::BROKEN != 0 {

@@ -16,10 +16,10 @@ pub mod shut {
     pub const READ: u32 = 1;
     /// `shutdown(SHUT_WR)` was called here, or the writing side has failed.
     pub const WRITE: u32 = 2;
-    /// A send after the peer was gone has been swallowed: the next one fails.
+    /// A send after the peer was gone has been swallowed: the next one fails, and until somebody was told, an error is pending.
     pub const BROKEN: u32 = 4;
-    /// The reset was reported to a reader.
-    pub const RESET_SEEN: u32 = 8;
+    /// The pending error, a reset or that of [`BROKEN`], was told.
+    pub const ERROR_SEEN: u32 = 8;
 }
 
 /// Bits of [`Sock::modes`]: what makes reading other than plain.

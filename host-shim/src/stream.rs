@@ -7,7 +7,7 @@
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use ring::segment::{Direction, RING_BYTES, state};
-use ring::stream::{self, Reader};
+use ring::stream::{self, Reader, RingBytes, Span};
 use ring::{urgent, wake};
 
 use crate::handle::{Handle, Stream};
@@ -129,6 +129,31 @@ impl<'a> Buffers<'a> {
     }
 }
 
+impl Buffers<'_> {
+    /// Copies from where `at` is into the span, from several buffers if they fit: what one call sends becomes visible at once, as
+    /// far as a record goes. How many bytes; 0: the next buffer is nowhere.
+    #[inline(always)]
+    fn fill(&self, ring: &RingBytes, span: &Span, at: &mut Cursor) -> usize {
+        let mut filled = 0;
+        while filled < span.len {
+            let Some(b) = self.get(at.index) else { break };
+            let n = (b.len - at.offset).min(span.len - filled);
+            if n > 0 && b.is_nowhere() {
+                break;
+            }
+            // SAFETY: the application's buffer has at least `n` bytes from `offset`; the span has room for them.
+            unsafe { ring.copy_in(span.at + filled, b.base.add(at.offset), n) };
+            filled += n;
+            at.offset += n;
+            if at.offset == b.len {
+                at.index += 1;
+                at.offset = 0;
+            }
+        }
+        filled
+    }
+}
+
 /// Where a call is in its buffers.
 #[derive(Clone, Copy, Default)]
 pub struct Cursor {
@@ -175,40 +200,34 @@ impl Handle {
         let mut w = s.sock.writer();
         let before = at.done;
         let mut full = false;
-        while let Some(b) = from.get(at.index) {
-            let left = b.len - at.offset;
-            if left == 0 {
-                at.index += 1;
-                at.offset = 0;
-                continue;
-            }
-            if b.is_nowhere() {
-                s.sock.set_writer(w);
-                return Err(Errno(libc::EFAULT));
-            }
-            let Ok(span) = stream::reserve(&s.out_ring, s.out_dir, &mut w, left) else {
+        let total = from.total();
+        while at.done < total {
+            let Ok(span) = stream::reserve(&s.out_ring, s.out_dir, &mut w, total - at.done) else {
                 return Err(s.violated());
             };
             let Some(span) = span else {
                 full = true;
                 break;
             };
-            // SAFETY: the application's buffer, `left` bytes from `offset`, of which the span takes at most `left`.
-            unsafe { s.out_ring.copy_in(span.at, b.base.add(at.offset), span.len) };
-            let published = if from.urgent {
-                // SAFETY: as above, the one byte.
-                urgent::announce(s.out_dir, &w, unsafe { *b.base });
-                stream::commit_urgent(&s.out_ring, &mut w)
-            } else {
-                stream::commit(&s.out_ring, &mut w, span.len)
+            let filled = from.fill(&s.out_ring, &span, at);
+            if filled == 0 {
+                s.sock.set_writer(w);
+                return Err(Errno(libc::EFAULT));
+            }
+            let published = match from.single {
+                Some(b) if from.urgent => {
+                    // SAFETY: the application's byte, as above.
+                    urgent::announce(s.out_dir, &w, unsafe { *b.base });
+                    stream::commit_urgent(&s.out_ring, &mut w)
+                }
+                _ => stream::commit(&s.out_ring, &mut w, filled),
             };
             if published.is_err() {
                 return Err(s.violated());
             }
             // With each record: a process that is killed in here leaves a relative who goes on at the right place.
             s.sock.set_writer(w);
-            at.offset += span.len;
-            at.done += span.len;
+            at.done += filled;
             if wake_is_due(s.out_dir) {
                 self.notify_reader(s);
             }
@@ -266,11 +285,14 @@ impl Handle {
     #[cold]
     fn write_to_nobody(&self, s: &Stream, from: &Buffers<'_>, at: &mut Cursor) -> Result<bool> {
         let bits = s.sock.shut.load(Ordering::Relaxed);
-        if bits & (shut::RESET_SEEN | shut::BROKEN) == 0 && s.end_is_reset(self) {
-            s.sock.shut.fetch_or(shut::RESET_SEEN | shut::BROKEN, Ordering::Relaxed);
+        if bits & (shut::ERROR_SEEN | shut::BROKEN) == 0 && s.end_is_reset(self) {
+            s.sock.shut.fetch_or(shut::ERROR_SEEN | shut::BROKEN, Ordering::Relaxed);
             return Err(Errno(libc::ECONNRESET));
         }
         if bits & (shut::WRITE | shut::BROKEN) != 0 {
+            if bits & shut::BROKEN != 0 {
+                s.sock.shut.fetch_or(shut::ERROR_SEEN, Ordering::Relaxed);
+            }
             return Err(Errno(libc::EPIPE));
         }
         at.done = from.total();
@@ -516,18 +538,17 @@ impl Stream {
         if !self.input_ended() || self.has_data() {
             return End::Open;
         }
-        let seen = self.sock.shut.load(Ordering::Relaxed) & shut::RESET_SEEN != 0;
+        let seen = self.sock.shut.load(Ordering::Relaxed) & shut::ERROR_SEEN != 0;
         if self.end_is_reset(h) && !seen { End::Reset } else { End::Eof }
     }
 
     /// The input has ended: by a reset?
     #[must_use]
     pub fn end_is_reset(&self, h: &Handle) -> bool {
-        let own = self.sock.shut.load(Ordering::Relaxed) & shut::READ != 0;
         match self.input_state() {
             state::RST => true,
             state::OPEN if self.sock.dead.load(Ordering::Relaxed) == DEAD_RESET => true,
-            state::OPEN => !own && h.unread_at_death(self),
+            state::OPEN => h.unread_at_death(self),
             _ => false,
         }
     }
