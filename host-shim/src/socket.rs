@@ -236,6 +236,8 @@ pub fn shutdown(h: &Handle, s: &Stream, how: i32) -> crate::sys::Result<()> {
         return Err(crate::sys::Errno(libc::ENOTCONN));
     }
     let tx = s.sock.tx.take();
+    // In Linux, too, a later connect is not the one that asks how the first went.
+    s.sock.fresh_connect.store(0, Ordering::Relaxed);
     let both = s.sock.shut.fetch_or(bits, Ordering::Relaxed) | bits;
     if both & shut::READ != 0 && both & shut::WRITE != 0 {
         // What comes from now on is answered with a reset. Relaxed: as in `end_stream`.
