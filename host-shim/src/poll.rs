@@ -31,16 +31,11 @@ pub const ALWAYS: u32 = ERR | HUP;
 /// Kernel descriptors are looked at once in so many turns of a busy wait.
 const KERNEL_TURN: u32 = 128;
 
-/// A reset has arrived (or the peer died with bytes of ours unread).
-pub fn was_reset(h: &Handle, s: &Stream) -> bool {
-    s.input_ended() && !s.has_data() && s.end_is_reset(h)
-}
-
 /// Linux would be in state CLOSE: reset, or both ends have shut down.
 pub fn is_dead(s: &Stream) -> bool {
     let theirs = s.input_state();
     let ours = s.out_dir.state.load(Ordering::Relaxed);
-    theirs == state::RST
+    matches!(theirs, state::RST | state::FIN_RST)
         || s.sock.shut.load(Ordering::Relaxed) & shut::BROKEN != 0
         || (theirs != state::OPEN && ours != state::OPEN)
 }
@@ -50,7 +45,7 @@ pub fn events(h: &Handle, s: &Stream) -> u32 {
     let data = s.readable();
     let bits = s.sock.shut.load(Ordering::Relaxed);
     let input_ended = s.input_ended();
-    let reset = input_ended && s.end_is_reset(h);
+    let reset = s.input_state() == state::FIN_RST || (input_ended && s.end_is_reset(h));
     let output_ended = bits & shut::WRITE != 0;
     let mut now = 0;
     if data || input_ended {
@@ -65,7 +60,7 @@ pub fn events(h: &Handle, s: &Stream) -> u32 {
     if s.has_urgent() {
         now |= PRI;
     }
-    if (reset || bits & shut::BROKEN != 0) && bits & shut::ERROR_SEEN == 0 {
+    if s.pending_error(h).is_some() {
         now |= ERR;
     }
     if (input_ended && output_ended) || reset || bits & shut::BROKEN != 0 {

@@ -209,12 +209,15 @@ fn end_stream(s: &Stream) {
     let reset = unread || s.sock.linger_reset.load(Ordering::Relaxed) != 0;
     // Relaxed: published by the state below; a writer that sees it late writes into the void, as on a network.
     s.in_dir.reader_closed.store(s.conn.generation(), Ordering::Relaxed);
-    if reset {
-        s.out_dir.state.store(state::RST, Ordering::Release);
-    } else if s.out_dir.state.load(Ordering::Relaxed) == state::OPEN {
-        // Release: pairs with the reader's Acquire: it sees all records before the end.
-        s.out_dir.state.store(state::FIN, Ordering::Release);
-    }
+    let end = match (s.out_dir.state.load(Ordering::Relaxed), reset) {
+        (state::OPEN, false) => state::FIN,
+        (state::OPEN, true) => state::RST,
+        // Linux: when both ends have finished there is nothing left to reset.
+        (state::FIN, true) if s.input_state() == state::OPEN => state::FIN_RST,
+        (ended, _) => ended,
+    };
+    // Release: pairs with the reader's Acquire: it sees all records before the end.
+    s.out_dir.state.store(end, Ordering::Release);
 }
 
 /// shutdown(2) of a connection.

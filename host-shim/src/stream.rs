@@ -285,14 +285,10 @@ impl Handle {
     #[cold]
     fn write_to_nobody(&self, s: &Stream, from: &Buffers<'_>, at: &mut Cursor) -> Result<bool> {
         let bits = s.sock.shut.load(Ordering::Relaxed);
-        if bits & (shut::ERROR_SEEN | shut::BROKEN) == 0 && s.end_is_reset(self) {
-            s.sock.shut.fetch_or(shut::ERROR_SEEN | shut::BROKEN, Ordering::Relaxed);
-            return Err(Errno(libc::ECONNRESET));
+        if let Some(e) = s.take_error(self) {
+            return Err(e);
         }
         if bits & (shut::WRITE | shut::BROKEN) != 0 {
-            if bits & shut::BROKEN != 0 {
-                s.sock.shut.fetch_or(shut::ERROR_SEEN, Ordering::Relaxed);
-            }
             return Err(Errno(libc::EPIPE));
         }
         at.done = from.total();
@@ -551,6 +547,30 @@ impl Stream {
             state::OPEN => h.unread_at_death(self),
             _ => false,
         }
+    }
+
+    /// The error that is pending: told once, by whatever asks first. A reset after the end of the stream is `EPIPE`.
+    #[must_use]
+    pub fn pending_error(&self, h: &Handle) -> Option<Errno> {
+        let bits = self.sock.shut.load(Ordering::Relaxed);
+        if bits & shut::ERROR_SEEN != 0 {
+            None
+        } else if self.end_is_reset(h) {
+            Some(Errno(libc::ECONNRESET))
+        } else if bits & shut::BROKEN != 0 || self.input_state() == state::FIN_RST {
+            Some(Errno(libc::EPIPE))
+        } else {
+            None
+        }
+    }
+
+    /// Tells the pending error.
+    pub fn take_error(&self, h: &Handle) -> Option<Errno> {
+        let error = self.pending_error(h);
+        if error.is_some() {
+            self.sock.shut.fetch_or(shut::ERROR_SEEN | shut::BROKEN, Ordering::Relaxed);
+        }
+        error
     }
 
     /// A write would take at least something worth the while, or fail at once. If not, the reader knows from now on

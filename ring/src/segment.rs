@@ -80,6 +80,8 @@ pub mod state {
     pub const FIN: u32 = 1;
     /// The writer's side is gone with data unread: after the last record comes `ECONNRESET`.
     pub const RST: u32 = 2;
+    /// [`FIN`], and later what would have made it [`RST`]: after the last record comes EOF; writing is an error.
+    pub const FIN_RST: u32 = 3;
 }
 
 /// Control lines of one direction of a connection.

@@ -133,7 +133,7 @@ impl Generator {
             let p = self.random.pick(&living, 0);
             let Some(act) = self.choose(p, living.len()) else { continue };
             let races = act.may_block() && self.is_awaited(&self.waits_for(p, &act));
-            if races || !runner.is_determined(p, &act) {
+            if races || self.ends_full(p, &act) || !runner.is_determined(p, &act) {
                 continue;
             }
             records.push(self.make_step(runner, Step { p, act })?);
@@ -410,7 +410,7 @@ impl Generator {
             return self.can_block(p).then(|| Act::EpollWait { s, max, timeout_ms: self.timeout() });
         }
         let member = self.random.pick(names, 0);
-        if self.thing(p, s).is_some_and(|t| t.awaited) || self.thing(p, member).is_some_and(|t| t.awaited) {
+        if [s, member].iter().any(|n| self.thing(p, *n).is_some_and(|t| t.awaited || t.inherited)) {
             return None;
         }
         let op =
@@ -470,6 +470,16 @@ impl Generator {
         let members = things.iter().filter_map(|t| self.things.get(*t)).flat_map(|t| t.members.clone());
         things.extend(members.collect::<Vec<_>>());
         things
+    }
+
+    /// True for what ends a stream that is full: when its end gets through is nobody's promise.
+    fn ends_full(&self, p: usize, act: &Act) -> bool {
+        let full = |name: &Name| self.thing(p, *name).is_some_and(|t| t.full);
+        match act {
+            Act::Shutdown { s, .. } | Act::Close { s } | Act::Dup2 { to: s, .. } => full(s),
+            Act::Exit {} | Act::Killed {} => self.names.get(&p).is_some_and(|n| n.keys().any(full)),
+            _ => false,
+        }
     }
 
     fn is_awaited(&self, things: &[usize]) -> bool {

@@ -231,6 +231,7 @@ impl DirectionReport {
                 state::OPEN => "open".into(),
                 state::FIN => "fin".into(),
                 state::RST => "rst".into(),
+                state::FIN_RST => "fin,rst".into(),
                 other => other.to_string(),
             },
             tail,

@@ -15,7 +15,6 @@ use ring::segment::{RING_BYTES, state};
 
 use super::{encode, kernel_option};
 use crate::handle::{Handle, Stream};
-use crate::sock::shut;
 use crate::stream::is_nowhere;
 use crate::sys::Errno;
 use crate::{poll, real, stats, sys};
@@ -35,12 +34,7 @@ const SO_PEERNAME: i32 = 28;
 /// `SO_ERROR` of a connection: the pending error, once.
 fn take_error(h: &Handle, s: &Stream) -> i32 {
     s.sock.fresh_connect.store(0, Ordering::Relaxed);
-    let bits = s.sock.shut.load(Ordering::Relaxed);
-    if bits & shut::RESET_SEEN == 0 && poll::was_reset(h, s) {
-        s.sock.shut.fetch_or(shut::RESET_SEEN | shut::BROKEN, Ordering::Relaxed);
-        return libc::ECONNRESET;
-    }
-    0
+    s.take_error(h).map_or(0, |e| e.0)
 }
 
 /// getsockopt(2) of a connection: what the placeholder can't know. `None`: ask the kernel.
