@@ -50,13 +50,15 @@ pub struct File {
     /// Below 0: a stream of bytes; above: of wide characters; 0: not decided yet.
     mode: c_int,
     unused: [c_char; 20],
+    /// Behind `struct _IO_FILE`: which functions serve the stream.
+    functions: *const c_void,
 }
 
 const _: () = {
     assert!(core::mem::offset_of!(File, fileno) == 112);
     assert!(core::mem::offset_of!(File, wide_data) == 160);
     assert!(core::mem::offset_of!(File, mode) == 192);
-    assert!(size_of::<File>() == 216);
+    assert!(core::mem::offset_of!(File, functions) == 216);
 };
 
 /// Bits of [`File::flags`]: `_IO_UNBUFFERED`, `_IO_LINE_BUF`.
@@ -170,7 +172,26 @@ fn make(fd: c_int, mark: usize, mode: &CStr) -> Result<*mut File> {
     let Some(new) = (unsafe { file.as_mut() }) else { return Err(sys::errno()) };
     // fileno(3) is asked by everybody who mixes streams and descriptors.
     new.fileno = fd;
+    WITH_CALLBACKS.store(new.functions.cast_mut(), Ordering::Relaxed);
     Ok(file)
+}
+
+/// [`File::functions`] of streams with callbacks, once there was one.
+static WITH_CALLBACKS: AtomicPtr<c_void> = AtomicPtr::new(null_mut());
+
+/// Before fclose(3) of a stream: one of libc's own closes its descriptor without our `close`.
+///
+/// # Safety
+/// `file` is a valid stream.
+pub unsafe fn closing(file: *mut File) {
+    // SAFETY: contract.
+    let Some(f) = (unsafe { file.as_ref() }) else { return };
+    let ours = f.functions == WITH_CALLBACKS.load(Ordering::Relaxed).cast_const();
+    if !ours && table::get(f.fileno).is_some() {
+        // SAFETY: contract.
+        unsafe { fflush(file) };
+        crate::socket::closing(f.fileno);
+    }
 }
 
 /// A standard stream: the variable, and what it was before it became a stream of ours.

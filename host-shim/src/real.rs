@@ -173,6 +173,7 @@ originals! {
     __longjmp_chk(target: *mut u64, value: c_int) -> ();
     // stdio
     fdopen(fd: c_int, mode: *const c_char) -> *mut File;
+    fclose(file: *mut File) -> c_int;
     freopen(path: *const c_char, mode: *const c_char, file: *mut File) -> *mut File;
     daemon(stay: c_int, keep_open: c_int) -> c_int;
     vdprintf(fd: c_int, format: *const c_char, list: *mut c_void) -> c_int;

@@ -278,6 +278,20 @@ static void reopen(void)
     say("%zd %s", read(file, room, sizeof room - 1), room);
 }
 
+/* A stream of libc's own, whose descriptor is closed without anybody being asked. */
+static void closed_by_libc(void)
+{
+    int u = socket(AF_INET, SOCK_DGRAM, 0);
+    FILE *f = fdopen(u, "w");
+    SAY(fclose(f));
+    SAY(close(u));
+    int p[2];
+    connected(p);
+    say("used again %d", p[0] == u || p[1] == u);
+    SAY(send(p[0], "x", 1, 0));
+    say("%s", arrived(p[1], 1));
+}
+
 static void closed_and_used_again(void)
 {
     int p[2], q[2];
@@ -320,6 +334,7 @@ static const struct test TESTS[] = {
     {"messages_to_stderr", "user", messages_to_stderr},
     {"what_was_buffered_before", "user", what_was_buffered_before},
     {"reopen", "user", reopen},
+    {"closed_by_libc", "user", closed_by_libc},
     {"closed_and_used_again", "user", closed_and_used_again},
     {"flushed_at_exit", "user", flushed_at_exit},
 };

@@ -40,6 +40,15 @@ pub unsafe extern "C" fn freopen64(path: *const c_char, mode: *const c_char, fil
     unsafe { freopen(path, mode, file) }
 }
 
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fclose(file: *mut File) -> c_int {
+    // SAFETY: as above.
+    unsafe {
+        file::closing(file);
+        real::fclose(file)
+    }
+}
+
 /// libc's puts /dev/null behind the standard descriptors by itself.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn daemon(stay: c_int, keep_open: c_int) -> c_int {
