@@ -19,7 +19,7 @@ use rustix::fs::OFlags;
 use crate::exports::{close, read, write};
 use crate::handle::{Handle, Kind, touched};
 use crate::sys::{self, Errno, Result};
-use crate::table;
+use crate::{imports, table};
 
 /// glibc's `struct _IO_FILE`, as its `<bits/types/struct_FILE.h>` publishes it (the layout is part of its ABI: old macros
 /// such as `putc` reached into it).
@@ -233,6 +233,10 @@ pub fn adopt_standard_streams() {
 /// old stream's buffer moves along, as it would have stayed there.
 pub fn adopt(fd: c_int) {
     let Some(std) = standard(fd).filter(|_| concerns(fd)) else { return };
+    // A pipe is as good in the kernel; what the program writes by wide characters has no other way there.
+    if table::get(fd).is_some_and(|h| h.kind() == Kind::Overlay) && imports::wide_streams() {
+        return;
+    }
     // SAFETY: libc's variable, valid all the time; reading or changing it races with other threads that use it, as the
     // application's own dup2(2) onto its descriptor does.
     let old = unsafe { *std.variable };

@@ -17,7 +17,7 @@
 //! | shared state | [`sock`], [`arenas`], [`lock`], [`segments`] | what forked processes share; mapped segments |
 //! | process | [`process`], [`agent`], [`coordinator`], [`fork`], [`stats`] | attach, requests and completions, fork |
 //! | programs | [`leave`], [`adopt`], [`relay`], [`rights`], [`target`] | what another program inherits or is sent, and how it gets it |
-//! | ground | [`real`], [`sys`], [`config`], [`scratch`] | libc's originals, system calls, settings |
+//! | ground | [`real`], [`sys`], [`config`], [`scratch`], [`imports`] | libc's originals, system calls, settings |
 
 #![deny(unsafe_code)]
 
@@ -37,6 +37,7 @@ mod file;
 mod fork;
 mod handle;
 mod holds;
+mod imports;
 mod io;
 mod leave;
 mod listener;

@@ -1,6 +1,7 @@
 /* stdio on sockets: streams made by fdopen, dprintf, and standard streams whose descriptors are sockets. */
 #include "common.h"
 #include <err.h>
+#include <wchar.h>
 
 static void lines_both_ways(void)
 {
@@ -322,6 +323,30 @@ static void flushed_at_exit(void)
     say("%s", arrived(p[1], 100));
 }
 
+/* Streams with callbacks have no wide characters: a pipe's must stay libc's own. */
+static void wide_characters_to_a_pipe(void)
+{
+    int p[2];
+    must(pipe(p) == 0, "pipe");
+    pid_t pid = fork();
+    if (pid == 0) {
+        dup2(p[1], 1);
+        for (int i = 0; i < 2000; i++)
+            wprintf(L"wide %ls %d\n", L"string", i);
+        exit(0);
+    }
+    close(p[1]);
+    unsigned long sum = 0, n = 0;
+    char room[1000];
+    ssize_t r;
+    while ((r = read(p[0], room, sizeof room)) > 0)
+        for (ssize_t i = 0; i < r; i++, n++)
+            sum = sum * 31 + (unsigned char)room[i];
+    int status;
+    waitpid(pid, &status, 0);
+    say("status %x, %lu bytes, sum %lu", status, n, sum);
+}
+
 static const struct test TESTS[] = {
     {"lines_both_ways", "user", lines_both_ways},
     {"separate_streams_for_reading_and_writing", "user", separate_streams_for_reading_and_writing},
@@ -336,6 +361,7 @@ static const struct test TESTS[] = {
     {"reopen", "user", reopen},
     {"closed_by_libc", "user", closed_by_libc},
     {"closed_and_used_again", "user", closed_and_used_again},
+    {"wide_characters_to_a_pipe", "any", wide_characters_to_a_pipe},
     {"flushed_at_exit", "user", flushed_at_exit},
 };
 

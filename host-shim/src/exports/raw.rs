@@ -8,7 +8,7 @@ use core::ptr::null_mut;
 
 use libc::{sigset_t, timespec};
 
-use super::{data, descriptors, fail, ready, sockets};
+use super::{data, descriptors, fail, pipes, ready, sockets};
 use crate::{cancel, process, real, socket, stats, table};
 
 /// An argument, before it is known what it is.
@@ -103,7 +103,7 @@ unsafe fn ours(number: c_long, words: [Word; 6]) -> Option<c_long> {
             libc::SYS_dup2 if words.iter().take(2).any(|w| w.is_known()) => {
                 return cancel::disabled(|| old(number, words));
             }
-            libc::SYS_splice if words.iter().take(3).any(|w| w.is_known()) => {}
+            libc::SYS_splice | libc::SYS_tee if words.iter().take(3).any(|w| w.is_known()) => {}
             _ if !words.first().is_some_and(|w| w.is_known()) => return None,
             _ => {}
         }
@@ -209,6 +209,10 @@ unsafe fn on_descriptor(number: c_long, [fd, b, c, d, e, f]: [Word; 6]) -> Optio
             libc::SYS_splice => {
                 let (input_offset, out, output_offset) = (b.pointer(), c.int(), d.pointer());
                 return Some(data::splice(n, input_offset, out, output_offset, e.size(), f.uint()) as c_long);
+            }
+            libc::SYS_tee => return Some(pipes::tee(n, b.int(), c.size(), d.uint()) as c_long),
+            libc::SYS_vmsplice => {
+                return Some(pipes::vmsplice(n, b.pointer(), c.size(), d.uint()) as c_long);
             }
             libc::SYS_recvmmsg => data::recvmmsg(n, b.pointer(), c.uint(), d.int(), e.pointer()),
             libc::SYS_sendmmsg => data::sendmmsg(n, b.pointer(), c.uint(), d.int()),
