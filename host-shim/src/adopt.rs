@@ -114,7 +114,7 @@ fn adopt(entry: &Entry, places: &[Option<usize>; ARENAS_MAX]) -> Option<()> {
     let adopted = match entry.kind {
         EntryKind::Stream => socket::rejoin(h, sock, entry.conn, entry.side),
         EntryKind::Listener => {
-            listener::adopt(h, sock);
+            listener::adopt(h, sock, u32::try_from(entry.conn.0).unwrap_or(0));
             Some(())
         }
         EntryKind::Overlay => None,

@@ -28,7 +28,7 @@ pub fn connect(fd: i32, addr: *const libc::sockaddr, len: libc::socklen_t) -> Pa
     }
     match h.kind() {
         Kind::Stream => return Path::User(again(h)),
-        Kind::Kernel if h.is_tcp() && process::is_attached() && !h.was(touched::CONNECTED) => {}
+        Kind::Kernel if h.is_tcp() && !h.was(touched::CONNECTED) && process::ensure_attached() => {}
         _ => return Path::Kernel,
     }
     if let Some(reason) = h.kernel_only() {

@@ -78,6 +78,12 @@ pub struct Ticket {
 
 /// Uses newly mapped rings.
 pub fn install(window: Window<'static>, host: HostMemory<'static>) {
+    // What a former coordinator sent is acted on before, or never.
+    let _in_order = DISPATCH.take();
+    for (about, _) in &EARLY {
+        about.store(0, Ordering::Relaxed);
+    }
+    SILENT_UNTIL_S.store(0, Ordering::Relaxed);
     if let Some(mut rings) = RINGS.take() {
         let completions = Consumer::new(host.completions, 0);
         show_next(&completions);
@@ -121,7 +127,7 @@ pub fn locks() -> [&'static Lock; 2] {
 /// Posts a request that is not answered, or whose answer is awaited with a ticket.
 fn push(request: Request, token: u32) -> Result<(), NoAnswer> {
     let raw = request.to_raw(token);
-    let start = sys::now();
+    let (start, epoch) = (sys::now(), process::epoch());
     loop {
         {
             let mut guard = RINGS.take().ok_or(NoAnswer)?;
@@ -137,12 +143,31 @@ fn push(request: Request, token: u32) -> Result<(), NoAnswer> {
             }
         }
         pump();
-        if sys::now() - start > ANSWER_MAX {
-            process::become_inert();
-            return Err(NoAnswer);
+        if is_silent() || sys::now() - start > ANSWER_MAX {
+            return Err(unanswered(epoch));
         }
         rustix::thread::sched_yield();
     }
+}
+
+/// Until when the coordinator is not asked anything, in seconds of the clock; 0: it answers.
+static SILENT_UNTIL_S: AtomicU64 = AtomicU64::new(0);
+/// How long it is left alone after it did not answer: one who waits for nothing this often hardly notices.
+const SILENCE: Duration = Duration::from_secs(5);
+
+fn is_silent() -> bool {
+    let until = SILENT_UNTIL_S.load(Ordering::Relaxed);
+    until != 0 && sys::now().as_secs() < until
+}
+
+/// No answer in time from the coordinator of `epoch`: it is gone, or too busy, and what is new uses the kernel for a while.
+fn unanswered(epoch: u32) -> NoAnswer {
+    if !wait::agent_alive() {
+        process::become_inert(epoch);
+    } else if !is_silent() {
+        SILENT_UNTIL_S.store((sys::now() + SILENCE).as_secs(), Ordering::Relaxed);
+    }
+    NoAnswer
 }
 
 fn ring_doorbell() {
@@ -166,7 +191,7 @@ pub fn post(request: Request) -> Result<(), NoAnswer> {
 /// # Errors
 /// [`NoAnswer`]: not attached, the coordinator is gone, or too many requests are under way.
 pub fn start(listener: Option<&Handle>, request: Request) -> Result<Ticket, NoAnswer> {
-    if !process::is_attached() {
+    if !process::is_attached() || is_silent() {
         return Err(NoAnswer);
     }
     let claimed = PENDING.iter().position(|p| {
@@ -189,7 +214,7 @@ pub fn start(listener: Option<&Handle>, request: Request) -> Result<Ticket, NoAn
 /// Posts a request and waits for its answer, a bounded time.
 ///
 /// # Errors
-/// [`NoAnswer`]; the process is inert then.
+/// [`NoAnswer`]; the coordinator is not asked for a while then.
 pub fn call(request: Request) -> Result<Completion, NoAnswer> {
     call_for(None, request)
 }
@@ -199,6 +224,7 @@ pub fn call(request: Request) -> Result<Completion, NoAnswer> {
 /// # Errors
 /// As [`call`].
 pub fn call_for(listener: Option<&Handle>, request: Request) -> Result<Completion, NoAnswer> {
+    let epoch = process::epoch();
     let ticket = start(listener, request)?;
     let start = sys::now();
     let mut spin = Spin::new();
@@ -211,10 +237,9 @@ pub fn call_for(listener: Option<&Handle>, request: Request) -> Result<Completio
             continue;
         }
         let left = ANSWER_MAX.saturating_sub(sys::now() - start);
-        if left.is_zero() || !wait::agent_alive() {
+        if left.is_zero() || !wait::agent_alive() || process::epoch() != epoch {
             ticket.abandon();
-            process::become_inert();
-            return Err(NoAnswer);
+            return Err(unanswered(epoch));
         }
         wait::sleep_for_completions(&|| ticket.is_answered(), left);
     }
@@ -334,7 +359,7 @@ fn take_batch(refused: &mut [Option<Request>; BATCH]) -> bool {
                 }
                 Ok(None) => break,
                 Err(_) => {
-                    process::become_inert();
+                    process::become_inert(process::epoch());
                     break;
                 }
             }
@@ -371,6 +396,9 @@ fn dispatch(raw: &Raw) -> Option<Request> {
                     Completion::Accepted { status: Status::Ok, conn, .. } => Some(Request::Requeue { conn }),
                     Completion::Connected { status: Status::Ok, conn } => {
                         Some(Request::Close { conn, side: 0, finished: false })
+                    }
+                    Completion::Done { status: Status::Ok, value } => {
+                        Some(Request::Unlisten { listener: value })
                     }
                     _ => None,
                 };
@@ -450,8 +478,7 @@ pub fn ready_early(listener: u32) -> bool {
 }
 
 fn listeners(number: u32) -> impl Iterator<Item = &'static Handle> {
-    crate::listener::all()
-        .filter(move |h| h.sock().is_some_and(|s| s.listener.load(Ordering::Relaxed) == number))
+    crate::listener::all().filter(move |h| h.is_current() && h.place.load(Ordering::Relaxed) == number)
 }
 
 /// Asks for an interrupt when the coordinator sends the next completion. True: something is already there.

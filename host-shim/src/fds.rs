@@ -2,6 +2,7 @@
 //! the table, so that it cannot close them by accident.
 
 use core::mem::MaybeUninit;
+use core::sync::atomic::{AtomicI32, Ordering};
 
 use rustix::fd::IntoRawFd;
 use rustix::fs::{Mode, OFlags, RawDir};
@@ -31,6 +32,17 @@ pub fn raise(low: i32) -> i32 {
         }
         // No room up there: it stays where it is.
         Err(_) => low,
+    }
+}
+
+/// Moves `low` to where `place` says that one of ours is, which is closed by that, or up if there is none. Another thread that
+/// uses the number at this moment meets the old or the new one.
+pub fn put(place: &AtomicI32, low: i32) {
+    let old = place.load(Ordering::Relaxed);
+    if old >= 0 && low >= 0 && sys::duplicate_onto(low, old) {
+        sys::close(low);
+    } else {
+        place.store(adopt(low), Ordering::Relaxed);
     }
 }
 

@@ -15,7 +15,7 @@ use ring::stream::RingBytes;
 use crate::holds::{self, Noted};
 use crate::places::Places;
 use crate::sock::Sock;
-use crate::{socket, stats};
+use crate::{process, socket, stats};
 
 /// Handles of one process.
 pub const HANDLES_MAX: usize = SOCKETS_MAX;
@@ -55,7 +55,8 @@ pub struct Handle {
     in_ring: AtomicPtr<u8>,
     /// Stream: its connection id.
     pub conn: AtomicU64,
-    /// Stream: index of the mapped segment in [`crate::segments`]. Epoll: index of the instance.
+    /// Stream: index of the mapped segment in [`crate::segments`]. Listener: the coordinator's number for it, 0: none.
+    /// Epoll: index of the instance.
     pub place: AtomicU32,
     /// Stream: our side, 0 or 1.
     pub side: AtomicU32,
@@ -71,6 +72,8 @@ pub struct Handle {
     pub options: AtomicU64,
     /// [`touched`] bits: what the application did to a kernel socket, so that we need not ask the kernel.
     pub touched: AtomicU32,
+    /// Stream, listener: [`process::epoch`] that it comes from. Of another one, its numbers mean nothing to the coordinator.
+    pub epoch: AtomicU32,
     /// Inode of its descriptors, 0 while nobody has asked: see [`crate::leave`].
     pub inode: AtomicU64,
 }
@@ -95,6 +98,8 @@ pub mod touched {
     pub const SHARED: u32 = 128;
     /// Whom to signal was set, or `O_ASYNC`: see [`crate::arrivals`].
     pub const SIGNALS: u32 = 256;
+    /// A listener that a foreign program accepts on, too.
+    pub const WITHDRAWN: u32 = 512;
 }
 
 static HANDLES: [Handle; HANDLES_MAX] = [const { Handle::new() }; HANDLES_MAX];
@@ -156,6 +161,7 @@ impl Handle {
             pins: AtomicU32::new(0),
             options: AtomicU64::new(0),
             touched: AtomicU32::new(0),
+            epoch: AtomicU32::new(0),
             inode: AtomicU64::new(0),
         }
     }
@@ -194,6 +200,12 @@ impl Handle {
     pub fn sock(&self) -> Option<&'static Sock> {
         // SAFETY: null, or a place in an arena, which is never unmapped.
         unsafe { self.sock.load(Ordering::Relaxed).as_ref() }
+    }
+
+    /// Known to the coordinator that we are attached to.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        self.epoch.load(Ordering::Relaxed) == process::epoch()
     }
 
     /// Attaches the shared state of a listener.
@@ -242,6 +254,7 @@ impl Handle {
         self.conn.store(new.conn.0, Ordering::Relaxed);
         self.place.store(new.segment, Ordering::Relaxed);
         self.side.store(new.side, Ordering::Relaxed);
+        self.epoch.store(process::epoch(), Ordering::Relaxed);
         self.set_kind(Kind::Stream);
     }
 

@@ -44,9 +44,9 @@ pub fn is_needed(who: Who) -> bool {
     process::is_attached() && ours().any(|h| survives(&h))
 }
 
-/// Connections and listeners of this process.
+/// Connections and listeners of this process. What a former coordinator knew can't be taken over.
 fn ours() -> impl Iterator<Item = &'static Handle> {
-    handle::all().filter(|h| matches!(h.kind(), Kind::Stream | Kind::Listener))
+    handle::all().filter(|h| matches!(h.kind(), Kind::Stream | Kind::Listener) && h.is_current())
 }
 
 /// The descriptors of a handle, by the table: in a vfork child, its parent's.
@@ -165,7 +165,10 @@ pub fn entry_of(h: &Handle, used: &mut [ArenaRef; ARENAS_MAX]) -> Option<Entry> 
     let inode = note_inode(h);
     (inode != 0).then_some(Entry {
         inode,
-        conn: ConnId(h.conn.load(Ordering::Relaxed)),
+        conn: match kind {
+            EntryKind::Listener => ConnId(h.place.load(Ordering::Relaxed).into()),
+            _ => ConnId(h.conn.load(Ordering::Relaxed)),
+        },
         kind,
         side: h.side.load(Ordering::Relaxed) & 1,
         family_type: h.family_type.load(Ordering::Relaxed),

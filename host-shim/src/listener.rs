@@ -15,7 +15,7 @@ use ring::msg::{ACCEPT_WAIT, Addr, Completion, LISTEN_V6ONLY, Request, Status};
 use ring::stats::{Reason, SocketState};
 
 use crate::coordinator::Ticket;
-use crate::handle::{self, Handle, Kind};
+use crate::handle::{self, Handle, Kind, touched};
 use crate::sock::Sock;
 use crate::sys::{Errno, NoSignals, Result};
 use crate::wait::{self, Spin};
@@ -72,49 +72,97 @@ pub fn listening(fd: i32, backlog: i32) {
         return stats::set_state(h.index(), SocketState::Listening, Reason::Namespace, addrs);
     }
     let _no_signals = NoSignals::new();
-    let limit = somaxconn();
-    let backlog = u32::try_from(backlog).unwrap_or(limit).min(limit);
-    let flags =
-        if options::kernel_flag(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY) { LISTEN_V6ONLY } else { 0 };
     let Some(sock) = socket::new_sock() else {
         stats::set_reason(h.index(), Reason::TooMany);
         return;
     };
-    match coordinator::call(Request::Listen { addr: local, backlog, flags }) {
-        Ok(Completion::Done { status: Status::Ok, value }) => {
-            sock.listener.store(value, Ordering::Relaxed);
+    match announce(fd, local, backlog) {
+        Ok(number) => {
             sock.set_addrs(local, Addr::default());
             options::take_over_listener(fd, h, sock);
             options::set_kernel_nonblocking(fd);
             h.set_sock(sock);
-            h.set_kind(Kind::Listener);
-            note(h);
-            if coordinator::ready_early(value) {
-                h.ready.store(1, Ordering::Release);
-            }
+            enter(h, number);
             stats::set_state(h.index(), SocketState::Listening, Reason::None, Some((local, Addr::default())));
             crate::epoll::became_listener(h);
         }
-        answer => {
-            let reason = match answer {
-                Ok(Completion::Done { status: Status::Denied, .. }) => Reason::Denied,
-                Ok(_) => Reason::Quota,
-                Err(_) => Reason::CoordinatorGone,
-            };
+        Err(reason) => {
             stats::set_state(h.index(), SocketState::Listening, reason, Some((local, Addr::default())));
             sock.free();
         }
     }
 }
 
-/// A listener that this process inherited.
-pub fn adopt(h: &Handle, sock: &'static Sock) {
-    h.set_sock(sock);
+/// Tells the coordinator of a listener. Its number there.
+fn announce(fd: i32, addr: Addr, backlog: i32) -> core::result::Result<u32, Reason> {
+    let limit = somaxconn();
+    let backlog = u32::try_from(backlog).unwrap_or(limit).min(limit);
+    let v6only = options::kernel_flag(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY);
+    let flags = if v6only { LISTEN_V6ONLY } else { 0 };
+    match coordinator::call(Request::Listen { addr, backlog, flags }) {
+        Ok(Completion::Done { status: Status::Ok, value }) => Ok(value),
+        Ok(Completion::Done { status: Status::Denied, .. }) => Err(Reason::Denied),
+        Ok(_) => Err(Reason::Quota),
+        Err(_) => Err(Reason::CoordinatorGone),
+    }
+}
+
+/// The handle is a listener that the coordinator knows by `number`.
+fn enter(h: &Handle, number: u32) {
+    h.place.store(number, Ordering::Relaxed);
+    h.epoch.store(process::epoch(), Ordering::Relaxed);
     h.set_kind(Kind::Listener);
     note(h);
-    if coordinator::ready_early(sock.listener.load(Ordering::Relaxed)) {
+    if coordinator::ready_early(number) {
         h.ready.store(1, Ordering::Release);
     }
+}
+
+/// Before an accept, when the coordinator that knew the listener is gone: tells the new one, if there is one. Only who
+/// accepts does this, so that no connection waits at a process that never will.
+#[cold]
+fn renew(fd: i32, h: &'static Handle, sock: &Sock) {
+    // Whatever the old one had queued ended with it.
+    h.ready.store(0, Ordering::Release);
+    if h.was(touched::WITHDRAWN) || !process::ensure_attached() || h.is_current() {
+        return;
+    }
+    let _no_signals = NoSignals::new();
+    let (local, _) = sock.addrs();
+    let announced = match process::is_home(fd) {
+        true => announce(fd, local, options::kernel_backlog(fd)),
+        false => Err(Reason::Namespace),
+    };
+    let (number, reason) = match announced {
+        Ok(number) => (number, Reason::None),
+        // The next accept tries again.
+        Err(Reason::CoordinatorGone) => return,
+        // It is the kernel's, until there is another coordinator.
+        Err(reason) => (0, reason),
+    };
+    forget(h);
+    enter(h, number);
+    stats::set_state(h.index(), SocketState::Listening, reason, Some((local, Addr::default())));
+    crate::epoll::handle_changed(h);
+}
+
+/// The coordinator's number for a listener, if it knows it.
+fn number_of(h: &Handle) -> Option<u32> {
+    let number = h.place.load(Ordering::Relaxed);
+    (number != 0 && h.is_current()).then_some(number)
+}
+
+/// The coordinator may forget that this process holds the listener.
+pub fn unlisten(h: &Handle) {
+    if let Some(listener) = number_of(h) {
+        let _ = coordinator::post(Request::Unlisten { listener });
+    }
+}
+
+/// A listener that this process inherited; `number`: the coordinator's for it.
+pub fn adopt(h: &Handle, sock: &'static Sock, number: u32) {
+    h.set_sock(sock);
+    enter(h, number);
     stats::set_state(h.index(), SocketState::Listening, Reason::None, Some(sock.addrs()));
 }
 
@@ -155,6 +203,9 @@ pub fn accept(fd: i32, h: &'static Handle, out: PeerOut, flags: i32) -> Result<i
         0 => None,
         us => Some(Duration::from_micros(us)),
     };
+    if !h.is_current() || !process::is_attached() {
+        renew(fd, h, sock);
+    }
     let start = sys::now();
     let mut spin = Spin::new();
     loop {
@@ -217,6 +268,10 @@ fn from_kernel(fd: i32, out: PeerOut, flags: i32) -> Result<Option<i32>> {
     if let Some(n) = table::get(new) {
         socket::went_to_kernel(new, n, Reason::ClientUnshimmed);
     }
+    // Why does it come this way? A server that only takes what the kernel tells it of would never know.
+    if process::is_attached() && !wait::agent_alive() {
+        process::become_inert(process::epoch());
+    }
     Ok(Some(new))
 }
 
@@ -227,7 +282,7 @@ fn from_coordinator(
     out: PeerOut,
     flags: i32,
 ) -> Result<Option<i32>> {
-    let listener = sock.listener.load(Ordering::Relaxed);
+    let Some(listener) = number_of(h) else { return Ok(None) };
     match coordinator::call_for(Some(h), Request::Accept { listener, flags: 0 }) {
         Ok(Completion::Accepted { status: Status::Ok, conn, peer, local, .. }) => {
             install(fd, h, sock, Accepted { conn, peer, local }, out, flags).map(Some)
@@ -292,9 +347,17 @@ fn block(
     flags: i32,
     timeout: Option<Duration>,
 ) -> Result<Option<i32>> {
-    let listener = sock.listener.load(Ordering::Relaxed);
-    let Ok(ticket) = coordinator::start(Some(h), Request::Accept { listener, flags: ACCEPT_WAIT }) else {
-        return block_in_kernel(fd, timeout);
+    let epoch = process::epoch();
+    let parked = number_of(h).and_then(|listener| {
+        let request = Request::Accept { listener, flags: ACCEPT_WAIT };
+        Some((listener, coordinator::start(Some(h), request).ok()?))
+    });
+    let Some((listener, ticket)) = parked else {
+        block_in_kernel(fd, timeout)?;
+        if !h.is_current() || !process::is_attached() {
+            renew(fd, h, sock);
+        }
+        return Ok(None);
     };
     let noted = holds::note(leave_queue, [listener as usize, ticket.packed()]);
     let limit = timeout.map_or(LOOK_AGAIN, |t| t.min(LOOK_AGAIN));
@@ -306,7 +369,7 @@ fn block(
         return install(fd, h, sock, Accepted { conn, peer, local }, out, flags).map(Some);
     }
     if !wait::agent_alive() {
-        process::become_inert();
+        process::become_inert(epoch);
     }
     match slept {
         Err(Errno(libc::EINTR)) if timeout.is_none() && sys::handlers_restart() => Ok(None),
@@ -351,12 +414,12 @@ fn unpark(listener: u32, ticket: Ticket) -> Option<Completion> {
     ticket.finish()
 }
 
-/// Without a coordinator only the kernel's queue is left; with too many accepts parked there, the others wait for their turn.
-fn block_in_kernel(fd: i32, timeout: Option<Duration>) -> Result<Option<i32>> {
-    let turn = process::is_attached().then_some(LOOK_AGAIN);
+/// Without a coordinator only the kernel's queue is left, until there is one again; with too many accepts parked there, the
+/// others wait for their turn.
+fn block_in_kernel(fd: i32, timeout: Option<Duration>) -> Result<()> {
     let ms = timeout
         .into_iter()
-        .chain(turn)
+        .chain([LOOK_AGAIN])
         .min()
         .map_or(-1, |t| i32::try_from(t.as_millis().max(1)).unwrap_or(i32::MAX));
     let mut set = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
@@ -364,11 +427,11 @@ fn block_in_kernel(fd: i32, timeout: Option<Duration>) -> Result<Option<i32>> {
     if unsafe { real::poll(ptr::from_mut(&mut set), 1, ms) } < 0 {
         let e = sys::errno();
         if timeout.is_none() && sys::handlers_restart() {
-            return Ok(None);
+            return Ok(());
         }
         return Err(e);
     }
-    Ok(None)
+    Ok(())
 }
 
 /// shutdown(2) of a listening socket ends the listening, in Linux: so here.
@@ -383,11 +446,10 @@ pub fn shut_down(fd: i32) {
 pub fn leave_to_kernel(fd: i32, h: &Handle, state: SocketState, reason: Reason) {
     let _no_signals = NoSignals::new();
     let Some(sock) = h.sock() else { return };
-    let listener = sock.listener.load(Ordering::Relaxed);
     forget(h);
     h.set_kind(Kind::Kernel);
     stats::set_state(h.index(), state, reason, None);
-    let _ = coordinator::post(Request::Unlisten { listener });
+    unlisten(h);
     if !sock.is_nonblocking() {
         options::set_kernel_blocking(fd);
     }

@@ -141,6 +141,13 @@ pub fn kernel_flag(fd: i32, level: i32, name: i32) -> bool {
     kernel_option::<i32>(fd, level, name).unwrap_or(0) != 0
 }
 
+/// Backlog of a listening TCP socket, as listen(2) was told (Linux shows it in `tcpi_sacked`, net/ipv4/tcp.c).
+pub fn kernel_backlog(fd: i32) -> i32 {
+    // state, five more bytes and two of flags, then words: rto, ato, snd_mss, rcv_mss, unacked, sacked (linux/tcp.h).
+    let words = kernel_option::<[u32; 8]>(fd, libc::IPPROTO_TCP, libc::TCP_INFO).unwrap_or_default();
+    words.get(7).and_then(|n| i32::try_from(*n).ok()).unwrap_or(libc::SOMAXCONN)
+}
+
 /// The user at the other end of a unix socket (`SO_PEERCRED`), whether or not we could see its process.
 pub fn kernel_peer_uid(fd: i32) -> Option<u32> {
     let [_pid, uid, _gid] = kernel_option::<[u32; 3]>(fd, libc::SOL_SOCKET, libc::SO_PEERCRED)?;

@@ -1,4 +1,5 @@
-//! This process as a function of the card: attach once, at the first TCP socket.
+//! This process as a function of the card: attached at the first TCP socket, and again when agent and coordinator were
+//! replaced.
 //!
 //! `unsafe` is allowed here: mapping what the agent hands out.
 #![allow(unsafe_code)]
@@ -16,17 +17,25 @@ use crate::agent::{self, AgentError};
 use crate::config::{self, Log, log};
 use crate::lock::Guarded;
 use crate::sys::NoSignals;
-use crate::{coordinator, fds, options, stats, sys};
+use crate::{coordinator, fds, options, stats, sys, wait};
 
-const UNTRIED: u32 = 0;
-const ATTACHED: u32 = 1;
-const INERT: u32 = 2;
+const UNTRIED: u64 = 0;
+const ATTACHED: u64 = 1;
+const INERT: u64 = 2;
 
-static STATE: AtomicU32 = AtomicU32::new(UNTRIED);
+/// One of the above; above [`ATTACHED`], in the upper half, the epoch that this is true for.
+static STATE: AtomicU64 = AtomicU64::new(UNTRIED);
 static ATTACHING: Guarded<()> = Guarded::new(());
 static PID: AtomicU32 = AtomicU32::new(0);
 static FUNCTION: AtomicU32 = AtomicU32::new(0);
 static UID: AtomicU32 = AtomicU32::new(0);
+/// Incarnation of the coordinator that we are attached to, or were last. Never 0 then.
+static EPOCH: AtomicU32 = AtomicU32::new(0);
+/// When another attach may be tried, in seconds of the clock, and how long to wait after that one.
+static RETRY_AT_S: AtomicU64 = AtomicU64::new(0);
+static RETRY_PAUSE_S: AtomicU64 = AtomicU64::new(1);
+/// Longest pause between two attempts.
+const RETRY_PAUSE_MAX_S: u64 = 64;
 /// Network namespace that the agent saw us in, by its cookie.
 static HOME: AtomicU64 = AtomicU64::new(0);
 static IRQ: [AtomicI32; 2] = [const { AtomicI32::new(-1) }; 2];
@@ -50,17 +59,33 @@ pub fn is_borrowed() -> bool {
 
 /// Attached now, without trying.
 pub fn is_attached() -> bool {
-    STATE.load(Ordering::Acquire) == ATTACHED
+    state() == ATTACHED
+}
+
+#[inline(always)]
+fn state() -> u64 {
+    STATE.load(Ordering::Acquire) & 0xffff_ffff
+}
+
+/// [`STATE`] while attached to the coordinator of `epoch`.
+fn attached_to(epoch: u32) -> u64 {
+    u64::from(epoch) << 32 | ATTACHED
 }
 
 /// Tried to attach in vain, or the coordinator is gone.
 pub fn is_inert() -> bool {
-    STATE.load(Ordering::Acquire) == INERT
+    state() == INERT
 }
 
 /// Our function number, 0 before attach.
 pub fn function() -> u32 {
     FUNCTION.load(Ordering::Relaxed)
+}
+
+/// Which coordinator the numbers of connections, listeners and segments come from.
+#[inline(always)]
+pub fn epoch() -> u32 {
+    EPOCH.load(Ordering::Relaxed)
 }
 
 /// Is this socket in the network namespace that the coordinator takes us for? It is in that of the thread that made it, and
@@ -79,21 +104,32 @@ pub fn doorbell() -> i32 {
     DOORBELL.load(Ordering::Relaxed)
 }
 
-/// Attaches if that was not tried yet. True: requests may be posted.
+/// Attaches if that was not tried yet, or if it is time to try again. True: requests may be posted.
 pub fn ensure_attached() -> bool {
-    match STATE.load(Ordering::Acquire) {
-        ATTACHED => true,
-        INERT => false,
-        _ => {
-            let _no_signals = NoSignals::new();
-            attach(0, 0)
-        }
-    }
+    let may = match state() {
+        ATTACHED => return true,
+        INERT => is_time_to_retry(),
+        _ => true,
+    };
+    let _no_signals = may.then(NoSignals::new);
+    may && attach(0, 0)
 }
 
-/// The agent or the coordinator is gone: from now on everything new goes to the kernel.
-pub fn become_inert() {
-    if STATE.swap(INERT, Ordering::AcqRel) == ATTACHED {
+/// Of all threads that ask, one is told so.
+fn is_time_to_retry() -> bool {
+    let now = sys::now().as_secs();
+    let at = RETRY_AT_S.load(Ordering::Relaxed);
+    let pause = RETRY_PAUSE_S.load(Ordering::Relaxed);
+    now >= at
+        && !is_borrowed()
+        && RETRY_AT_S.compare_exchange(at, now + pause, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+}
+
+/// The agent or the coordinator of `epoch` is gone: everything new goes to the kernel, until there is one again.
+pub fn become_inert(epoch: u32) {
+    if STATE.compare_exchange(attached_to(epoch), INERT, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+        RETRY_PAUSE_S.store(1, Ordering::Relaxed);
+        RETRY_AT_S.store(0, Ordering::Relaxed);
         log(Log::Info, &["the coordinator is gone; new connections use the kernel"]);
     }
 }
@@ -111,17 +147,20 @@ pub fn attach(parent: u32, nonce: u64) -> bool {
 
 fn attach_once(parent: u32, nonce: u64) -> Result<(), Why> {
     let _once = ATTACHING.take().ok_or(Why::Busy)?;
-    match STATE.load(Ordering::Acquire) {
-        ATTACHED => return Ok(()),
-        INERT => return Err(Why::Inert),
-        _ => {}
+    if is_attached() {
+        return Ok(());
     }
+    agent::close();
     let attached = try_attach(parent, nonce);
     if attached.is_ok() {
-        STATE.store(ATTACHED, Ordering::Release);
+        // Release: who sees this sees the rings, and the epoch that they are of.
+        STATE.store(attached_to(epoch()), Ordering::Release);
         log(Log::Info, &["attached"]);
     } else {
         agent::close();
+        let pause = RETRY_PAUSE_S.load(Ordering::Relaxed);
+        RETRY_AT_S.store(sys::now().as_secs() + pause, Ordering::Relaxed);
+        RETRY_PAUSE_S.store((pause * 2).min(RETRY_PAUSE_MAX_S), Ordering::Relaxed);
         STATE.store(INERT, Ordering::Release);
     }
     attached
@@ -145,7 +184,6 @@ enum Why {
     Memory,
     Kernel,
     Busy,
-    Inert,
 }
 
 impl Why {
@@ -158,7 +196,6 @@ impl Why {
             Why::Memory => "the agent's memory could not be mapped",
             Why::Kernel => "this kernel is older than Linux 5.16",
             Why::Busy => "a signal handler interrupted an attach",
-            Why::Inert => "the agent is gone",
         }
     }
 }
@@ -171,7 +208,7 @@ fn try_attach(parent: u32, nonce: u64) -> Result<(), Why> {
     // The agent looks at the other end of this socket, and sees the same.
     HOME.store(options::kernel_netns(agent::fd()).ok_or(Why::Kernel)?, Ordering::Relaxed);
     let answer = agent::call(Call::Hello { parent, nonce }).map_err(Why::Agent)?;
-    let Reply::Welcome { function, .. } = answer.reply else { return Err(Why::Answer) };
+    let Reply::Welcome { function, epoch, .. } = answer.reply else { return Err(Why::Answer) };
     let [window, host, counters, doorbell, irq0, irq1] = answer.fds;
     let maps = (map(window, WINDOW_BYTES), map(host, HOST_BYTES), map(counters, STATS_BYTES));
     for fd in [window, host, counters] {
@@ -183,17 +220,18 @@ fn try_attach(parent: u32, nonce: u64) -> Result<(), Why> {
         }
         return Err(Why::Memory);
     };
-    DOORBELL.store(fds::adopt(doorbell), Ordering::Relaxed);
-    let [v0, v1] = &IRQ;
-    v0.store(fds::adopt(irq0), Ordering::Relaxed);
-    v1.store(fds::adopt(irq1), Ordering::Relaxed);
+    for (place, fd) in [&DOORBELL].into_iter().chain(&IRQ).zip([doorbell, irq0, irq1]) {
+        fds::put(place, fd);
+    }
     let (Some(w), Some(h)) = (Window::over(window), HostMemory::over(host)) else { return Err(Why::Memory) };
     if !w.valid() || !h.valid() {
         return Err(Why::Memory);
     }
     FUNCTION.store(function, Ordering::Relaxed);
     UID.store(rustix::process::geteuid().as_raw(), Ordering::Relaxed);
+    EPOCH.store(epoch, Ordering::Relaxed);
     coordinator::install(w, h);
+    wait::watch_again();
     stats::install(counters);
     Ok(())
 }
@@ -230,7 +268,7 @@ pub fn detach_child() {
     coordinator::uninstall();
     stats::uninstall();
     FUNCTION.store(0, Ordering::Relaxed);
-    if STATE.load(Ordering::Relaxed) == ATTACHED {
+    if is_attached() {
         STATE.store(UNTRIED, Ordering::Release);
     }
 }
@@ -241,7 +279,7 @@ pub fn lost(fd: i32) {
     let mine =
         |owner: &AtomicI32| owner.compare_exchange(fd, -1, Ordering::AcqRel, Ordering::Relaxed).is_ok();
     if agent::lost(fd) | owners.map(mine).fold(false, |a, b| a | b) {
-        become_inert();
+        become_inert(epoch());
     }
 }
 

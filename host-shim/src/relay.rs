@@ -16,7 +16,7 @@ use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::MemfdFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use crate::handle::{self, Handle, Kind};
+use crate::handle::{self, Handle, Kind, touched};
 use crate::{agent, coordinator, fds, leave, options, process, socket, stats, sys, table};
 
 /// Descriptor numbers that the relay finds things at (SPEC 10.4).
@@ -113,8 +113,11 @@ pub fn replace(h: &'static Handle) {
 /// A listener that a foreign program will accept on: new clients come through the kernel.
 pub fn withdraw(h: &'static Handle) {
     let Some(sock) = h.sock() else { return };
-    let listener = sock.listener.load(Ordering::Relaxed);
-    let _ = coordinator::post(Request::Withdraw { listener });
+    h.touched.fetch_or(touched::WITHDRAWN, Ordering::Relaxed);
+    if h.is_current() {
+        let listener = h.place.load(Ordering::Relaxed);
+        let _ = coordinator::post(Request::Withdraw { listener });
+    }
     if !sock.is_nonblocking() {
         each_descriptor(h, options::set_kernel_blocking);
     }

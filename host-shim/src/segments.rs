@@ -18,7 +18,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::handle::{self, Handle};
 use crate::lock::Guarded;
-use crate::{agent, fds, stats, sys};
+use crate::{agent, fds, process, stats, sys};
 
 /// Rings that may wait in a wire; the kernel has room for more than 250.
 const RINGS_KEPT: u64 = 64;
@@ -27,7 +27,7 @@ pub const SEGMENTS_MAX: usize = 1024;
 
 /// One mapped segment.
 pub struct Mapped {
-    /// Segment number times two plus side, plus one; 0: free.
+    /// See [`key_of`]; 0: free.
     key: AtomicU64,
     base: AtomicPtr<u8>,
     ours: AtomicPtr<Side>,
@@ -240,8 +240,9 @@ pub fn by_index(index: u32) -> Option<&'static Mapped> {
     SEGMENTS.get(index as usize)
 }
 
+/// Segment number times two plus side, plus one; above that the coordinator's incarnation: each counts segments anew.
 fn key_of(number: u32, side: u32) -> u64 {
-    u64::from(number) * 2 + u64::from(side) + 1
+    u64::from(process::epoch()) << 32 | (u64::from(number) * 2 + u64::from(side) + 1)
 }
 
 /// The handle of a connection, on `side`, if this process has it.

@@ -77,8 +77,7 @@ pub struct Sock {
     pub tx_timeout_us: AtomicU64,
     /// Non-zero: `SO_LINGER` with time 0: close resets.
     pub linger_reset: AtomicU32,
-    /// Listener: number that the coordinator gave it.
-    pub listener: AtomicU32,
+    pad7: AtomicU32,
     local_ip: [AtomicU64; 2],
     peer_ip: [AtomicU64; 2],
     ports: AtomicU32,
@@ -128,7 +127,6 @@ impl Sock {
             &self.lowat,
             &self.modes,
             &self.linger_reset,
-            &self.listener,
             &self.fresh_connect,
         ] {
             word.store(0, Ordering::Relaxed);

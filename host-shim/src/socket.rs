@@ -149,12 +149,11 @@ fn tear_down(h: &Handle) {
         }
         Kind::Listener => {
             listener::forget(h);
-            if let Some(sock) = h.sock() {
-                let listener = sock.listener.load(Ordering::Relaxed);
-                let _ = coordinator::post(Request::Unlisten { listener });
-                if sock.processes.fetch_sub(1, Ordering::AcqRel) == 1 {
-                    sock.free();
-                }
+            listener::unlisten(h);
+            if let Some(sock) = h.sock()
+                && sock.processes.fetch_sub(1, Ordering::AcqRel) == 1
+            {
+                sock.free();
             }
         }
         Kind::Epoll => epoll::closed(h),
@@ -179,7 +178,9 @@ fn close_stream(h: &Handle, s: &Stream) {
         h.notify_all(s);
     }
     let side = h.side.load(Ordering::Relaxed);
-    let _ = coordinator::post(Request::Close { conn: s.conn, side, finished: last });
+    if h.is_current() {
+        let _ = coordinator::post(Request::Close { conn: s.conn, side, finished: last });
+    }
     if let Some(m) = segments::by_index(h.place.load(Ordering::Relaxed)) {
         m.leave(s.conn.slot());
     }

@@ -328,13 +328,28 @@ impl Drop for Sleeper {
 
 fn make_set() -> Option<i32> {
     let fd = fds::adopt(epoll::create(CreateFlags::CLOEXEC).ok()?.into_raw_fd());
+    watch(fd);
+    Some(fd)
+}
+
+/// The interrupts and the agent's socket, whose end is news, too.
+fn watch(set: i32) {
     let flags = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
     for member in [process::irq(0), process::irq(1), agent::fd()] {
         if member >= 0 {
-            let _ = epoll::add(sys::borrow(fd), sys::borrow(member), EventData::new_u64(NOT_A_WIRE), flags);
+            let _ = epoll::add(sys::borrow(set), sys::borrow(member), EventData::new_u64(NOT_A_WIRE), flags);
         }
     }
-    Some(fd)
+}
+
+/// Attached anew: sets that exist have lost the former interrupts.
+pub fn watch_again() {
+    for place in &SLEEPERS {
+        let set = place.epoll.load(Ordering::Relaxed);
+        if set >= 0 {
+            watch(set);
+        }
+    }
 }
 
 /// A thread is about to sleep, until the guard is dropped: [`kick_others`] knows.

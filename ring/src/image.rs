@@ -61,7 +61,7 @@ pub enum EntryKind {
 pub struct Entry {
     /// `st_ino` of the descriptor.
     pub inode: u64,
-    /// The connection, or 0.
+    /// The connection; of a listener, its number at the coordinator.
     pub conn: ConnId,
     /// What it is.
     pub kind: EntryKind,

@@ -220,7 +220,7 @@ reasons! {
     /// Accelerated, or may still become so.
     None = 0, "-", "accelerated";
     /// No agent.
-    NoAgent = 1, "no-agent", "no IPC-Direct agent was running when the process started its first socket";
+    NoAgent = 1, "no-agent", "no IPC-Direct agent answered when the socket was made";
     /// Not TCP.
     Family = 2, "family", "only TCP over IPv4 and IPv6 is accelerated so far";
     /// Destination elsewhere.

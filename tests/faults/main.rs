@@ -3,6 +3,7 @@
 mod corrupt;
 mod hostile;
 mod kills;
+mod restarts;
 
 use std::process::ExitCode;
 
@@ -22,6 +23,10 @@ const TESTS: &[Test] = &[
     ("kill::redis_server_under_load", kills::redis_server),
     ("kill::agent_under_redis_load", kills::agent_under_redis),
     ("kill::coordinator_under_redis_load", kills::coordinator_under_redis),
+    ("restart::redis_is_accelerated_again", restarts::redis),
+    ("restart::a_blocked_accept_is_accelerated_again", restarts::blocked_accept),
+    ("restart::forked_workers", restarts::workers),
+    ("restart::a_silent_coordinator", restarts::silent_coordinator),
     ("corrupt::attach_messages", corrupt::attach_messages),
     ("corrupt::silent_and_half_clients", corrupt::silent_clients),
     ("hostile::request_ring", hostile::request_ring),

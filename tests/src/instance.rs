@@ -62,25 +62,17 @@ impl Instance {
     }
 
     fn start_with(dir: PathBuf, socket: String) -> Outcome<Instance> {
-        let mut agent = Guarded::spawn(
-            Command::new(dir.join("ipc-direct"))
-                .args(["up", "--socket", &socket])
-                .stdin(Stdio::null())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::inherit()),
-        )?;
-        let Some(out) = agent.stdout() else { return fail("the agent's output is not piped") };
-        let (tell, told) = mpsc::channel();
-        // Reads to the end, so that the agent never meets a closed or full pipe.
-        thread::spawn(move || {
-            for line in BufReader::new(out).lines().map_while(Result::ok) {
-                let _ = tell.send(line);
-            }
-        });
-        match told.recv_timeout(START_BOUND) {
-            Ok(_) => Ok(Instance { dir, socket, agent: Some(agent) }),
-            Err(_) => fail(format!("`ipc-direct up` was not ready\n{}", child::describe(agent.pid()))),
-        }
+        let agent = Some(start_agent(&dir, &socket)?);
+        Ok(Instance { dir, socket, agent })
+    }
+
+    /// Another agent and card at the same address, after the first ones have ended.
+    ///
+    /// # Errors
+    /// As [`Instance::start`].
+    pub fn start_again(&mut self) -> Outcome {
+        self.agent = Some(start_agent(&self.dir, &self.socket)?);
+        Ok(())
     }
 
     /// An address where no agent is: programs run through it are on the kernel, or start their own agent.
@@ -233,5 +225,28 @@ impl Drop for Instance {
             agent.signal(Signal::TERM);
             let _ = agent.wait(Duration::from_secs(5));
         }
+    }
+}
+
+/// `ipc-direct up`, ready.
+fn start_agent(dir: &Path, socket: &str) -> Outcome<Guarded> {
+    let mut agent = Guarded::spawn(
+        Command::new(dir.join("ipc-direct"))
+            .args(["up", "--socket", socket])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit()),
+    )?;
+    let Some(out) = agent.stdout() else { return fail("the agent's output is not piped") };
+    let (tell, told) = mpsc::channel();
+    // Reads to the end, so that the agent never meets a closed or full pipe.
+    thread::spawn(move || {
+        for line in BufReader::new(out).lines().map_while(Result::ok) {
+            let _ = tell.send(line);
+        }
+    });
+    match told.recv_timeout(START_BOUND) {
+        Ok(_) => Ok(agent),
+        Err(_) => fail(format!("`ipc-direct up` was not ready\n{}", child::describe(agent.pid()))),
     }
 }
