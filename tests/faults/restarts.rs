@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{ChildStdin, ChildStdout, Stdio};
 
-use harness::child::{Guarded, alive, run_ok, signal_pid, wait_for};
+use harness::child::{Guarded, alive, signal_pid, wait_for};
 use harness::instance::Instance;
 use harness::redis::Server;
 use harness::transfer::BOUND;
@@ -13,7 +13,8 @@ use rustix::process::Signal;
 
 use crate::with_instance;
 
-/// `hold ADDRESS`: connects, and for every line on its standard input sends PING and says what comes back.
+/// `hold PORT`: connects, and for every line on its standard input sends PING and says what comes back; for the line `again`
+/// it connects anew before.
 /// `serve PORT WORKERS`: WORKERS forked processes (0: none) accept in blocking calls and answer every line with `+PONG`.
 const PROGRAM: &str = r#"
 import ctypes, os, signal, socket, sys
@@ -21,7 +22,10 @@ def hold(port):
     s = socket.create_connection(("127.0.0.1", int(port)), 20)
     f = s.makefile("rb")
     print("connected", flush=True)
-    for _ in sys.stdin:
+    for line in sys.stdin:
+        if line == "again\n":
+            s = socket.create_connection(("127.0.0.1", int(port)), 20)
+            f = s.makefile("rb")
         s.sendall(b"PING\r\n")
         print(f.readline().decode().strip(), flush=True)
 def serve(port, workers):
@@ -73,6 +77,12 @@ impl Holder {
     /// Something goes over the connection and comes back.
     fn ping(&mut self) -> Outcome {
         self.to.write_all(b"\n")?;
+        self.expect("+PONG")
+    }
+
+    /// The same over a new connection.
+    fn ping_anew(&mut self) -> Outcome {
+        self.to.write_all(b"again\n")?;
         self.expect("+PONG")
     }
 }
@@ -159,7 +169,7 @@ pub fn workers() -> Outcome {
     })
 }
 
-/// A coordinator that does not answer is asked again later.
+/// A coordinator that does not answer is asked again later, by the same processes.
 pub fn silent_coordinator() -> Outcome {
     with_instance(|instance| {
         let (_server, addr) = server(instance, "0")?;
@@ -167,17 +177,16 @@ pub fn silent_coordinator() -> Outcome {
         old.ping()?;
         let coordinator = instance.coordinator_pid()?;
         signal_pid(coordinator, Signal::STOP);
-        // A client that attaches now can't, and is served by the kernel.
-        let meanwhile = run_ok(
-            std::process::Command::new(bins::program("python3")?)
-                .args(["-c", PROGRAM, "hold", &addr.port().to_string()])
-                .stdin(Stdio::null()),
-            BOUND,
-        )?;
-        ensure(meanwhile.trim() == "connected", || meanwhile)?;
+        let before = instance.totals()?;
+        old.ping_anew()?;
+        let moved = instance.totals()? - before;
         signal_pid(coordinator, Signal::CONT);
-        old.ping()?;
-        until_accelerated(instance, addr)?.ping()?;
-        old.ping()
+        ensure(moved.kernel.connections == 2 && moved.user.connections == 0, || format!("{moved:?}"))?;
+        let again = wait_for(BOUND, || {
+            let before = instance.totals()?;
+            old.ping_anew()?;
+            Ok(((instance.totals()? - before).user.connections == 2).then_some(()))
+        })?;
+        ensure(again.is_some(), || "the coordinator is not asked any more".to_owned())
     })
 }
