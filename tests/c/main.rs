@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use harness::census::Census;
@@ -42,10 +43,16 @@ fn main() -> ExitCode {
     match prepare() {
         Ok((dir, cases)) => {
             let before = Census::take();
-            let trials = cases.into_iter().map(|(name, case)| trial(name, move || compare(&case))).collect();
-            let conclusion = libtest_mimic::run(&arguments, trials);
+            let idle = Idle::default();
+            let trials = cases.into_iter().map(|(name, case)| {
+                let idle = Idle::clone(&idle);
+                trial(name, move || compare(&idle, &case))
+            });
+            let conclusion = libtest_mimic::run(&arguments, trials.collect());
             drop(dir);
-            match before.compare() {
+            let instance = idle.lock().ok().and_then(|mut i| i.take());
+            let stopped = instance.map_or(Ok(()), Instance::stop);
+            match stopped.and_then(|()| before.compare()) {
                 Ok(()) => conclusion.exit_code(),
                 Err(e) => failed(&e.0),
             }
@@ -87,24 +94,33 @@ fn compile(source: &Path, program: &Path) -> Outcome {
     child::run_ok(command.arg(program).arg(source), Duration::from_secs(120)).map(drop)
 }
 
-fn compare(case: &Case) -> Outcome {
+/// An instance that no case uses at the moment: one that a case failed on is not used again.
+type Idle = Arc<Mutex<Option<Instance>>>;
+
+fn compare(idle: &Idle, case: &Case) -> Outcome {
     let native = child::run_ok(Command::new(&case.program).arg(&case.name), BOUND)?;
     if std::env::var_os("IPC_DIRECT_TEST_PRINT").is_some() {
         println!("{native}");
     }
     ensure(native.ends_with("done\n"), || format!("on the kernel it printed\n{native}"))?;
-    let instance = Instance::start()?;
-    let outcome = compare_with(&instance, case, &native);
-    match outcome {
-        Ok(()) => instance.stop(),
-        Err(e) => fail(format!("{}\n{}", e.0, instance.describe())),
+    let instance = match idle.lock().ok().and_then(|mut i| i.take()) {
+        Some(instance) => instance,
+        None => Instance::start()?,
+    };
+    if let Err(e) = compare_with(&instance, case, &native) {
+        return fail(format!("{}\n{}", e.0, instance.describe()));
     }
+    if let Ok(mut idle) = idle.lock() {
+        *idle = Some(instance);
+    }
+    Ok(())
 }
 
 fn compare_with(instance: &Instance, case: &Case, native: &str) -> Outcome {
+    let before = instance.totals()?;
     let shimmed = child::run_ok(instance.shimmed(&case.program).arg(&case.name), BOUND)?;
     ensure(native == shimmed, || format!("kernel:\n{native}\nshim:\n{shimmed}"))?;
-    let moved: Totals = instance.totals()?;
+    let moved: Totals = instance.totals()? - before;
     let user = moved.user.connections > 0 && moved.kernel.connections == 0 && moved.kernel.tx_bytes == 0;
     ensure(user || !case.in_user_space, || format!("not all of it went through user space: {moved:?}"))
 }
