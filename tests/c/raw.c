@@ -122,10 +122,32 @@ static void the_rest_is_the_kernels(void)
     SAY(syscall(SYS_pwritev2, p[1], &v, 1L, -1L, -1L, 0L));
 }
 
+static void execve_by_number(void)
+{
+    int p[2];
+    connected(p);
+    pid_t pid = fork();
+    if (pid == 0) {
+        dup2(p[1], 0);
+        dup2(p[1], 1);
+        char *argv[] = {"cat", NULL};
+        syscall(SYS_execve, "/bin/cat", argv, environ);
+        _exit(9);
+    }
+    close(p[1]);
+    send(p[0], "through cat", 11, 0);
+    shutdown(p[0], SHUT_WR);
+    say("%s", arrived(p[0], 100));
+    int status;
+    waitpid(pid, &status, 0);
+    say("status %x", status);
+}
+
 static const struct test TESTS[] = {
     {"a_connection_by_numbers", "user", a_connection_by_numbers},
     {"descriptors", "user", descriptors},
     {"waiting", "user", waiting},
+    {"execve_by_number", "user", execve_by_number},
     {"the_rest_is_the_kernels", "any", the_rest_is_the_kernels},
 };
 

@@ -8,7 +8,7 @@ use core::ptr::null_mut;
 
 use libc::{sigset_t, timespec};
 
-use super::{data, descriptors, fail, pipes, ready, sockets};
+use super::{data, descriptors, exec, fail, pipes, ready, sockets};
 use crate::{cancel, process, real, socket, stats, table};
 
 /// An argument, before it is known what it is.
@@ -98,6 +98,7 @@ unsafe fn ours(number: c_long, words: [Word; 6]) -> Option<c_long> {
             libc::SYS_poll | libc::SYS_select | libc::SYS_epoll_create => {
                 return cancel::disabled(|| old(number, words));
             }
+            libc::SYS_execve | libc::SYS_execveat => return Some(executes(number, words)),
             libc::SYS_dup3 if words.iter().take(2).any(|w| w.is_known()) => {}
             #[cfg(target_arch = "x86_64")]
             libc::SYS_dup2 if words.iter().take(2).any(|w| w.is_known()) => {
@@ -120,6 +121,17 @@ fn refuse_io_uring() -> Option<c_long> {
     }
     stats::io_uring_refused();
     Some(fail(crate::sys::Errno(libc::ENOSYS)).into())
+}
+
+unsafe fn executes(number: c_long, [a, b, c, d, e, _]: [Word; 6]) -> c_long {
+    // SAFETY: arguments as the kernel takes them, which are libc's for these calls.
+    c_long::from(unsafe {
+        if number == libc::SYS_execve {
+            exec::execve(a.pointer(), b.pointer(), c.pointer())
+        } else {
+            exec::execveat(a.int(), b.pointer(), c.pointer(), d.pointer(), e.int())
+        }
+    })
 }
 
 unsafe fn makes_or_closes(number: c_long, [a, b, c, ..]: [Word; 6]) -> c_long {
