@@ -11,7 +11,7 @@ use crate::sock::{modes, shut};
 use crate::stream::{Buffers, Cursor, End, ReadHow};
 use crate::sys::{Errno, Result};
 use crate::wait::{self, Spin};
-use crate::{arrivals, coordinator, epoll, sys, urgent};
+use crate::{arrivals, coordinator, epoll, sys, urgent, zerocopy};
 
 /// recv(2) and all its forms. Returns the number of bytes.
 ///
@@ -36,7 +36,8 @@ fn receive_slow(h: &Handle, s: &Stream, to: &Buffers<'_>, flags: i32, how: ReadH
     let pinned = pin(h, s)?;
     let _noted = pinned.note();
     if flags & libc::MSG_ERRQUEUE != 0 {
-        return Err(Errno(libc::EAGAIN));
+        // No bytes, and by this call no ancillary data either.
+        return zerocopy::take(s).map(|_| 0);
     }
     if flags & libc::MSG_OOB != 0 {
         return urgent::receive(h, s, to, flags);
@@ -93,7 +94,7 @@ fn receive_slow(h: &Handle, s: &Stream, to: &Buffers<'_>, flags: i32, how: ReadH
 /// As send(2).
 #[inline(always)]
 pub fn send(h: &Handle, s: &Stream, from: &Buffers<'_>, flags: i32) -> Result<usize> {
-    if flags & (libc::MSG_OOB | libc::MSG_FASTOPEN) != 0 {
+    if flags & (libc::MSG_OOB | libc::MSG_FASTOPEN | libc::MSG_ZEROCOPY) != 0 {
         return send_specially(h, s, from, flags);
     }
     let mut at = Cursor::default();
@@ -107,8 +108,18 @@ pub fn send(h: &Handle, s: &Stream, from: &Buffers<'_>, flags: i32) -> Result<us
 
 #[cold]
 fn send_specially(h: &Handle, s: &Stream, from: &Buffers<'_>, flags: i32) -> Result<usize> {
-    // It is open already.
-    if flags & libc::MSG_FASTOPEN != 0 { Err(Errno(libc::EISCONN)) } else { urgent::send(h, s, from, flags) }
+    if flags & libc::MSG_FASTOPEN != 0 {
+        // It is open already.
+        return Err(Errno(libc::EISCONN));
+    }
+    if flags & libc::MSG_OOB != 0 {
+        return urgent::send(h, s, from, flags);
+    }
+    let sent = send(h, s, from, flags & !libc::MSG_ZEROCOPY)?;
+    if sent > 0 {
+        zerocopy::sent(h, s);
+    }
+    Ok(sent)
 }
 
 #[cold]

@@ -206,7 +206,8 @@ pub fn take_over_listener(fd: i32, h: &Handle, sock: &Sock) {
 fn reload(fd: i32, sock: &Sock) {
     let lowat = kernel_option::<u32>(fd, libc::SOL_SOCKET, libc::SO_RCVLOWAT).unwrap_or(1);
     let inline = kernel_flag(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE);
-    let bits = [(lowat > 1, modes::LOWAT), (inline, modes::OOB_INLINE)];
+    let zerocopy = kernel_flag(fd, libc::SOL_SOCKET, libc::SO_ZEROCOPY);
+    let bits = [(lowat > 1, modes::LOWAT), (inline, modes::OOB_INLINE), (zerocopy, modes::ZEROCOPY)];
     sock.lowat.store(if lowat > 1 { lowat.min(LOWAT_MAX) } else { 0 }, Ordering::Relaxed);
     sock.modes
         .store(bits.iter().fold(0, |all, (on, bit)| if *on { all | bit } else { all }), Ordering::Relaxed);
@@ -236,6 +237,7 @@ fn concerns_us(level: i32, name: i32) -> bool {
                 | libc::SO_LINGER
                 | libc::SO_RCVLOWAT
                 | libc::SO_OOBINLINE
+                | libc::SO_ZEROCOPY
         )
 }
 

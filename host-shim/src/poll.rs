@@ -15,7 +15,7 @@ use crate::handle::{Handle, Kind, Stream};
 use crate::sock::shut;
 use crate::sys::{Errno, Membarrier, Result};
 use crate::wait::{Asleep, Sleeper, Spin};
-use crate::{coordinator, epoll, listener, overlay, real, stats, sys, table};
+use crate::{coordinator, epoll, listener, overlay, real, stats, sys, table, zerocopy};
 
 /// `POLLIN | POLLRDNORM`; the same bits as epoll's.
 pub const IN: u32 = 0x41;
@@ -60,7 +60,7 @@ pub fn events(h: &Handle, s: &Stream) -> u32 {
     if s.has_urgent() {
         now |= PRI;
     }
-    if s.pending_error(h).is_some() {
+    if s.pending_error(h).is_some() || zerocopy::is_pending(s) {
         now |= ERR;
     }
     if (input_ended && output_ended) || reset || bits & shut::BROKEN != 0 {

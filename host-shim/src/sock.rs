@@ -30,6 +30,8 @@ pub mod modes {
     pub const OOB_INLINE: u32 = 2;
     /// `O_ASYNC`: each arrival is a signal.
     pub const ASYNC: u32 = 4;
+    /// `SO_ZEROCOPY`: sends with `MSG_ZEROCOPY` are told of.
+    pub const ZEROCOPY: u32 = 8;
     /// Reads that are not plain.
     pub const SPECIAL: u32 = LOWAT | ASYNC;
 }
@@ -47,7 +49,11 @@ pub struct Sock {
     pad0: AtomicU32,
     tail: AtomicU64,
     seen: AtomicU64,
-    pad1: [AtomicU64; 5],
+    /// Sends with `MSG_ZEROCOPY` so far, and those that were told of ([`crate::zerocopy`]).
+    pub zerocopy_sent: AtomicU32,
+    /// See there.
+    pub zerocopy_told: AtomicU32,
+    pad1: [AtomicU64; 4],
     /// Held while reading from the incoming stream.
     pub rx: Lock,
     /// `SO_RCVLOWAT`, if it is above 1; else 0.
@@ -126,6 +132,8 @@ impl Sock {
             &self.dead,
             &self.lowat,
             &self.modes,
+            &self.zerocopy_sent,
+            &self.zerocopy_told,
             &self.linger_reset,
             &self.fresh_connect,
         ] {

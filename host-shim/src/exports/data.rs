@@ -14,7 +14,7 @@ use rustix::fs::OFlags;
 use crate::handle::{Handle, Stream};
 use crate::stream::{Buffers, is_nowhere};
 use crate::sys::{Errno, Result};
-use crate::{cancel, io, overlay, real, rights, splice, stats, sys, table};
+use crate::{cancel, io, overlay, real, rights, splice, stats, sys, table, zerocopy};
 
 #[inline(always)]
 fn ours(fd: c_int) -> Option<(&'static Handle, Stream)> {
@@ -234,6 +234,9 @@ unsafe fn receive_message(h: &Handle, s: &Stream, msg: *mut msghdr, flags: c_int
     // SAFETY: contract.
     let m = unsafe { &mut *msg };
     let v = message_vector(m.msg_iov, m.msg_iovlen)?;
+    if flags & libc::MSG_ERRQUEUE != 0 {
+        return zerocopy::receive(h, s, m);
+    }
     let n = io::receive(h, s, &Buffers::many(v), flags)?;
     if !m.msg_name.is_null() {
         m.msg_namelen = 0;

@@ -136,6 +136,10 @@ fn take_control(msg: &libc::msghdr, out: &mut Out) {
                 out.credentials =
                     Some(Cred { pid: *pid, uid: uid.cast_unsigned(), gid: gid.cast_unsigned() });
             }
+            // An entry of the error queue: shown in place of data, of which it has none.
+            (libc::IP_RECVERR | libc::IPV6_RECVERR, words) if head.cmsg_level != libc::SOL_SOCKET => {
+                out.data.0.extend(words.iter().flat_map(|w| w.to_ne_bytes()));
+            }
             _ => {}
         }
         // SAFETY: as for CMSG_FIRSTHDR.
