@@ -11,7 +11,7 @@ use rustix::io::FdFlags;
 
 use crate::config::{self, Log, log};
 use crate::handle::{self, Kind};
-use crate::{arenas, fds, leave, listener, process, socket, sys, table};
+use crate::{arenas, fds, leave, listener, overlay, process, socket, sys, table};
 
 /// Takes over what the environment names, once. Called when the library is loaded.
 pub fn run() {
@@ -27,7 +27,8 @@ pub fn run() {
     if agent >= 0 {
         table::set_internal(agent);
     }
-    if process::attach(head.function, head.nonce) {
+    // Without a function there is nothing that the coordinator knows of.
+    if head.function == 0 || process::attach(head.function, head.nonce) {
         take_over(state, &head);
     } else {
         log(Log::Error, &["inherited connections are lost"]);
@@ -85,7 +86,7 @@ fn read_head(fd: i32) -> Option<Head> {
 fn take_over(state: i32, head: &Head) {
     let mut places = [None; ARENAS_MAX];
     for (place, left) in places.iter_mut().zip(head.arenas).filter(|(_, a)| a.inode != 0) {
-        *place = arenas::inherit(left);
+        *place = arenas::SOCKS.inherit(left).or_else(|| overlay::inherit_arena(left));
         if let (Some(_), Ok(fd)) = (&place, i32::try_from(left.fd)) {
             let _ = rustix::io::fcntl_setfd(sys::borrow(fd), FdFlags::CLOEXEC);
         }
@@ -107,6 +108,9 @@ fn take_over(state: i32, head: &Head) {
 
 fn adopt(entry: &Entry, places: &[Option<usize>; ARENAS_MAX]) -> Option<()> {
     let arena = (*places.get(entry.arena as usize)?)?;
+    if entry.kind == EntryKind::Overlay {
+        return overlay::adopt(entry, arena);
+    }
     let sock = arenas::at(arena, entry.sock)?;
     let (domain, ty) = ((entry.family_type & 0xffff).cast_signed(), (entry.family_type >> 16).cast_signed());
     let h = handle::allocate(Kind::Kernel, -1, domain, ty)?;

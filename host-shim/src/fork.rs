@@ -69,7 +69,7 @@ extern "C" fn after_in_child() {
     process::detach_child();
     wait::forget_sleepers();
     epoll::forget_sleepers();
-    arenas::leave_own();
+    arenas::SOCKS.leave_own();
     overlay::leave_arena();
     // What it holds must have a holder before the parent can let go of it for good.
     let nonce = NONCE.load(Ordering::Relaxed);

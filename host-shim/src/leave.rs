@@ -13,7 +13,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::FdFlags;
 
 use crate::handle::{self, Handle, Kind, touched};
-use crate::{agent, arenas, coordinator, fds, process, relay, socket, sys, table};
+use crate::{agent, arenas, coordinator, fds, overlay, process, relay, socket, sys, table};
 
 /// Prefix of the variable that names the image.
 pub const VARIABLE: &[u8] = b"IPC_DIRECT_STATE=";
@@ -41,7 +41,7 @@ pub fn is_needed(who: Who) -> bool {
     let survives = |h: &&Handle| {
         who == Who::Child || h.was(touched::MOVED) || descriptors(h).any(|fd| !closes_on_exec(fd))
     };
-    process::is_attached() && ours().any(|h| survives(&h))
+    (process::is_attached() && ours().any(|h| survives(&h))) || overlay::is_inherited()
 }
 
 /// Connections and listeners of this process. What a former coordinator knew can't be taken over.
@@ -79,9 +79,12 @@ pub fn note_inode(h: &Handle) -> u64 {
 
 /// Prepares for a program that loads the shim. `None`: nothing could be left; it will see dead sockets.
 pub fn prepare(who: Who) -> Option<Left> {
-    let nonce = sys::random() | 1;
-    coordinator::post(Request::Fork { nonce }).ok()?;
-    if who == Who::Child {
+    let attached = process::is_attached() && ours().next().is_some();
+    let nonce = if attached { sys::random() | 1 } else { 0 };
+    if attached {
+        coordinator::post(Request::Fork { nonce }).ok()?;
+    }
+    if who == Who::Child && attached {
         socket::count_child();
     }
     let mut left =
@@ -106,14 +109,14 @@ impl Left {
         self.state = fds::raise(low);
         let file = sys::borrow(self.state);
         let mut entries = 0;
-        for h in ours() {
+        for h in ours().chain(handle::all().filter(|h| h.kind() == Kind::Overlay)) {
             let Some(entry) = entry_of(h, &mut self.arenas) else { continue };
             let at = 8 * (HEAD_WORDS + ENTRY_WORDS * entries as usize) as u64;
             write_words(file, &entry.to_words(), at)?;
             entries += 1;
         }
         let head = Head {
-            function: process::function(),
+            function: if self.nonce == 0 { 0 } else { process::function() },
             nonce: self.nonce,
             agent: u32::try_from(agent::fd()).unwrap_or(NO_FD),
             entries,
@@ -143,6 +146,9 @@ impl Left {
         self.set_inheritable(false);
         sys::close(self.state);
         if !started {
+            if self.nonce == 0 {
+                return;
+            }
             let _ = coordinator::post(Request::ForkFailed { nonce: self.nonce });
             if self.who == Who::Child {
                 socket::uncount_child();
@@ -156,10 +162,11 @@ pub fn entry_of(h: &Handle, used: &mut [ArenaRef; ARENAS_MAX]) -> Option<Entry> 
     let kind = match h.kind() {
         Kind::Stream => EntryKind::Stream,
         Kind::Listener => EntryKind::Listener,
+        Kind::Overlay => return overlay::entry_of(h, used),
         _ => return None,
     };
     let (arena, sock) = arenas::locate(h.sock()?)?;
-    let arena = arenas::reference(arena)?;
+    let arena = arenas::SOCKS.reference(arena)?;
     let place = used.iter().position(|a| *a == arena || a.inode == 0)?;
     *used.get_mut(place)? = arena;
     let inode = note_inode(h);
@@ -198,7 +205,10 @@ pub fn seal(file: BorrowedFd<'_>) -> Option<()> {
 pub fn by_inode(fd: i32) -> Option<&'static Handle> {
     let stat = rustix::fs::fstat(sys::borrow(fd)).ok()?;
     let is_socket = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Socket;
-    handle::all().find(|h| is_socket && h.inode.load(Ordering::Relaxed) == stat.st_ino)
+    handle::all().filter(|h| h.inode.load(Ordering::Relaxed) == stat.st_ino).find(|h| match h.kind() {
+        Kind::Overlay => overlay::is_end(h, fd),
+        _ => is_socket,
+    })
 }
 
 /// The program is foreign: what it inherits becomes a kernel socket, for us, too.

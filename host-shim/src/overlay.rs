@@ -22,12 +22,14 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use core::time::Duration;
 use std::io::IoSlice;
 
+use ring::image::{ARENAS_MAX, ArenaRef, Entry, EntryKind};
+use ring::msg::ConnId;
 use ring::stats::{Reason, SocketState};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 
 use crate::handle::{self, HANDLES_MAX, Handle, Kind};
-use crate::leave::Who;
+use crate::leave::{self, Who};
 use crate::stream::{Buffers, Cursor};
 use crate::sys::Errno;
 use crate::wait::Spin;
@@ -49,6 +51,9 @@ const fn agreed(role: Role) -> u32 {
 const REFUSED: u32 = 4;
 /// [`End::state`]: bytes went through the ring, and `ps` shows it.
 const SHOWN: u32 = 8;
+
+/// [`End::state`]: a program that is being started holds it, too.
+const LENT: u32 = 16;
 
 /// What this process knows about one open end, beside its [`Handle`]. Fork copies it.
 struct End {
@@ -199,16 +204,93 @@ pub fn before_exec(who: Who) {
         for v in views(fd, h) {
             match who {
                 Who::Us => v.disagree(),
-                Who::Child => v.channel.hold(v.role),
+                Who::Child => {
+                    v.end.state.fetch_or(LENT, Ordering::AcqRel);
+                    v.channel.hold(v.role);
+                }
             }
             v.leave_surely(KERNEL);
         }
     }
 }
 
+/// It was not executed: the child that should have become it holds nothing.
+pub fn not_executed(who: Who) {
+    if who == Who::Us {
+        return;
+    }
+    for h in handle::all().filter(|h| h.kind() == Kind::Overlay) {
+        let Some(end) = End::of(h).filter(|end| end.state.fetch_and(!LENT, Ordering::AcqRel) & LENT != 0)
+        else {
+            continue;
+        };
+        for role in ROLES {
+            if let Some(channel) = end.channel(role) {
+                channel.let_go(role);
+            }
+        }
+    }
+}
+
+/// Something that a program could inherit.
+pub fn is_inherited() -> bool {
+    handle::all().any(|h| h.kind() == Kind::Overlay)
+}
+
+/// What an end is, for an image; its arena is entered among `used`.
+pub fn entry_of(h: &Handle, used: &mut [ArenaRef; ARENAS_MAX]) -> Option<Entry> {
+    let end = End::of(h)?;
+    let (role, channel) = ROLES.into_iter().find_map(|role| Some((role, end.channel(role)?)))?;
+    let (arena, _) = arena::CHANNELS.locate(core::ptr::from_ref(channel) as usize)?;
+    let arena = arena::CHANNELS.reference(arena)?;
+    let place = used.iter().position(|a| *a == arena || a.inode == 0)?;
+    *used.get_mut(place)? = arena;
+    let inode = leave::note_inode(h);
+    (inode != 0).then_some(Entry {
+        inode,
+        conn: ConnId(channel.generation().into()),
+        kind: EntryKind::Overlay,
+        side: role as u32,
+        family_type: 0,
+        arena: u32::try_from(place).ok()?,
+        sock: channel.index(),
+    })
+}
+
+/// Takes over an arena that the program before us left open, if it is one of channels.
+pub fn inherit_arena(left: ArenaRef) -> Option<usize> {
+    arena::CHANNELS.inherit(left)
+}
+
+/// Takes over an end that the program before us held.
+pub fn adopt(entry: &Entry, arena: usize) -> Option<()> {
+    let channel = arena::at(arena, entry.sock)?;
+    let role = if entry.side == 0 { Role::Reader } else { Role::Writer };
+    if u64::from(channel.generation()) != entry.conn.0 {
+        return None;
+    }
+    let h = handle::allocate(Kind::Overlay, -1, 0, 0)?;
+    let end = End::of(h)?;
+    end.reset();
+    end.attach(role, channel);
+    h.inode.store(entry.inode, Ordering::Relaxed);
+    Some(())
+}
+
+/// `fd`, which has the inode of `h`, is that very end: both ends of a pipe have the same.
+pub fn is_end(h: &Handle, fd: i32) -> bool {
+    let Some(end) = End::of(h) else { return false };
+    let Ok(flags) = rustix::fs::fcntl_getfl(sys::borrow(fd)) else { return false };
+    match flags & OFlags::RWMODE {
+        OFlags::RDONLY => end.channel(Role::Reader).is_some(),
+        OFlags::WRONLY => end.channel(Role::Writer).is_some(),
+        _ => false,
+    }
+}
+
 /// After fork, in the child.
 pub fn leave_arena() {
-    arena::leave();
+    arena::CHANNELS.leave_own();
 }
 
 /// Before anything that needs all bytes in the kernel, once: they are there when this returns.

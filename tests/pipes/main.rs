@@ -1,11 +1,14 @@
 //! Pipes between relatives: each scenario of `pipe-worker` prints the same on the kernel and under the shim, and the counters say
 //! that bytes went through user space where they should.
 
+mod pipelines;
+
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use harness::census::Census;
 use harness::child::{run_ok, wait_for};
+use harness::counters::{Totals, Traffic};
 use harness::instance::Instance;
 use harness::suite::trial;
 use harness::{Outcome, ensure, fail};
@@ -43,7 +46,10 @@ fn main() -> ExitCode {
     let trials = SCENARIOS
         .iter()
         .map(|(name, in_user_space)| trial((*name).to_owned(), move || scenario(name, *in_user_space)));
-    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+    let pipelines = pipelines::PIPELINES.iter().map(|(name, script, least)| {
+        trial(format!("pipeline::{name}"), move || pipelines::run(script, *least))
+    });
+    libtest_mimic::run(&arguments, trials.chain(pipelines).collect()).exit_code()
 }
 
 fn scenario(name: &str, in_user_space: bool) -> Outcome {
@@ -59,16 +65,24 @@ fn scenario(name: &str, in_user_space: bool) -> Outcome {
 }
 
 fn under_the_shim(instance: &Instance, name: &str, expected: &str, in_user_space: bool) -> Outcome {
+    let least = u64::from(in_user_space);
     for _ in 0..TRIES {
         let before = instance.totals()?;
         let got = run_ok(instance.shimmed(WORKER).arg(name), BOUND)?;
         ensure(got == expected, || format!("the kernel says\n{expected}and the shim\n{got}"))?;
-        let moved = |after: harness::counters::Totals| (after - before).user;
-        // The agent adds up a process's counters when it hears of its end.
-        let seen = || Ok(Some(moved(instance.totals()?)).filter(|m| m.tx_bytes > 0 && m.rx_bytes > 0));
-        if !in_user_space || wait_for(Duration::from_secs(2), seen)?.is_some() {
+        if moved_since(instance, before, least)? >= least {
             return Ok(());
         }
     }
     fail(format!("nothing went through user space in {TRIES} runs"))
+}
+
+/// Bytes sent through user space since `before`. The agent adds up a process's counters when it hears of its end, so this
+/// waits a moment for `least`.
+fn moved_since(instance: &Instance, before: Totals, least: u64) -> Outcome<u64> {
+    let now = || -> Outcome<Traffic> { Ok((instance.totals()? - before).user) };
+    let enough = || Ok(Some(now()?).filter(|m| m.tx_bytes >= least && m.rx_bytes >= least));
+    wait_for(Duration::from_secs(1), enough)?;
+    let moved = now()?;
+    Ok(moved.tx_bytes.min(moved.rx_bytes))
 }

@@ -76,7 +76,6 @@ unsafe fn leaving(
     let borrowed = process::is_borrowed();
     let who = if borrowed { Who::Child } else { who };
     let no_signals = NoSignals::new();
-    overlay::before_exec(who);
     if !leave::is_needed(who) {
         drop(no_signals);
         return start(envp);
@@ -94,12 +93,22 @@ unsafe fn leaving(
     let fits = unsafe { each(envp) }.count() <= VARIABLES_MAX;
     match target {
         Target::Missing => {}
-        Target::Ours if fits => left = leave::prepare(who),
-        Target::Ours | Target::Foreign => leave::give_to_kernel(),
+        Target::Ours if fits => {
+            overlay::before_exec(who);
+            left = leave::prepare(who);
+        }
+        Target::Ours | Target::Foreign => {
+            overlay::before_exec(who);
+            leave::give_to_kernel();
+        }
     }
     let Some(left) = left else {
         drop(no_signals);
-        return start(envp);
+        let result = start(envp);
+        if target != Target::Missing && !went_well(result) {
+            overlay::not_executed(who);
+        }
+        return result;
     };
     let variable = left.variable();
     let stale = |v: &&CStr| !v.to_bytes().starts_with(leave::VARIABLE);
@@ -114,6 +123,9 @@ unsafe fn leaving(
     let errno = crate::sys::errno();
     {
         let _no_signals = NoSignals::new();
+        if !went_well(result) {
+            overlay::not_executed(who);
+        }
         left.end(went_well(result));
     }
     crate::sys::set_errno(errno);

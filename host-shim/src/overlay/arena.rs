@@ -1,4 +1,4 @@
-//! Where channels live: a memfd of this process, which children inherit mapped.
+//! Where channels live: arenas ([`crate::arenas`]) with their rings.
 //!
 //! ```text
 //! 0        Channel[1024]
@@ -6,73 +6,55 @@
 //! ```
 //! It is sparse: a ring that was never used costs nothing, and one whose channel is gone is given back.
 //!
-//! `unsafe` is allowed here: the mapping.
+//! `unsafe` is allowed here: views of what is mapped.
 #![allow(unsafe_code)]
 
-use core::sync::atomic::{AtomicPtr, Ordering};
-
-use rustix::fs::{MemfdFlags, SealFlags};
-use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::mm::Advice;
 
 use super::channel::{CAPACITY, Channel};
+use crate::arenas::Arenas;
 use crate::places::Places;
 
 /// Pipes that one process makes and that are open at the same time.
-const CHANNELS: usize = 1024;
-const RINGS_OFFSET: usize = CHANNELS * size_of::<Channel>();
-const BYTES: usize = RINGS_OFFSET + CHANNELS * CAPACITY;
+const CHANNELS_MAX: usize = 1024;
+const RINGS_OFFSET: usize = CHANNELS_MAX * size_of::<Channel>();
+const BYTES: usize = RINGS_OFFSET + CHANNELS_MAX * CAPACITY;
 /// The first rings keep their memory for the next channel in their place.
 const KEPT: u32 = 8;
 
 const _: () = assert!(RINGS_OFFSET.is_multiple_of(65_536));
 
-static OWN: AtomicPtr<Channel> = AtomicPtr::new(core::ptr::null_mut());
-static PLACES: Places = Places::new(CHANNELS);
-
-fn own() -> Option<*mut Channel> {
-    let base = OWN.load(Ordering::Acquire);
-    if base.is_null() { make() } else { Some(base) }
-}
-
-fn make() -> Option<*mut Channel> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let fd = rustix::fs::memfd_create(c"ipc-direct-pipes", flags).ok()?;
-    rustix::fs::ftruncate(&fd, BYTES as u64).ok()?;
-    rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL).ok()?;
-    let prot = ProtFlags::READ | ProtFlags::WRITE;
-    let flags = MapFlags::SHARED | MapFlags::NORESERVE;
-    // SAFETY: a fresh mapping at an address of the kernel's choice, of a file that cannot shrink.
-    let new = unsafe { rustix::mm::mmap(core::ptr::null_mut(), BYTES, prot, flags, &fd, 0) }.ok()?.cast();
-    match OWN.compare_exchange(core::ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
-        Ok(_) => Some(new),
-        Err(other) => {
-            // SAFETY: our own mapping, which nobody has seen.
-            let _ = unsafe { rustix::mm::munmap(new.cast(), BYTES) };
-            Some(other)
-        }
-    }
-}
-
-/// After fork, in the child: new channels go to an arena of its own. Inherited ones stay where they are.
-pub fn leave() {
-    OWN.store(core::ptr::null_mut(), Ordering::Release);
-}
+/// Where channels live.
+pub static CHANNELS: Arenas = Arenas::new(c"ipc-direct-pipes", BYTES);
+static PLACES: Places = Places::new(CHANNELS_MAX);
 
 /// A fresh channel, or `None` if all are in use.
 pub fn allocate() -> Option<&'static Channel> {
-    let base = own()?;
+    let base = CHANNELS.own()?;
     PLACES.candidates().find_map(|at| {
-        // SAFETY: `at` is below CHANNELS; any bytes are a valid Channel, shared and never unmapped.
-        let channel = unsafe { base.add(at).as_ref() }?;
-        channel.claim(u32::try_from(at).ok()?).then_some(channel)
+        let at = u32::try_from(at).ok()?;
+        place(base, at).filter(|channel| channel.claim(at))
     })
+}
+
+fn place(base: *mut u8, at: u32) -> Option<&'static Channel> {
+    if at as usize >= CHANNELS_MAX {
+        return None;
+    }
+    // SAFETY: inside the arena; any bytes are a valid Channel, shared and never unmapped.
+    unsafe { base.cast::<Channel>().add(at as usize).as_ref() }
+}
+
+/// The channel at a place of an arena.
+pub fn at(index: usize, at: u32) -> Option<&'static Channel> {
+    place(CHANNELS.base(index)?, at).filter(|channel| channel.index() == at)
 }
 
 /// First byte of a channel's ring.
 #[inline(always)]
 pub fn data(channel: &Channel) -> Option<*mut u8> {
     let index = channel.index() as usize;
-    if index >= CHANNELS {
+    if index >= CHANNELS_MAX {
         return None;
     }
     // SAFETY: the channel stands at `index` of its arena, so the ring is in the same mapping.
