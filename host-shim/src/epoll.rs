@@ -79,11 +79,21 @@ fn barrier() {
     Membarrier.heavy_barrier();
 }
 
-/// After fork, in both: what is shared now is looked at directly.
+/// After fork, in both: what is shared now is watched in the shared lane, and looked at directly.
 pub fn look_at_shared() {
-    for h in handle::all().filter(|h| is_shared(h)) {
-        handle_changed(h);
+    let watched = |h: &&Handle| is_shared(h) && h.regs.load(Ordering::Relaxed) != 0;
+    let Some(mut st) = STATE.take() else { return };
+    let mut changed = false;
+    for h in handle::all().filter(watched) {
+        changed |= st.watch_shared(h);
     }
+    if changed {
+        barrier();
+    }
+    for h in handle::all().filter(watched) {
+        st.queue_all(h);
+    }
+    st.finish();
 }
 
 /// What epoll_ctl(2) should do in the kernel.

@@ -60,6 +60,12 @@ fn redis_pair() -> Outcome {
             Ok((server.cli(Some(instance), &["pubsub", "numsub", "x"])? == "x\n1").then_some(()))
         })?;
         ensure(subscribed.is_some(), || "the subscriber did not subscribe".to_owned())?;
+        // From now on its connections have been shared with a child.
+        let saved = wait_for(Duration::from_secs(10), || {
+            let started = server.cli(Some(instance), &["bgsave"])?;
+            Ok(started.starts_with("Background saving started").then_some(()))
+        })?;
+        ensure(saved.is_some(), || "redis did not fork".to_owned())?;
         watch(instance, server.pid(), client.pid())?;
         drop(client);
         server.stop()

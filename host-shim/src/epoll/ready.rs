@@ -19,9 +19,11 @@ const ONESHOT: u32 = libc::EPOLLONESHOT.cast_unsigned();
 /// Bits that are not events.
 const OPTIONS: u32 = ET | ONESHOT | libc::EPOLLWAKEUP.cast_unsigned() | libc::EPOLLEXCLUSIVE.cast_unsigned();
 impl State {
-    /// Which lane a connection's news goes to: its set's, or the shared one if it is in several.
+    /// Which lane a connection's news goes to: its set's, or the shared one if it is in several, or a forked relative has it,
+    /// too: one word says the lane for all of them.
     pub(super) fn lane_for(&mut self, h: &Handle, instance: u32) -> usize {
-        let elsewhere = self.of_handle(h).any(|i| self.regs.get(i).is_some_and(|r| r.instance != instance));
+        let elsewhere = is_shared(h)
+            || self.of_handle(h).any(|i| self.regs.get(i).is_some_and(|r| r.instance != instance));
         self.shared_lane |= elsewhere;
         if elsewhere { SHARED_LANE } else { segments::lane_of(instance) }
     }
@@ -45,6 +47,22 @@ impl State {
             }
         }
         self.queue(index);
+    }
+
+    /// After fork, in both: the news of a connection that is watched goes to the shared lane. True if it did not before.
+    pub(super) fn watch_shared(&mut self, h: &Handle) -> bool {
+        let Some(s) = h.stream() else { return false };
+        self.shared_lane = true;
+        let value = u32::try_from(SHARED_LANE + 1).unwrap_or(1);
+        let mut changed = false;
+        for watch in [&s.in_dir.rx_watch, &s.out_dir.tx_watch] {
+            if ![0, value].contains(&watch.load(Ordering::Relaxed)) {
+                wake::set_lane(watch, value);
+                changed = true;
+            }
+        }
+        self.kick |= changed;
+        changed
     }
 
     /// Takes the news of one lane from all segments.
@@ -164,11 +182,11 @@ impl State {
             }
             let level = r.interest.events & ET == 0;
             let (fresh, h) = (r.fresh, self.handle_of(index));
-            if level && events == 0 && h.is_some_and(|h| h.kind() == Kind::Epoll) {
+            if level && (events != 0 || fresh) {
+                self.queue(index);
+            } else if level && h.is_some_and(needs_looking) {
                 // It is looked at each time, but it is nothing to wake anybody for.
                 self.put_back(index);
-            } else if level && (events != 0 || fresh || h.is_some_and(needs_looking)) {
-                self.queue(index);
             }
         }
         n
