@@ -154,9 +154,12 @@ elif WAY == "rights":
     if pid == 0:
         ours.close()
         _, numbers, _, _ = socket.recv_fds(theirs, 10, 4)
+        os.set_blocking(numbers[0], True)
         exec(ANSWER % numbers[0])
         os._exit(0)
     client, server = connected()
+    # As event-driven masters do: the mode belongs to the connection, not to who has it.
+    server.setblocking(False)
     socket.send_fds(ours, [b"here"], [server.fileno()])
     server.close()
     talk(client)

@@ -1,12 +1,12 @@
 //! `ipc-direct pump`: the relay's program. It knows nothing of IPC-Direct: one of its two sockets is in user space because it
 //! runs with the shim, like any other program.
 //!
-//! `unsafe` is allowed here: taking over descriptors by their agreed numbers.
+//! `unsafe` is allowed here: taking over descriptors by their agreed numbers, and poll(2).
 #![allow(unsafe_code)]
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::FromRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::process::ExitCode;
 
 /// The connection of ours, and the kernel's (SPEC 10.4).
@@ -37,15 +37,44 @@ pub fn pump() -> ExitCode {
 fn copy(mut from: &TcpStream, mut to: &TcpStream) -> bool {
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
-        let copied = match from.read(&mut buffer) {
+        let copied = match patiently(from, libc::POLLIN, || from.read(&mut buffer)) {
             Ok(0) => return to.shutdown(Shutdown::Write).is_ok(),
-            Ok(n) => buffer.get(..n).is_some_and(|data| to.write_all(data).is_ok()),
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => true,
+            Ok(n) => write_all(&mut to, buffer.get(..n).unwrap_or(&[])),
             Err(_) => false,
         };
         if !copied {
             let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
             return false;
+        }
+    }
+}
+
+fn write_all(to: &mut &TcpStream, mut data: &[u8]) -> bool {
+    while !data.is_empty() {
+        let socket: &TcpStream = to;
+        match patiently(socket, libc::POLLOUT, || to.write(data)) {
+            Ok(n) => data = data.get(n..).unwrap_or(&[]),
+            Err(_) => return false,
+        }
+    }
+    true
+}
+
+/// Tries until it does not block: whoever gave the connection away may have made it non-blocking, and goes on using it so.
+fn patiently(
+    socket: &TcpStream,
+    events: libc::c_short,
+    mut attempt: impl FnMut() -> std::io::Result<usize>,
+) -> std::io::Result<usize> {
+    loop {
+        match attempt() {
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                let mut set = libc::pollfd { fd: socket.as_raw_fd(), events, revents: 0 };
+                // SAFETY: one element, ours. libc's function, since the shim is in its place; the next attempt tells its outcome.
+                unsafe { libc::poll(&raw mut set, 1, -1) };
+            }
+            outcome => return outcome,
         }
     }
 }
