@@ -511,7 +511,9 @@ pub fn run<T>(
     if let Some(text) = transcript.broken.borrow().as_ref() {
         let so_far = transcript.lines.borrow().join("\n  ");
         let others: Vec<String> = transcript.pids.borrow().iter().map(|pid| child::describe(*pid)).collect();
-        return fail(format!("{mode:?} got stuck: {text}\nso far:\n  {so_far}\n{}", others.concat()));
+        let rings = instance.map(Instance::describe).unwrap_or_default();
+        let all = others.concat();
+        return fail(format!("{mode:?} got stuck: {text}\nso far:\n  {so_far}\n{all}{rings}"));
     }
     let looked = look()?;
     drop(duo);

@@ -35,6 +35,20 @@ pub fn belongs(pid: u32) {
     }
 }
 
+/// Processes that carry this run's mark.
+#[must_use]
+pub fn processes() -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|e| Some((e.path(), e.file_name().to_str()?.parse().ok()?)));
+    pids.filter(|(dir, _)| is_marked(dir)).map(|(_, pid)| pid).collect()
+}
+
+fn is_marked(dir: &Path) -> bool {
+    let environment = fs::read(dir.join("environ")).unwrap_or_default();
+    let mark = format!("{RUN}={}", run());
+    environment.split(|b| *b == 0).any(|variable| variable == mark.as_bytes())
+}
+
 /// A list of things.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Census(BTreeSet<String>);
@@ -93,9 +107,7 @@ fn ours(name: &str, mine: &BTreeSet<String>) -> bool {
 
 /// A process of this run is of interest if it is one of the product's own, or if it holds memory of the product's.
 fn process(dir: &Path, pid: &str, found: &mut BTreeSet<String>) {
-    let environment = fs::read(dir.join("environ")).unwrap_or_default();
-    let mark = format!("{RUN}={}", run());
-    if !environment.split(|b| *b == 0).any(|variable| variable == mark.as_bytes()) {
+    if !is_marked(dir) {
         return;
     }
     let comm = fs::read_to_string(dir.join("comm")).unwrap_or_default();

@@ -14,7 +14,7 @@ use rustix::process::Signal;
 
 use crate::child::{self, Guarded, wait_for};
 use crate::counters::{Report, Totals};
-use crate::{Failure, Outcome, bins, census, ensure, fail};
+use crate::{Failure, Outcome, bins, census, ensure, fail, watchdog};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -63,6 +63,7 @@ impl Instance {
 
     fn start_with(dir: PathBuf, socket: String) -> Outcome<Instance> {
         let agent = Some(start_agent(&dir, &socket)?);
+        watchdog::agent_up(&socket, &dir);
         Ok(Instance { dir, socket, agent })
     }
 
@@ -146,19 +147,7 @@ impl Instance {
     /// # Errors
     /// When the agent does not answer or the schema is another one.
     pub fn report(&self) -> Outcome<Report> {
-        self.report_by(&["ps", "--json"])
-    }
-
-    /// As [`Instance::report`], with idle sockets.
-    ///
-    /// # Errors
-    /// As [`Instance::report`].
-    pub fn report_all(&self) -> Outcome<Report> {
-        self.report_by(&["ps", "--json", "--all"])
-    }
-
-    fn report_by(&self, arguments: &[&str]) -> Outcome<Report> {
-        let text = child::run_ok(self.command().args(arguments), Duration::from_secs(10))?;
+        let text = child::run_ok(self.command().args(["ps", "--json"]), Duration::from_secs(10))?;
         let report: Report = serde_json::from_str(&text).map_err(|e| {
             Failure(format!("`ipc-direct ps --json` is not what docs/ps-json.md says: {e}\n{text}"))
         })?;
@@ -190,15 +179,11 @@ impl Instance {
     /// the kernel agent, coordinator and every attached process are. Never waits long; what can't be had is said.
     #[must_use]
     pub fn describe(&self) -> String {
-        let mut ps = self.command();
-        let ps = child::run(ps.args(["ps", "--verbose", "--all"]), Duration::from_secs(5)).map_or_else(
-            |e| e.0,
-            |o| format!("{}{}", String::from_utf8_lossy(&o.stdout), String::from_utf8_lossy(&o.stderr)),
-        );
+        let rings = watchdog::rings(&self.socket, &self.dir);
         let attached = self.report().map(|r| r.processes).unwrap_or_default();
         let trusted = [Some(self.agent_pid()).filter(|pid| *pid != 0), self.coordinator_pid().ok()];
         let pids = trusted.into_iter().flatten().chain(attached.into_iter().map(|p| p.pid));
-        pids.fold(ps, |text, pid| text + &child::describe(pid))
+        pids.fold(rings, |text, pid| text + &child::describe(pid))
     }
 
     /// Ends it as Ctrl-C does and waits until agent and coordinator are gone.
@@ -221,6 +206,7 @@ impl Instance {
 
 impl Drop for Instance {
     fn drop(&mut self) {
+        watchdog::agent_down(&self.socket);
         if let Some(mut agent) = self.agent.take() {
             agent.signal(Signal::TERM);
             let _ = agent.wait(Duration::from_secs(5));

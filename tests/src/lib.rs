@@ -13,6 +13,7 @@
 //! | [`transfer`] | a transfer that runs until somebody dies |
 //! | [`wire`] | one socket call as data, for the conformance workers |
 //! | [`worker`] | starts those workers and talks to them |
+//! | [`watchdog`] | ends a test that hangs, and prints why |
 //! | [`suite`] | runs a list of tests and reports |
 
 pub mod bins;
@@ -25,6 +26,7 @@ pub mod redis;
 pub mod scratch;
 pub mod suite;
 pub mod transfer;
+pub mod watchdog;
 pub mod wire;
 pub mod worker;
 

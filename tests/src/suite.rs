@@ -1,10 +1,11 @@
 //! Runs a list of tests with the usual command line of `cargo test`.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
-use crate::Outcome;
+use crate::{Outcome, watchdog};
 
 /// A test: its name and what it does.
 pub type Test = (&'static str, fn() -> Outcome);
@@ -18,7 +19,18 @@ pub fn main(tests: &[Test]) -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// One test for the runner.
+/// Longest time of a test: the longest take some minutes on a busy machine.
+const TEST_MAX: Duration = Duration::from_secs(20 * 60);
+
+/// One test for the runner, watched.
 pub fn trial(name: String, run: impl FnOnce() -> Outcome + Send + 'static) -> Trial {
-    Trial::test(name, move || run().map_err(|e| Failed::from(e.0)))
+    trial_within(name, TEST_MAX, run)
+}
+
+/// One test that must end within `limit`.
+pub fn trial_within(name: String, limit: Duration, run: impl FnOnce() -> Outcome + Send + 'static) -> Trial {
+    Trial::test(name.clone(), move || {
+        let _watch = watchdog::watch(&name, limit);
+        run().map_err(|e| Failed::from(e.0))
+    })
 }
