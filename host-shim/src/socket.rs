@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering;
 
 use ring::msg::{ConnId, Request};
-use ring::segment::state;
+use ring::segment::{READER_SHUT, state};
 use ring::stats::{Reason, SocketState};
 use ring::stream;
 
@@ -206,8 +206,7 @@ pub fn dissolve(h: &Handle, s: &Stream) {
 
 /// As close(2) of the last descriptor: unread data, or a linger time of 0, makes it a reset.
 fn end_stream(s: &Stream) {
-    let unread = s.has_data() && s.sock.shut.load(Ordering::Relaxed) & shut::READ == 0;
-    let reset = unread || s.sock.linger_reset.load(Ordering::Relaxed) != 0;
+    let reset = s.has_data() || s.sock.linger_reset.load(Ordering::Relaxed) != 0;
     // Relaxed: published by the state below; a writer that sees it late writes into the void, as on a network.
     s.in_dir.reader_closed.store(s.conn.generation(), Ordering::Relaxed);
     let end = match (s.out_dir.state.load(Ordering::Relaxed), reset) {
@@ -245,7 +244,7 @@ pub fn shutdown(h: &Handle, s: &Stream, how: i32) -> crate::sys::Result<()> {
     let both = s.sock.shut.fetch_or(bits, Ordering::Relaxed) | bits;
     if both & shut::READ != 0 && both & shut::WRITE != 0 {
         // What comes from now on is answered with a reset. Relaxed: as in `end_stream`.
-        s.in_dir.reader_closed.store(s.conn.generation(), Ordering::Relaxed);
+        s.in_dir.reader_closed.store(s.conn.generation() | READER_SHUT, Ordering::Relaxed);
     }
     if bits & shut::WRITE != 0 && s.out_dir.state.load(Ordering::Relaxed) == state::OPEN {
         s.out_dir.state.store(state::FIN, Ordering::Release);

@@ -6,7 +6,7 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use ring::segment::{Direction, RING_BYTES, state};
+use ring::segment::{Direction, READER_SHUT, RING_BYTES, state};
 use ring::stream::{self, Reader, RingBytes, Span};
 use ring::{urgent, wake};
 
@@ -454,10 +454,16 @@ fn wake_is_due(dir: &Direction) -> bool {
 }
 
 impl Stream {
-    /// Nobody will ever read what we write.
+    /// Nobody will ever read what we write from now on.
     #[inline(always)]
     #[must_use]
     pub fn reader_is_gone(&self) -> bool {
+        self.out_dir.reader_closed.load(Ordering::Relaxed) & !READER_SHUT == self.conn.generation()
+            || self.sock.dead.load(Ordering::Relaxed) != 0
+    }
+
+    /// Nobody will ever read what we have written, either.
+    fn reader_has_closed(&self) -> bool {
         self.out_dir.reader_closed.load(Ordering::Relaxed) == self.conn.generation()
             || self.sock.dead.load(Ordering::Relaxed) != 0
     }
@@ -577,8 +583,8 @@ impl Stream {
     /// when to tell (if a sleeper or watch is announced, too).
     #[must_use]
     pub fn writable(&self) -> bool {
-        if self.sock.shut.load(Ordering::Relaxed) & (shut::WRITE | shut::BROKEN) != 0 || self.reader_is_gone()
-        {
+        let bits = self.sock.shut.load(Ordering::Relaxed);
+        if bits & (shut::WRITE | shut::BROKEN) != 0 || self.reader_has_closed() {
             return true;
         }
         let mut w = self.sock.writer();

@@ -84,6 +84,9 @@ pub mod state {
     pub const FIN_RST: u32 = 3;
 }
 
+/// In [`Direction::reader_closed`]: what comes from now on is lost, as after a close; what is in the ring is still being read.
+pub const READER_SHUT: u32 = 1 << 31;
+
 /// Control lines of one direction of a connection.
 #[repr(C, align(64))]
 pub struct Direction {
@@ -105,7 +108,8 @@ pub struct Direction {
     pub tx_wait: AtomicU32,
     /// The same for space. Writer-set.
     pub tx_watch: AtomicU32,
-    /// Generation that the reader's side has closed entirely: nobody will ever read. Reader-written.
+    /// Generation that the reader's side has closed entirely: nobody will ever read. With [`READER_SHUT`]: it has shut down both
+    /// directions, and not closed. Reader-written.
     pub reader_closed: AtomicU32,
     pad2: AtomicU32,
     /// The writer that waits or watches for space wants to be told when `consumed` gets here. Writer-set.

@@ -203,8 +203,6 @@ impl Generator {
         }
         let thing = self.thing(p, s)?.clone();
         match thing.kind {
-            // Not followed yet: connected or listening after the fork.
-            Kind::Fresh | Kind::Bound if thing.inherited => None,
             Kind::Fresh => self.fresh(s, &thing),
             Kind::Bound => Some(Act::Listen { s, backlog: BACKLOG }),
             Kind::Listening => (room && !thing.awaited && self.can_block(p)).then(|| {
@@ -230,7 +228,7 @@ impl Generator {
             }
             5 if living > 2 => Some(Act::Exit {}),
             6 if living > 2 => Some(Act::Killed {}),
-            7.. if EXEC && self.blocked.get(&p).is_none_or(Vec::is_empty) => Some(Act::Exec {}),
+            7.. if self.blocked.get(&p).is_none_or(Vec::is_empty) => Some(Act::Exec {}),
             _ => None,
         }
     }
@@ -562,9 +560,6 @@ impl Generator {
         }
     }
 }
-
-/// Whether programs execute others.
-const EXEC: bool = false;
 
 /// Options whose values are the same whatever carries the data.
 const ASKED: [(i32, i32, usize); 8] = [
