@@ -6,6 +6,7 @@
 //!
 //! All of it is under one lock: registrations, ready lists and the scan for news. Nobody sleeps with it.
 
+mod news;
 mod ready;
 mod set;
 

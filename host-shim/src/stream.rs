@@ -415,7 +415,7 @@ impl Handle {
             let lane = (watch as usize).wrapping_sub(1);
             let flag = theirs.news.get(lane).and_then(|news| news.get(usize::from(slot)));
             if let (Some(flag), Some(lane)) = (flag, theirs.lanes.get(lane)) {
-                ring_wire |= wake::post(flag, &lane.sleeping) != 0;
+                ring_wire |= wake::post(flag, wake::stamp(&lane.order), &lane.sleeping) != 0;
             }
         }
         if ring_wire {

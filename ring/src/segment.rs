@@ -52,11 +52,13 @@ pub struct SegmentHeader {
 // SAFETY: atomics only, repr(C).
 unsafe impl Shared for SegmentHeader {}
 
-/// A lane's sleep word, on a line of its own: the peer reads it after each message to a watched slot.
+/// A lane's words, on a line of their own: the peer uses them after each message to a watched slot.
 #[repr(C, align(64))]
 pub struct Lane {
     /// Sleep word ([`crate::wake`]): epoll instances of this lane that sleep (SPEC 6.4).
     pub sleeping: AtomicU32,
+    /// The latest stamp of news ([`crate::wake::stamp`]). Peer-written.
+    pub order: AtomicU32,
 }
 // SAFETY: atomics only, repr(C).
 unsafe impl Shared for Lane {}
@@ -64,9 +66,9 @@ unsafe impl Shared for Lane {}
 /// What the processes of one side watch; the other side writes news into it.
 #[repr(C, align(64))]
 pub struct Side {
-    /// Sleep words.
+    /// Sleep words and orders.
     pub lanes: [Lane; LANES],
-    /// `news[lane][slot]`: non-zero when that slot may have become ready for this side.
+    /// `news[lane][slot]`: a stamp, not zero, when that slot may have become ready for this side.
     pub news: [[AtomicU8; SLOTS as usize]; LANES],
 }
 // SAFETY: atomics only, repr(C).

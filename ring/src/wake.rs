@@ -89,23 +89,45 @@ fn claim(word: &AtomicU32) -> u32 {
 }
 
 /// Waker of a lane (SPEC 6.4): after publishing, tells the receiver that a slot has news. Returns who sleeps on
-/// the lane, as [`sleepers`] does.
+/// the lane, as [`sleepers`] does. `stamp`, not 0, is the news' place in the order of arrival ([`stamp`]).
 ///
 /// The byte is stored even if it is set already: what is read there could be older than the receiver's look.
 #[inline(always)]
 #[must_use]
-pub fn post(news: &AtomicU8, sleeping: &AtomicU32) -> u32 {
+pub fn post(news: &AtomicU8, stamp: u8, sleeping: &AtomicU32) -> u32 {
     // Release: pairs with the Acquire in `collect`: who takes the news sees the publication before it.
-    store_against_rmw(news, 1, Ordering::Release);
+    store_against_rmw(news, stamp, Ordering::Release);
     sleepers(sleeping)
 }
 
-/// Receiver of a lane (SPEC 6.4): takes the news of one slot. If true, look at the slot *after* this returns.
+/// Waker of a lane: the next stamp of `order`, which is the lane's.
 #[inline(always)]
 #[must_use]
-pub fn collect(news: &AtomicU8) -> bool {
+pub fn stamp(order: &AtomicU32) -> u8 {
+    let [low, ..] = order.load(Ordering::Relaxed).wrapping_add(1).to_le_bytes();
+    let stamp = low.max(1);
+    // Relaxed, and no locked instruction: two threads that do this at once get one stamp, and are in no order. The store
+    // is before that of the news (Release), so who collects those reads no older `order`.
+    order.store(stamp.into(), Ordering::Relaxed);
+    stamp
+}
+
+/// Receiver of a lane: how long ago the news with `stamp` came, by an `order` read after they were collected. Right
+/// among the 254 latest news of a lane: a scan seldom finds more, and the order is all that is lost then.
+#[inline(always)]
+#[must_use]
+pub fn age(order: u32, stamp: u8) -> u8 {
+    let [newest, ..] = order.to_le_bytes();
+    newest.wrapping_sub(stamp)
+}
+
+/// Receiver of a lane (SPEC 6.4): takes the news of one slot: their stamp, or 0. If not 0, look at the slot *after* this
+/// returns.
+#[inline(always)]
+#[must_use]
+pub fn collect(news: &AtomicU8) -> u8 {
     // Relaxed: a plain read keeps a scan of quiet slots free of locked instructions.
     // AcqRel: Acquire pairs with the Release in `post`. The swap stores before the look that follows it loads, so a
     // publication that this look misses is posted after the swap and sets the byte again.
-    news.load(Ordering::Relaxed) != 0 && news.swap(0, Ordering::AcqRel) != 0
+    if news.load(Ordering::Relaxed) == 0 { 0 } else { news.swap(0, Ordering::AcqRel) }
 }

@@ -42,6 +42,7 @@ pub const CASES: &[Case] = &[
     ("epoll::nested", User, nested),
     ("epoll::more_ready_than_asked_for", User, more_ready),
     ("epoll::many_sockets", User, many),
+    ("epoll::events_in_the_order_of_arrival", User, in_order),
     ("epoll::added_before_connect", User, before_connect),
     ("epoll::set_made_before_the_sockets", User, level),
     ("epoll::exclusive", User, exclusive),
@@ -466,6 +467,26 @@ fn many(t: &Duo) {
         t.s.settle(*s, POLLIN);
     }
     t.s.epoll_wait(ep, 5000);
+}
+
+/// One event a call, so that their order shows.
+fn in_order(t: &Duo) {
+    let ep = t.s.epoll();
+    let pairs: Vec<_> = (0..6).map(|_| t.pair()).collect();
+    for p in &pairs {
+        t.s.epoll_add(ep, p.s, EPOLLIN | EPOLLET);
+    }
+    t.s.epoll_wait(ep, 0);
+    for round in [[4, 1, 5, 0, 3, 2], [0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]] {
+        for p in round.iter().filter_map(|i| pairs.get(*i)) {
+            t.c.send(p.c, b"x");
+            t.s.settle(p.s, POLLIN);
+        }
+        for _ in round {
+            t.s.call(Op::EpollWait { ep, max: 1, timeout_ms: 5000 });
+        }
+        t.s.epoll_wait(ep, 0);
+    }
 }
 
 fn before_connect(t: &Duo) {

@@ -1,4 +1,4 @@
-//! What is ready: the scan for news, the events of a registration, and the harvest of an instance.
+//! What is ready: the events of a registration, and the harvest of an instance.
 
 use core::sync::atomic::Ordering;
 
@@ -63,22 +63,6 @@ impl State {
         }
         self.kick |= changed;
         changed
-    }
-
-    /// Takes the news of one lane from all segments.
-    pub(super) fn scan(&mut self, lane: usize) {
-        for (_, m) in segments::all() {
-            let mut from = 0;
-            while let Some(slot) = m.next_news(lane, from) {
-                from = slot + 1;
-                // A slot that is not ours belongs to a forked relative: its news are not ours to take.
-                let Some(h) = m.owner(slot) else { continue };
-                let flag = m.ours().and_then(|side| side.news.get(lane)?.get(slot));
-                if flag.is_some_and(wake::collect) {
-                    self.queue_all(h);
-                }
-            }
-        }
     }
 
     /// Something came in at `h`: its registrations are looked at, and those of the sets that they are in.
