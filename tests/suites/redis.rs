@@ -78,7 +78,7 @@ impl Suite for Units {
         let tree = self.trees.get(slot).map_or(Path::new("."), PathBuf::as_path);
         let port = PORT_FIRST + slot * PORTS_PER_SLOT;
         let mut command = side.command(tree.join("runtest"));
-        command.args(["--single", part, "--clients", "1", "--dump-logs"]).current_dir(tree);
+        command.args(["--single", part, "--clients", "1"]).current_dir(tree);
         command.args(["--baseport", &port.to_string(), "--portcount", &PORTS_PER_SLOT.to_string()]);
         let ended = run(side, &mut command, None, BOUNDS)?;
         let mut all = verdicts(&ended.said);
