@@ -40,6 +40,9 @@ pub fn open(h: &'static Handle) -> Option<OwnedFd> {
         s.sock.processes.fetch_sub(1, Ordering::AcqRel);
         return None;
     }
+    if s.sock.is_nonblocking() {
+        options::set_kernel_nonblocking(ours.as_raw_fd());
+    }
     stats::set_reason(h.index(), Reason::Relayed);
     Some(ours)
 }
@@ -87,9 +90,6 @@ fn kernel_pair(domain: i32) -> Option<(OwnedFd, OwnedFd)> {
 /// only the child's descriptors change.
 pub fn replace(h: &'static Handle) {
     let Some(kernel) = open(h) else { return };
-    if h.sock().is_some_and(crate::sock::Sock::is_nonblocking) {
-        options::set_kernel_nonblocking(kernel.as_raw_fd());
-    }
     let (domain, ty) = h.family();
     let new = if process::is_borrowed() { None } else { handle::allocate(Kind::Kernel, -1, domain, ty) };
     each_descriptor(h, |fd| {
