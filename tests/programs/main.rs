@@ -48,6 +48,7 @@ const TESTS: &[Test] = &[
     ("storage::memcached", storage::memcached),
     ("storage::postgres", storage::postgres),
     ("runtimes::node", runtimes::node),
+    ("runtimes::node_cluster", runtimes::node_cluster),
     ("runtimes::java", runtimes::java),
     ("runtimes::gunicorn_sync", runtimes::gunicorn_sync),
     ("runtimes::gunicorn_threads", runtimes::gunicorn_threads),

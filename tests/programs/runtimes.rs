@@ -1,6 +1,7 @@
 //! Language runtimes with event loops and thread pools of their own: node and Java as HTTP servers and clients,
 //! gunicorn as a pre-fork server.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use harness::child::wait_for;
@@ -27,6 +28,23 @@ pub fn node() -> Outcome {
         side.wait_listening(port)?;
         let said = String::from_utf8(side.run(&mut node(side, "client")?)?)?;
         side.figure("node, 20 connections, requests/s".to_owned(), &said, "requests/s")?;
+        server.stop()
+    })
+}
+
+/// node's cluster: the primary accepts and sends every connection to a worker over AF_UNIX. Each goes on through a relay.
+pub fn node_cluster() -> Outcome {
+    compare(Way::Mostly(1000), |side| {
+        let port = net::free_port()?;
+        let mut command = side.program("node")?;
+        command.arg(source("cluster.js")).arg(port.to_string());
+        let server = side.serve("cluster", &mut command, Signal::TERM)?;
+        side.wait_listening(port)?;
+        let mut workers = BTreeSet::new();
+        for _ in 0..10 {
+            workers.insert(side.run(&mut side.curl(&format!("http://127.0.0.1:{port}/"))?)?);
+        }
+        ensure(workers.len() == 2, || format!("{} workers have answered", workers.len()))?;
         server.stop()
     })
 }
