@@ -415,6 +415,8 @@ impl Generator {
             self.random.pick(&[EPOLL_CTL_ADD, EPOLL_CTL_ADD, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL], 1);
         let what = self.random.pick(&[EPOLLIN, EPOLLIN | EPOLLOUT, EPOLLOUT, EPOLLIN | EPOLLRDHUP], EPOLLIN);
         let how = self.random.pick(&[0, 0, EPOLLET, EPOLLET, EPOLLONESHOT, EPOLLET | EPOLLONESHOT], 0);
+        // Known to differ: data that comes is an edge for a set that asks for EPOLLOUT alone.
+        let how = if what == EPOLLOUT { how & !EPOLLET } else { how };
         Some(Act::EpollCtl { s, op, member, events: (what | how).cast_unsigned() })
     }
 

@@ -163,7 +163,7 @@ impl Act {
     }
 
     /// Names that must exist before.
-    fn uses(&self) -> Vec<Name> {
+    pub fn uses(&self) -> Vec<Name> {
         match self {
             Act::Poll { set, .. } => set.iter().map(|(name, _)| *name).collect(),
             Act::EpollCtl { s, member, .. } => vec![*s, *member],

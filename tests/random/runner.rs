@@ -229,15 +229,19 @@ impl Runner {
         Ok(released)
     }
 
-    /// False for what would change descriptor numbers while an `accept` is blocked: Linux reserves its number when the
-    /// call begins, which no program can know. And for what closes a descriptor that the same process polls: POSIX leaves it open
-    /// what happens.
+    /// False for what Linux leaves to chance, so that no shrinking ends there: what would change descriptor numbers while an
+    /// `accept` is blocked, which reserves its number when it begins; what closes a descriptor that the same process
+    /// polls; a second call that waits where one waits already.
     pub fn is_determined(&self, p: usize, act: &Act) -> bool {
         let closes = match act {
             Act::Close { s } | Act::Dup2 { to: s, .. } => Some(s),
             _ => None,
         };
         let numbers = !act.makes().is_empty() || closes.is_some();
+        let waits = if act.may_block() { act.uses() } else { Vec::new() };
+        if self.blocked.iter().any(|b| b.act.uses().iter().any(|name| waits.contains(name))) {
+            return false;
+        }
         self.blocked.iter().filter(|b| b.p == p).all(|b| match &b.act {
             Act::Accept { .. } => !numbers,
             Act::Poll { set, .. } => set.iter().all(|(name, _)| Some(name) != closes),
