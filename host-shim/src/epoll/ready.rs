@@ -139,8 +139,9 @@ impl State {
             }
         }
         let mut n = 0;
-        let turns = self.instances.get(instance).map_or(0, |i| i.ready_len);
-        for _ in 0..turns {
+        let mut turns = self.instances.get(instance).map_or(0, |i| i.ready_len);
+        while turns > 0 {
+            turns -= 1;
             let Some(place) = out.get_mut(n) else {
                 // More than this call can take: another thread that sleeps on the instance may have it.
                 self.kick |= self.instances.get(instance).is_some_and(|i| i.asleep > 0);
@@ -149,6 +150,11 @@ impl State {
             let Some(index) = self.pop_ready(instance) else { break };
             if let Some(r) = self.regs.get_mut(index).filter(|r| r.dead) {
                 *r = NO_REG;
+                continue;
+            }
+            if let Some(r) = self.regs.get_mut(index).filter(|r| r.idle) {
+                r.idle = false;
+                turns += u32::from(self.put_back(index));
                 continue;
             }
             if settled {
@@ -171,6 +177,9 @@ impl State {
             } else if level && h.is_some_and(needs_looking) {
                 // It is looked at each time, but it is nothing to wake anybody for.
                 self.put_back(index);
+                if let Some(r) = self.regs.get_mut(index) {
+                    r.idle = true;
+                }
             }
         }
         n

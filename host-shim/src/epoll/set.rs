@@ -23,6 +23,8 @@ pub(super) struct Reg {
     /// Taken out while in a ready list: freed when met there.
     pub(super) dead: bool,
     pub(super) queued: bool,
+    /// Queued for being looked at, without news: its turn is after those that have some.
+    pub(super) idle: bool,
     /// The watch was set after the last barrier: look at the connection itself.
     pub(super) fresh: bool,
     /// One-shot, and shot.
@@ -43,6 +45,7 @@ pub(super) const NO_REG: Reg = Reg {
     used: false,
     dead: false,
     queued: false,
+    idle: false,
     fresh: false,
     off: false,
     in_kernel: false,
