@@ -32,14 +32,17 @@ use crate::handle::{self, HANDLES_MAX, Handle, Kind};
 use crate::leave::{self, Who};
 use crate::stream::{Buffers, Cursor};
 use crate::sys::Errno;
-use crate::wait::Spin;
-use crate::{file, process, real, socket, stats, sys, table};
+use crate::{config, file, process, real, socket, stats, sys, table};
 use channel::{Busy, CAPACITY, Channel, KERNEL, NEVER, RING, Role, Wrote};
 
 /// Reads or writes by our calls after which a process agrees to use the ring.
 const CALLS_BEFORE_AGREEING: u32 = 16;
 /// Spin rounds before a caller asks whether it may wait at all: about a microsecond.
 const ROUNDS_BEFORE_FLAGS: u32 = 20;
+/// Spin rounds before the processor is offered to others: half a microsecond, as such an offer takes when nobody takes it.
+const ROUNDS_BEFORE_YIELD: u32 = 16;
+/// Longest wait for the other end.
+const WAIT_MAX: Duration = Duration::from_millis(20);
 /// Ends in one poll(2) that may use the ring again afterwards; more never do.
 const POLLED_MAX: usize = 8;
 
@@ -436,7 +439,6 @@ impl View {
 
     #[cold]
     fn read_slow(&self, to: &Buffers<'_>, native: &dyn Fn() -> isize) -> isize {
-        let mut spun = false;
         loop {
             match self.channel.mode() {
                 RING => {
@@ -454,7 +456,6 @@ impl View {
                     if let Some(result) = self.wait_for_bytes(native) {
                         return result;
                     }
-                    spun = true;
                 }
                 KERNEL if self.agrees() => {
                     if self.channel.is_due() {
@@ -464,12 +465,7 @@ impl View {
                         }
                     }
                     let Some(_busy) = self.channel.enter_kernel(Role::Reader) else { continue };
-                    let start = spun.then(sys::now);
-                    let got = native();
-                    if let Some(start) = start {
-                        Spin::learn(sys::now() - start);
-                    }
-                    return self.by_kernel(got);
+                    return self.by_kernel(native());
                 }
                 _ => return self.by_kernel(native()),
             }
@@ -478,7 +474,7 @@ impl View {
 
     /// The ring is empty: waits a moment for bytes, then goes back to the kernel. A result if the call ends here.
     fn wait_for_bytes(&self, native: &dyn Fn() -> isize) -> Option<isize> {
-        let mut spin = Spin::new();
+        let mut wait = Wait::new();
         let mut round = 0;
         while self.channel.available() == 0 && self.channel.mode() == RING {
             round += 1;
@@ -487,7 +483,7 @@ impl View {
                 let got = native();
                 return (got != 0 || self.channel.available() == 0).then_some(got);
             }
-            if self.channel.is_deserted(Role::Writer) || !spin.turn() {
+            if self.channel.is_deserted(Role::Writer) || !wait.turn() {
                 if !self.leave_if_empty() {
                     rustix::thread::sched_yield();
                 }
@@ -540,7 +536,7 @@ impl View {
 
     /// A reader wants the ring: it has to empty the kernel's object first, and the ring is there, or it sleeps and we don't wait.
     fn wait_for_reader(&self) {
-        let mut spin = Spin::new();
+        let mut wait = Wait::new();
         let mut round = 0u32;
         while self.channel.mode() == KERNEL {
             round += 1;
@@ -548,7 +544,7 @@ impl View {
             if look && (self.channel.reader_is_in_kernel() || self.enter_ring()) {
                 return;
             }
-            if !spin.turn() {
+            if !wait.turn() {
                 self.channel.postpone();
                 return;
             }
@@ -557,7 +553,7 @@ impl View {
 
     /// The ring is full: waits a moment for room, then goes back to the kernel. A result if the call ends here.
     fn wait_for_room(&self, total: usize, done: usize) -> Option<isize> {
-        let mut spin = Spin::new();
+        let mut wait = Wait::new();
         let mut round = 0;
         while !self.channel.has_room(total - done) && self.channel.mode() == RING {
             round += 1;
@@ -568,7 +564,7 @@ impl View {
                 sys::set_errno(Errno(libc::EAGAIN));
                 return Some(-1);
             }
-            if self.channel.is_deserted(Role::Reader) || !spin.turn() {
+            if self.channel.is_deserted(Role::Reader) || !wait.turn() {
                 self.leave_surely(KERNEL);
             }
         }
@@ -681,6 +677,37 @@ impl View {
     /// The reading end's word: nothing to read, and somebody may still write.
     fn is_quiet(&self) -> bool {
         events(self.fd, PollFlags::IN).is_empty()
+    }
+}
+
+/// A wait for the other end, counted in turns of the processor: where others want it, each turn lets them run, the other end
+/// among them, however long that takes; alone, it is about as long as other waits ([`crate::wait::Spin`]).
+struct Wait {
+    round: u32,
+    yields: u32,
+    start: Option<Duration>,
+}
+
+impl Wait {
+    fn new() -> Self {
+        Wait { round: 0, yields: 0, start: None }
+    }
+
+    /// False: it has been long enough.
+    fn turn(&mut self) -> bool {
+        self.round += 1;
+        if !self.round.is_multiple_of(ROUNDS_BEFORE_YIELD) {
+            core::hint::spin_loop();
+            return true;
+        }
+        let now = sys::now();
+        let start = *self.start.get_or_insert(now);
+        if self.yields >= config::spin_us_max() || now - start > WAIT_MAX {
+            return false;
+        }
+        self.yields += 1;
+        rustix::thread::sched_yield();
+        true
     }
 }
 
