@@ -139,22 +139,36 @@ impl State {
             }
         }
         let mut n = 0;
-        let mut turns = self.instances.get(instance).map_or(0, |i| i.ready_len);
-        while turns > 0 {
-            turns -= 1;
-            let Some(place) = out.get_mut(n) else {
+        if self.turn(instance, (out, &mut n), settled, false) {
+            self.turn(instance, (out, &mut n), settled, true);
+        }
+        n
+    }
+
+    /// One turn over the ready list, for the idle registrations or for all others. True: some were left to the other turn.
+    fn turn(
+        &mut self,
+        instance: usize,
+        (out, n): (&mut [libc::epoll_event], &mut usize),
+        settled: bool,
+        idle: bool,
+    ) -> bool {
+        let mut left = false;
+        for _ in 0..self.instances.get(instance).map_or(0, |i| i.ready_len) {
+            let Some(place) = out.get_mut(*n) else {
                 // More than this call can take: another thread that sleeps on the instance may have it.
                 self.kick |= self.instances.get(instance).is_some_and(|i| i.asleep > 0);
-                break;
+                return false;
             };
             let Some(index) = self.pop_ready(instance) else { break };
-            if let Some(r) = self.regs.get_mut(index).filter(|r| r.dead) {
+            let Some(r) = self.regs.get_mut(index) else { continue };
+            if r.dead {
                 *r = NO_REG;
                 continue;
             }
-            if let Some(r) = self.regs.get_mut(index).filter(|r| r.idle) {
-                r.idle = false;
-                turns += u32::from(self.put_back(index));
+            if r.idle != idle {
+                left = true;
+                self.put_back(index);
                 continue;
             }
             if settled {
@@ -164,25 +178,28 @@ impl State {
             let Some(r) = self.regs.get_mut(index) else { continue };
             if events != 0 {
                 *place = libc::epoll_event { events, u64: r.interest.data };
-                n += 1;
+                *n += 1;
                 if r.interest.events & ONESHOT != 0 {
                     r.off = true;
+                    r.idle = false;
                     continue;
                 }
             }
             let level = r.interest.events & ET == 0;
             let (fresh, h) = (r.fresh, self.handle_of(index));
-            if level && (events != 0 || fresh) {
+            let ready = level && (events != 0 || fresh);
+            let looked_at = level && !ready && h.is_some_and(needs_looking);
+            if let Some(r) = self.regs.get_mut(index) {
+                r.idle = looked_at;
+            }
+            if ready {
                 self.queue(index);
-            } else if level && h.is_some_and(needs_looking) {
+            } else if looked_at {
                 // It is looked at each time, but it is nothing to wake anybody for.
                 self.put_back(index);
-                if let Some(r) = self.regs.get_mut(index) {
-                    r.idle = true;
-                }
             }
         }
-        n
+        left
     }
 }
 
