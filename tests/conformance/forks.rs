@@ -22,6 +22,7 @@ pub const CASES: &[Case] = &[
     ("fork::grandchild", User, grandchild),
     ("fork::parent_exits_child_goes_on", User, parent_exits),
     ("fork::epoll_set_of_the_child", User, child_epoll),
+    ("fork::epoll_set_with_connections_from_before_and_after", User, old_and_new_in_a_set),
     ("fork::data_sent_before_is_read_by_the_child", User, before_fork),
     ("fork::forty_children", User, forty),
 ];
@@ -217,6 +218,29 @@ fn parent_exits(t: &Duo) {
     t.c.recv(p.c, 64);
     child.exit();
     t.c.recv(p.c, 4);
+}
+
+/// A descriptor is reported once, also where some connections are shared and some are not.
+fn old_and_new_in_a_set(t: &Duo) {
+    let ep = t.s.epoll();
+    let old = t.pair();
+    t.s.epoll_add(ep, old.s, EPOLLIN);
+    let Some(_child) = t.s.fork("k") else { return };
+    let new = t.pair();
+    t.s.epoll_add(ep, new.s, EPOLLIN);
+    t.s.epoll_wait(ep, 0);
+    for (first, second) in [(&new, &old), (&old, &new)] {
+        t.c.send(first.c, b"x");
+        t.s.settle(first.s, POLLIN);
+        t.s.epoll_wait(ep, 5000);
+        t.c.send(second.c, b"y");
+        t.s.settle(second.s, POLLIN);
+        t.s.epoll_wait(ep, 5000);
+        t.s.epoll_wait(ep, 0);
+        t.s.recv(first.s, 8);
+        t.s.recv(second.s, 8);
+        t.s.epoll_wait(ep, 0);
+    }
 }
 
 fn child_epoll(t: &Duo) {
