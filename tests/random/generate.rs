@@ -282,11 +282,14 @@ impl Generator {
         match self.random.below(100) {
             0..45 => self.send(s, thing, false),
             45..88 => self.receive(p, s, thing, false),
+            // Known to differ: a relative that waits in poll(2) does not hear of it.
+            88..93 if thing.inherited => None,
             88..93 => {
                 let how = self.random.pick(&[SHUT_WR, SHUT_WR, SHUT_RD, SHUT_RDWR], SHUT_WR);
                 Some(Act::Shutdown { s, how })
             }
-            93 => self.connect(s, thing),
+            // An IPv6 socket that was refused over IPv4 stays on IPv4, which only the kernel knows.
+            93 if !thing.v6 => self.connect(s, thing),
             94 => Some(Act::Getpeername { s }),
             95 => Some(Act::Getsockname { s }),
             96 => Some(Act::Fill { s }),
@@ -384,7 +387,9 @@ impl Generator {
                 PollBy::Poll | PollBy::Ppoll => [POLLIN, POLLOUT, POLLIN | POLLOUT, POLLIN | POLLRDHUP],
                 _ => [POLLIN, POLLOUT, POLLIN | POLLOUT, POLLIN],
             };
-            if set.iter().all(|(other, _)| *other != name) && self.thing(p, name).is_some() {
+            // Known to differ: a set in which somebody has slept may look ready for nothing.
+            let sound = self.thing(p, name).is_some_and(|t| t.kind != Kind::Epoll);
+            if sound && set.iter().all(|(other, _)| *other != name) {
                 set.push((name, self.random.pick(&events, POLLIN)));
             }
         }
@@ -408,7 +413,8 @@ impl Generator {
             return self.can_block(p).then(|| Act::EpollWait { s, max, timeout_ms: self.timeout() });
         }
         let member = self.random.pick(names, 0);
-        if [s, member].iter().any(|n| self.thing(p, *n).is_some_and(|t| t.awaited || t.inherited)) {
+        let nested = self.thing(p, member).is_some_and(|t| t.kind == Kind::Epoll);
+        if nested || [s, member].iter().any(|n| self.thing(p, *n).is_some_and(|t| t.awaited || t.inherited)) {
             return None;
         }
         let op =
@@ -427,6 +433,15 @@ impl Generator {
             self.names.remove(&p);
             for (_, things) in self.blocked.remove(&p).unwrap_or_default() {
                 self.set_awaited(&things, false);
+            }
+        }
+        if matches!(step.act, Act::Exec {}) {
+            // Known to differ: a set that exec inherits.
+            let names = self.names.get(&p).cloned().unwrap_or_default();
+            for thing in names.values() {
+                if let Some(thing) = self.things.get_mut(*thing).filter(|t| t.kind == Kind::Epoll) {
+                    thing.inherited = true;
+                }
             }
         }
         let number = self.program.0.len();
