@@ -7,7 +7,7 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 export CARGO_TARGET_DIR := $(TARGET)
 export IPC_DIRECT_BIN_DIR := $(TARGET)/release
 PRODUCT := -p ipc-direct -p nic-coordinator -p ipc-direct-shim
-E2E := exports conformance random c pipes programs operator namespaces faults idle
+E2E := exports conformance c pipes programs operator namespaces faults idle
 
 .PHONY: help setup build demo test test-all test-unit test-loom test-e2e suites random matrix bench-quick bench fmt lint clean
 
@@ -36,6 +36,7 @@ test-loom: setup ## Every interleaving of the ring's algorithms that matters
 
 test-e2e: build ## Socket semantics against the kernel's, real programs, faults, idle
 	$(CARGO) test -p ipc-direct-tests $(addprefix --test ,$(E2E))
+	RANDOM_SECONDS=0 $(CARGO) test -p ipc-direct-tests --test random
 
 suites: build ## Redis's, memcached's and Python's own tests, on the kernel and under the shim
 	$(CARGO) test -p ipc-direct-tests --test suites

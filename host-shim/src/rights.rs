@@ -1,7 +1,7 @@
 //! Descriptors of ours that are sent over an AF_UNIX socket (unix(7), `SCM_RIGHTS`).
 //!
 //! The receiver may be anybody, with or without the shim, so what is sent is a kernel socket: a connection's relay
-//! ([`crate::relay`]); a listener is withdrawn to the kernel's queue and sent as it is.
+//! ([`crate::relay`]); a listener is withdrawn to the kernel's queue and sent as it is; a pipe leaves its ring for good.
 //!
 //! `unsafe` is allowed here: the application's control messages.
 #![allow(unsafe_code)]
@@ -13,7 +13,7 @@ use rustix::fd::{AsRawFd, OwnedFd};
 
 use crate::handle::{Handle, Kind};
 use crate::sys::{Errno, NoSignals, Result};
-use crate::{process, relay, table};
+use crate::{overlay, process, relay, table};
 
 /// As the kernel: no message carries more (`SCM_MAX_FD`).
 const FDS_MAX: usize = 253;
@@ -75,7 +75,7 @@ unsafe fn each_right(control: *mut u8, length: usize, mut each: impl FnMut(*mut 
 /// # Safety
 /// `msg` is the application's argument of sendmsg(2).
 pub unsafe fn substitute(msg: *const msghdr) -> Result<Option<Substitute>> {
-    if msg.is_null() || !process::is_attached() {
+    if msg.is_null() {
         return Ok(None);
     }
     // SAFETY: by contract with C.
@@ -85,8 +85,13 @@ pub unsafe fn substitute(msg: *const msghdr) -> Result<Option<Substitute>> {
     }
     let mut any = false;
     // SAFETY: as above.
-    unsafe { each_right(control, length, |p| any |= ours(p).is_some()) };
-    if !any {
+    unsafe {
+        each_right(control, length, |p| {
+            overlay::never(p.read_unaligned());
+            any |= ours(p).is_some();
+        });
+    }
+    if !any || !process::is_attached() {
         return Ok(None);
     }
     let mut new = Substitute { control: Control([0; CONTROL_BYTES]), length, relays: Default::default() };

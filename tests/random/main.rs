@@ -9,7 +9,7 @@
 //! | variable | meaning | default |
 //! |---|---|---|
 //! | `RANDOM_SEED` | first seed; the next programs count on from it | from the clock, printed |
-//! | `RANDOM_SECONDS` | how long new programs are tried | 60 |
+//! | `RANDOM_SECONDS` | how long new programs are tried; 0: the corpus alone | 60 |
 //! | `RANDOM_STEPS` | steps in each | 40 |
 //! | `RANDOM_FAILURES` | how many programs may differ before it stops | 1 |
 //! | `RANDOM_PRINT` | if set, each program is printed, with what the kernel gave | |
@@ -93,6 +93,9 @@ fn run() -> Outcome {
     };
     let before = Census::take();
     corpus()?;
+    if settings.time.is_zero() {
+        return before.compare();
+    }
     println!("random programs from seed {} for {} s", settings.seed, settings.time.as_secs());
     let work = Work {
         next: AtomicU64::new(settings.seed),
