@@ -13,6 +13,8 @@ use ring::msg::Request;
 use crate::lock::Lock;
 use crate::{agent, arenas, coordinator, epoll, overlay, process, segments, socket, sys, wait};
 
+/// Held from before a fork until the parent has gone on.
+static FORKING: Lock = Lock::new();
 static NONCE: AtomicU64 = AtomicU64::new(0);
 static PARENT: AtomicU32 = AtomicU32::new(0);
 
@@ -29,10 +31,12 @@ fn locks() -> [&'static Lock; 6] {
 }
 
 extern "C" fn before() {
-    NONCE.store(0, Ordering::Relaxed);
     if process::is_borrowed() {
         return;
     }
+    // Two threads that fork at once are two forks, one after the other. Given back as the locks below.
+    core::mem::forget(FORKING.take());
+    NONCE.store(0, Ordering::Relaxed);
     if process::is_attached() && socket::has_shared() {
         let nonce = sys::random() | 1;
         if coordinator::post(Request::Fork { nonce }).is_ok() {
@@ -58,12 +62,13 @@ extern "C" fn after_in_parent() {
     for lock in locks().iter().rev() {
         lock.give_back();
     }
+    FORKING.give_back();
     epoll::look_at_shared();
 }
 
 extern "C" fn after_in_child() {
     sys::forget_tid();
-    for lock in locks() {
+    for lock in locks().into_iter().chain([&FORKING]) {
         lock.reset();
     }
     process::detach_child();

@@ -190,11 +190,12 @@ impl Handle {
     /// As above; `EAGAIN` from a signal handler that interrupted a write to this very connection.
     #[inline(always)]
     pub fn try_write(&self, s: &Stream, from: &Buffers<'_>, at: &mut Cursor) -> Result<bool> {
-        let Some(_tx) = s.sock.tx.take() else { return Err(Errno(libc::EAGAIN)) };
+        let Some(tx) = s.sock.tx.take() else { return Err(Errno(libc::EAGAIN)) };
         if !s.current(self) {
             return Err(Errno(libc::EBADF));
         }
         if s.sock.shut.load(Ordering::Relaxed) & (shut::WRITE | shut::BROKEN) != 0 || s.reader_is_gone() {
+            drop(tx);
             return self.write_to_nobody(s, from, at);
         }
         let mut w = s.sock.writer();
@@ -297,6 +298,8 @@ impl Handle {
             // A peer that has shut down both directions and not closed meets that reset itself.
             s.out_dir.state.store(state::RST, Ordering::Release);
             self.notify_reader(s);
+            // The reset comes back, which is an event of its own.
+            crate::epoll::handle_changed(self);
         }
         Ok(true)
     }
