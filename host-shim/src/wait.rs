@@ -34,16 +34,8 @@ const SWITCH_TICKS: u64 = 3_000;
 /// Waits for which cores count as crowded after such a yield.
 const CROWDED_WAITS: u32 = 16;
 
-/// A yield that took longer than this many ticks (about 0.1 ms) gave the core to somebody who computes. Who sleeps gets a
-/// core back sooner, when woken, than who yields.
-const LOST_TICKS: u64 = 300_000;
-/// Waits that sleep without a yield after such a one.
-const LOST_WAITS: u32 = 64;
-
 /// Waits left for which cores count as crowded.
 static CROWDED: AtomicU32 = AtomicU32::new(0);
-/// Waits left that do not yield.
-static LOST: AtomicU32 = AtomicU32::new(0);
 /// Current length of the busy wait, in microseconds: learns from how long waits were.
 static SPIN_US: AtomicU32 = AtomicU32::new(u32::MAX);
 
@@ -59,17 +51,6 @@ impl Spin {
     /// Starts now, with the current budget.
     #[must_use]
     pub fn new() -> Self {
-        let lost = LOST.load(Ordering::Relaxed);
-        if lost > 0 {
-            // The first slow turn is the last one.
-            LOST.store(lost - 1, Ordering::Relaxed);
-            return Spin {
-                round: 0,
-                rounds_before_yield: ROUNDS_BEFORE_YIELD,
-                start: None,
-                budget: Duration::ZERO,
-            };
-        }
         let us = SPIN_US.load(Ordering::Relaxed).min(config::spin_us_max());
         let crowded = CROWDED.load(Ordering::Relaxed);
         let rounds_before_yield = if crowded == 0 {
@@ -102,12 +83,8 @@ impl Spin {
         }
         let before = sys::ticks();
         rustix::thread::sched_yield();
-        let away = sys::ticks().wrapping_sub(before);
-        if away > SWITCH_TICKS {
+        if sys::ticks().wrapping_sub(before) > SWITCH_TICKS {
             CROWDED.store(CROWDED_WAITS, Ordering::Relaxed);
-        }
-        if away > LOST_TICKS {
-            LOST.store(LOST_WAITS, Ordering::Relaxed);
         }
         true
     }
