@@ -1,6 +1,7 @@
 //! The shim's own descriptors: moved to high numbers, so that the application gets the lowest free ones, and marked in
 //! the table, so that it cannot close them by accident.
 
+use core::ffi::CStr;
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicI32, Ordering};
 
@@ -52,6 +53,16 @@ pub fn discard(fd: i32) {
         table::remove_internal(fd);
         sys::close(fd);
     }
+}
+
+/// `/proc/self/fd/<number>`, in `name`. `None`: it has no room for that.
+pub fn path(fd: i32, name: &mut [u8]) -> Option<&CStr> {
+    let mut digits = [0; 10];
+    let number = sys::decimal(fd.unsigned_abs(), &mut digits);
+    for (to, from) in name.iter_mut().zip(b"/proc/self/fd/".iter().chain(number).chain(&[0])) {
+        *to = *from;
+    }
+    CStr::from_bytes_until_nul(name).ok()
 }
 
 /// Every open descriptor that is not ours; the lowest numbers only, where /proc is not mounted.

@@ -308,6 +308,12 @@ impl Handle {
         self.touched.load(Ordering::Relaxed) & bits != 0
     }
 
+    /// True for a connection or listener that the coordinator knows.
+    #[must_use]
+    pub fn is_in_user_space(&self) -> bool {
+        matches!(self.kind(), Kind::Stream | Kind::Listener)
+    }
+
     /// Why a kernel socket must stay one, if it must.
     #[must_use]
     pub fn kernel_only(&self) -> Option<Reason> {

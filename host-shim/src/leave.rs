@@ -8,7 +8,7 @@ use core::sync::atomic::Ordering;
 
 use ring::image::{ARENAS_MAX, ArenaRef, ENTRY_WORDS, Entry, EntryKind, HEAD_WORDS, Head, NO_FD};
 use ring::msg::{ConnId, Request};
-use rustix::fd::{BorrowedFd, IntoRawFd};
+use rustix::fd::{BorrowedFd, IntoRawFd, OwnedFd};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::FdFlags;
 
@@ -46,7 +46,7 @@ pub fn is_needed(who: Who) -> bool {
 
 /// Connections and listeners of this process. What a former coordinator knew can't be taken over.
 fn ours() -> impl Iterator<Item = &'static Handle> {
-    handle::all().filter(|h| matches!(h.kind(), Kind::Stream | Kind::Listener) && h.is_current())
+    handle::all().filter(|h| h.is_in_user_space() && h.is_current())
 }
 
 /// The descriptors of a handle, by the table: in a vfork child, its parent's.
@@ -104,15 +104,12 @@ impl Left {
     }
 
     fn write_image(&mut self) -> Option<()> {
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let low = rustix::fs::memfd_create(c"ipc-direct-image", flags).ok()?.into_raw_fd();
-        self.state = fds::raise(low);
+        self.state = fds::raise(new_image()?.into_raw_fd());
         let file = sys::borrow(self.state);
         let mut entries = 0;
         for h in ours().chain(handle::all().filter(|h| h.kind() == Kind::Overlay)) {
             let Some(entry) = entry_of(h, &mut self.arenas) else { continue };
-            let at = 8 * (HEAD_WORDS + ENTRY_WORDS * entries as usize) as u64;
-            write_words(file, &entry.to_words(), at)?;
+            add_entry(file, entries, entry)?;
             entries += 1;
         }
         let head = Head {
@@ -122,8 +119,7 @@ impl Left {
             entries,
             arenas: self.arenas,
         };
-        write_words(file, &head.to_words(), 0)?;
-        seal(file)?;
+        complete_image(file, head)?;
         let mut digits = [0u8; 10];
         let number = sys::decimal(self.state.unsigned_abs(), &mut digits);
         for (to, from) in self.variable.iter_mut().zip(VARIABLE.iter().chain(number)) {
@@ -185,7 +181,7 @@ pub fn entry_of(h: &Handle, used: &mut [ArenaRef; ARENAS_MAX]) -> Option<Entry> 
 }
 
 /// Writes words at a byte offset, in the machine's order: the reader is on the same machine.
-pub fn write_words(file: BorrowedFd<'_>, words: &[u64], at: u64) -> Option<()> {
+fn write_words(file: BorrowedFd<'_>, words: &[u64], at: u64) -> Option<()> {
     for (i, word) in (0u64..).zip(words) {
         let bytes = word.to_ne_bytes();
         if rustix::io::pwrite(file, &bytes, at + 8 * i).ok()? != bytes.len() {
@@ -195,8 +191,19 @@ pub fn write_words(file: BorrowedFd<'_>, words: &[u64], at: u64) -> Option<()> {
     Some(())
 }
 
-/// Nobody changes the image any more.
-pub fn seal(file: BorrowedFd<'_>) -> Option<()> {
+/// Where an image is written.
+pub fn new_image() -> Option<OwnedFd> {
+    rustix::fs::memfd_create(c"ipc-direct-image", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).ok()
+}
+
+/// Entry number `index`.
+pub fn add_entry(file: BorrowedFd<'_>, index: u32, entry: Entry) -> Option<()> {
+    write_words(file, &entry.to_words(), 8 * (HEAD_WORDS + ENTRY_WORDS * index as usize) as u64)
+}
+
+/// The entries are there: nobody changes the image any more.
+pub fn complete_image(file: BorrowedFd<'_>, head: Head) -> Option<()> {
+    write_words(file, &head.to_words(), 0)?;
     let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
     rustix::fs::fcntl_add_seals(file, seals).ok()
 }

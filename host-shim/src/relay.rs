@@ -8,12 +8,11 @@ use core::sync::atomic::Ordering;
 use core::time::Duration;
 
 use ring::attach::{Call, Reply};
-use ring::image::{ARENAS_MAX, ArenaRef, HEAD_WORDS, Head, NO_FD};
+use ring::image::{ARENAS_MAX, ArenaRef, Head, NO_FD};
 use ring::msg::Request;
 use ring::stats::{Reason, SocketState};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use rustix::fs::MemfdFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::handle::{self, Handle, Kind, touched};
@@ -48,17 +47,15 @@ pub fn open(h: &'static Handle) -> Option<OwnedFd> {
 }
 
 fn ask(h: &Handle, nonce: u64, placeholder: BorrowedFd<'_>, kernel: BorrowedFd<'_>) -> Option<()> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let image = rustix::fs::memfd_create(c"ipc-direct-image", flags).ok()?;
+    let image = leave::new_image()?;
     let mut arenas = [ArenaRef::default(); ARENAS_MAX];
     let entry = leave::entry_of(h, &mut arenas)?;
     let [arena, ..] = &mut arenas;
     let memory = sys::borrow(i32::try_from(arena.fd).ok()?);
     arena.fd = ARENA_AT;
     let head = Head { function: process::function(), nonce, agent: NO_FD, entries: 1, arenas };
-    leave::write_words(image.as_fd(), &head.to_words(), 0)?;
-    leave::write_words(image.as_fd(), &entry.to_words(), 8 * HEAD_WORDS as u64)?;
-    leave::seal(image.as_fd())?;
+    leave::add_entry(image.as_fd(), 0, entry)?;
+    leave::complete_image(image.as_fd(), head)?;
     let answer = agent::call_with(Call::Relay, &[placeholder, kernel, image.as_fd(), memory]).ok()?;
     (answer.reply == Reply::Relayed).then_some(())
 }

@@ -36,7 +36,7 @@ struct Control([u8; CONTROL_BYTES]);
 unsafe fn ours(p: *const i32) -> Option<&'static Handle> {
     // SAFETY: the caller's pointer into a control message.
     let fd = unsafe { p.read_unaligned() };
-    table::get(fd).filter(|h| matches!(h.kind(), Kind::Stream | Kind::Listener))
+    table::get(fd).filter(|h| h.is_in_user_space())
 }
 
 /// Calls `each` for every descriptor in the control messages at `control`.

@@ -293,20 +293,21 @@ pub fn duplicated(old: i32, new: i32) {
 
 /// Before fork: everything that the child inherits gets one more process.
 pub fn count_child() {
-    for h in handle::all() {
-        if let (Kind::Stream | Kind::Listener, Some(sock)) = (h.kind(), h.sock()) {
-            sock.processes.fetch_add(1, Ordering::AcqRel);
-        }
+    for sock in shared() {
+        sock.processes.fetch_add(1, Ordering::AcqRel);
     }
 }
 
 /// The child that was counted did not come to be.
 pub fn uncount_child() {
-    for h in handle::all() {
-        if let (Kind::Stream | Kind::Listener, Some(sock)) = (h.kind(), h.sock()) {
-            sock.processes.fetch_sub(1, Ordering::AcqRel);
-        }
+    for sock in shared() {
+        sock.processes.fetch_sub(1, Ordering::AcqRel);
     }
+}
+
+/// What a child shares with its parent.
+fn shared() -> impl Iterator<Item = &'static Sock> {
+    handle::all().filter(|h| h.is_in_user_space()).filter_map(Handle::sock)
 }
 
 /// Before fork: what parent or child does with a socket that neither listens nor is connected yet, the other must see. Only
@@ -329,7 +330,7 @@ pub fn forget_calls() {
 
 /// Is there anything that a child would share?
 pub fn has_shared() -> bool {
-    handle::all().any(|h| matches!(h.kind(), Kind::Stream | Kind::Listener))
+    handle::all().any(Handle::is_in_user_space)
 }
 
 /// A new shared state for a socket that is about to become a connection or listener.

@@ -7,10 +7,8 @@ mod restarts;
 
 use std::process::ExitCode;
 
-use harness::census::Census;
-use harness::instance::Instance;
+use harness::instance::with_instance;
 use harness::suite::{self, Test};
-use harness::{Outcome, fail};
 
 const TESTS: &[Test] = &[
     ("kill::busy_client", kills::busy_client),
@@ -36,15 +34,4 @@ const TESTS: &[Test] = &[
 
 fn main() -> ExitCode {
     suite::main(TESTS)
-}
-
-/// Runs `body` with an instance of its own; afterwards nothing may be left, whatever was killed.
-fn with_instance(body: impl FnOnce(&mut Instance) -> Outcome) -> Outcome {
-    let before = Census::take();
-    let mut instance = Instance::start()?;
-    if let Err(e) = body(&mut instance) {
-        return fail(format!("{}\n{}", e.0, instance.describe()));
-    }
-    instance.stop()?;
-    before.compare()
 }

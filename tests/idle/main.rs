@@ -5,9 +5,8 @@ use std::process::{ExitCode, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use harness::census::Census;
 use harness::child::{Guarded, wait_for};
-use harness::instance::Instance;
+use harness::instance::{Instance, with_instance};
 use harness::redis::Server;
 use harness::suite::{self, Test};
 use harness::transfer::Transfer;
@@ -95,12 +94,4 @@ fn watch(instance: &Instance, server: u32, client: u32) -> Outcome {
         measured.push(share);
     }
     fail(format!("shares of one core: {measured:?}"))
-}
-
-fn with_instance(body: impl FnOnce(&Instance) -> Outcome) -> Outcome {
-    let before = Census::take();
-    let instance = Instance::start()?;
-    body(&instance)?;
-    instance.stop()?;
-    before.compare()
 }

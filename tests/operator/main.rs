@@ -7,10 +7,8 @@ mod verbose;
 
 use std::process::ExitCode;
 
-use harness::census::Census;
-use harness::instance::Instance;
+use harness::instance::with_instance;
 use harness::suite::{self, Test};
-use harness::{Outcome, fail};
 
 const TESTS: &[Test] = &[
     ("check::programs_that_are_accelerated", check::accelerated),
@@ -33,15 +31,4 @@ const TESTS: &[Test] = &[
 
 fn main() -> ExitCode {
     suite::main(TESTS)
-}
-
-/// Runs `body` with an instance of its own; afterwards nothing may be left.
-fn with_instance(body: impl FnOnce(&mut Instance) -> Outcome) -> Outcome {
-    let before = Census::take();
-    let mut instance = Instance::start()?;
-    if let Err(e) = body(&mut instance) {
-        return fail(format!("{}\n{}", e.0, instance.describe()));
-    }
-    instance.stop()?;
-    before.compare()
 }

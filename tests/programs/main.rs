@@ -17,9 +17,8 @@ mod web;
 
 use std::process::ExitCode;
 
-use harness::census::Census;
 use harness::counters::Totals;
-use harness::instance::Instance;
+use harness::instance::{Instance, with_instance};
 use harness::suite::{self, Test};
 use harness::{Outcome, ensure};
 
@@ -68,17 +67,6 @@ const TESTS: &[Test] = &[
 
 fn main() -> ExitCode {
     suite::main(TESTS)
-}
-
-/// Runs `body` with an instance of its own, stops it, and looks for what was left behind.
-fn with_instance(body: impl FnOnce(&Instance) -> Outcome) -> Outcome {
-    let before = Census::take();
-    let instance = Instance::start()?;
-    if let Err(e) = body(&instance) {
-        return harness::fail(format!("{}\n{}", e.0, instance.describe()));
-    }
-    instance.stop()?;
-    before.compare()
 }
 
 /// What `body` moved must have gone through user space: at least `bytes` of it, and nothing through the kernel.

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use crate::census::Census;
 use crate::child::{self, Guarded, wait_for};
 use crate::counters::{Report, Totals};
 use crate::{Failure, Outcome, bins, census, ensure, fail, watchdog};
@@ -235,4 +236,18 @@ fn start_agent(dir: &Path, socket: &str) -> Outcome<Guarded> {
         Ok(_) => Ok(agent),
         Err(_) => fail(format!("`ipc-direct up` was not ready\n{}", child::describe(agent.pid()))),
     }
+}
+
+/// Runs `body` with an instance of its own; afterwards nothing may be left, whatever was killed.
+///
+/// # Errors
+/// Those of `body`, with the state of the instance; or what was left behind.
+pub fn with_instance(body: impl FnOnce(&mut Instance) -> Outcome) -> Outcome {
+    let before = Census::take();
+    let mut instance = Instance::start()?;
+    if let Err(e) = body(&mut instance) {
+        return fail(format!("{}\n{}", e.0, instance.describe()));
+    }
+    instance.stop()?;
+    before.compare()
 }

@@ -10,7 +10,7 @@ use crate::handle::touched;
 use crate::leave::{self, Who};
 use crate::sys::NoSignals;
 use crate::target::{self, Target};
-use crate::{overlay, process, real, table};
+use crate::{fds, overlay, process, real, table};
 
 type Strings = *const *mut c_char;
 
@@ -207,14 +207,9 @@ pub unsafe extern "C" fn execvp(file: *const c_char, argv: Strings) -> c_int {
     unsafe { execvpe(file, argv, our_environment()) }
 }
 
-/// `/proc/self/fd/<number>`.
+/// The program that is open there.
 fn by_descriptor(fd: c_int, name: &mut [u8; NAME_BYTES]) -> Program<'_> {
-    let mut digits = [0; 10];
-    let number = crate::sys::decimal(fd.unsigned_abs(), &mut digits);
-    for (to, from) in name.iter_mut().zip(b"/proc/self/fd/".iter().chain(number).chain(&[0])) {
-        *to = *from;
-    }
-    CStr::from_bytes_until_nul(&name[..]).map_or(Program::Nowhere, Program::File)
+    fds::path(fd, name).map_or(Program::Nowhere, Program::File)
 }
 
 #[unsafe(no_mangle)]

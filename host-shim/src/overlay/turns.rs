@@ -15,7 +15,7 @@ use super::channel::{Busy, CAPACITY, KERNEL, NEVER, RING, Role, Wrote};
 use super::{REFUSED, SHOWN, View, agreed, is_libcs, of};
 use crate::stream::{Buffers, Cursor};
 use crate::sys::Errno;
-use crate::{config, process, real, stats, sys};
+use crate::{config, fds, process, real, stats, sys};
 
 /// Reads or writes by our calls after which a process agrees to use the ring.
 const CALLS_BEFORE_AGREEING: u32 = 16;
@@ -293,14 +293,8 @@ impl View {
 
     /// A writing end of the pipe that we read from.
     fn reopen(&self) -> Option<rustix::fd::OwnedFd> {
-        let mut path = *b"/proc/self/fd/\0\0\0\0\0\0\0\0\0\0\0";
-        let mut rest = self.fd.unsigned_abs();
-        let digits = rest.checked_ilog10().unwrap_or(0) as usize + 1;
-        for place in path.iter_mut().skip(14).take(digits).rev() {
-            *place = b'0' + u8::try_from(rest % 10).unwrap_or(0);
-            rest /= 10;
-        }
-        let path = core::ffi::CStr::from_bytes_until_nul(&path).ok()?;
+        let mut name = [0; 32];
+        let path = fds::path(self.fd, &mut name)?;
         rustix::fs::open(path, OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).ok()
     }
 
