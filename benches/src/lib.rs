@@ -5,6 +5,7 @@
 //! | [`path`] | the three ways between two processes that are compared |
 //! | [`ping_pong`] | round trips between two processes, on any path |
 //! | [`redis`] | redis-benchmark, on any path |
+//! | [`services`] | servers with several processes, with their usual load programs |
 //! | [`stats`] | medians over interleaved rounds |
 //! | [`progress`] | one line at a time about what is being measured |
 //!
@@ -15,4 +16,5 @@ pub mod path;
 pub mod ping_pong;
 pub mod progress;
 pub mod redis;
+pub mod services;
 pub mod stats;
