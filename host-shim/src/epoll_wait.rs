@@ -6,11 +6,10 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
-use ring::atomic::Heavy;
 use ring::stats::Sleep;
 
 use crate::handle::Handle;
-use crate::sys::{Membarrier, Result};
+use crate::sys::Result;
 use crate::wait::{Asleep, Sleeper, Spin};
 use crate::{coordinator, epoll, real, stats, sys, wait};
 
@@ -220,9 +219,9 @@ fn sleep(
 ) -> Result<usize> {
     let asleep = Asleep::announce();
     let noted_asleep = Asleep::note();
-    let sleeper = epoll::announce_sleep(e, ep);
+    let how = epoll::announce_sleep(e, ep);
     let noted = epoll::note_sleep(e);
-    let result = sleep_announced(ep, e, out, timeout, mask, sleeper);
+    let result = sleep_announced(ep, e, out, timeout, mask, how);
     drop(noted);
     epoll::end_sleep(e);
     drop(noted_asleep);
@@ -241,13 +240,12 @@ fn sleep_announced(
     out: &mut [libc::epoll_event],
     timeout: Option<Duration>,
     mask: *const libc::sigset_t,
-    sleeper: Option<u32>,
+    epoll::SleepOn { sleeper, settled }: epoll::SleepOn,
 ) -> Result<usize> {
-    Membarrier.heavy_barrier();
     if coordinator::arm() {
         return Ok(0);
     }
-    let (n, rung) = look_once(ep, e, out, true, true)?;
+    let (n, rung) = look_once(ep, e, out, settled, true)?;
     if rung && let Some(s) = sleeper {
         Sleeper::kept(s).drain();
     }

@@ -10,7 +10,7 @@
 //! |---|---|---|
 //! | symbols | [`exports`] | the C functions that we define in libc's place |
 //! | sockets | [`socket`], [`stream`], [`io`], [`splice`], [`urgent`], [`zerocopy`], [`listener`], [`connect`], [`options`], [`file`] | what a descriptor of ours does |
-//! | readiness | [`epoll`], [`epoll_wait`], [`poll`], [`wait`], [`arrivals`] | waiting: spin, yield, sleep |
+//! | readiness | [`epoll`], [`epoll_wait`], [`poll`], [`wait`], [`bells`], [`arrivals`] | waiting: spin, yield, sleep |
 //! | pipes | [`overlay`] | pipes between relatives: a ring over the kernel's object |
 //! | leaving | [`cancel`], [`holds`] | calls that never return: cancelled, or left by a jump |
 //! | descriptors | [`table`], [`handle`], [`fds`], [`places`] | which descriptor is what; our own descriptors |
@@ -25,6 +25,7 @@ mod adopt;
 mod agent;
 mod arenas;
 mod arrivals;
+mod bells;
 mod cancel;
 mod config;
 mod connect;

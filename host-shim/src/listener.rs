@@ -361,7 +361,7 @@ fn block(
     };
     let noted = holds::note(leave_queue, [listener as usize, ticket.packed()]);
     let limit = timeout.map_or(LOOK_AGAIN, |t| t.min(LOOK_AGAIN));
-    let slept = wait::sleep_with(Some(fd), &|| ticket.is_answered(), Some(limit));
+    let slept = wait::sleep_with(Some(fd), None, &|| ticket.is_answered(), Some(limit));
     drop(noted);
     coordinator::pump();
     let answer = ticket.finish().or_else(|| unpark(listener, ticket));

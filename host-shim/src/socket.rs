@@ -11,7 +11,8 @@ use crate::handle::{self, Handle, Kind, NewStream, Stream, touched};
 use crate::sock::{self, Sock, shut};
 use crate::sys::NoSignals;
 use crate::{
-    config, coordinator, epoll, file, leave, listener, overlay, process, segments, stats, sys, table, wait,
+    bells, config, coordinator, epoll, file, leave, listener, overlay, process, segments, stats, sys, table,
+    wait,
 };
 
 /// A socket that the kernel has just made: from now on we know it. TCP sockets attach the process first.
@@ -66,6 +67,7 @@ fn reappeared(fd: i32) {
         process::lost(fd);
         segments::lost(fd);
         wait::lost(fd);
+        bells::lost(fd);
     } else {
         forget(fd);
     }
@@ -114,7 +116,9 @@ fn join_mapped(
     h.become_stream(&NewStream { sock, conn, segment: index, side, dirs: [out_dir, in_dir], rings });
     if fresh {
         // What the last connection in this slot left behind of ours.
-        for word in [&in_dir.rx_wait, &in_dir.rx_watch, &out_dir.tx_wait, &out_dir.tx_watch] {
+        in_dir.rx_wait.reset();
+        out_dir.tx_wait.reset();
+        for word in [&in_dir.rx_watch, &out_dir.tx_watch] {
             word.store(0, Ordering::Relaxed);
         }
         let s = h.stream()?;

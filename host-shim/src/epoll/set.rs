@@ -97,6 +97,8 @@ pub(super) struct State {
     pub(super) regs: [Reg; REGS_MAX],
     pub(super) cursor: usize,
     pub(super) shared_lane: bool,
+    /// Looks that found news.
+    pub(super) found: u32,
     /// A registration of a sleeping instance got ready: others must be kicked.
     pub(super) kick: bool,
 }
@@ -250,6 +252,7 @@ impl State {
         regs: [NO_REG; REGS_MAX],
         cursor: 0,
         shared_lane: false,
+        found: 0,
         kick: false,
     };
 }
