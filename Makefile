@@ -9,7 +9,7 @@ export IPC_DIRECT_BIN_DIR := $(TARGET)/release
 PRODUCT := -p ipc-direct -p nic-coordinator -p ipc-direct-shim
 E2E := exports conformance c pipes programs operator namespaces faults idle
 
-.PHONY: help setup build demo test test-all test-unit test-loom test-e2e suites random matrix bench-quick bench fmt lint clean
+.PHONY: help setup build demo test test-all test-unit test-loom test-e2e test-pci arm64 deb suites random matrix bench-quick bench fmt lint clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,19 @@ test-loom: setup ## Every interleaving of the ring's algorithms that matters
 test-e2e: build ## Socket semantics against the kernel's, real programs, faults, idle
 	$(CARGO) test -p ipc-direct-tests $(addprefix --test ,$(E2E))
 	RANDOM_SECONDS=0 $(CARGO) test -p ipc-direct-tests --test random
+
+test-pci: build ## A card behind real PCI BARs: QEMU's ivshmem, agent and redis in a guest, the coordinator outside
+	@scripts/guest $(TARGET)/guest $(IPC_DIRECT_BIN_DIR)
+	IPC_DIRECT_GUEST_DIR=$(TARGET)/guest $(CARGO) test -p ipc-direct-tests --test pci
+
+arm64: build ## Cross-build the coordinator for 64-bit Arm; its tests and whole sessions with it under qemu-user
+	@scripts/arm64 $(TARGET)/arm64
+	@scripts/guest $(TARGET)/guest $(IPC_DIRECT_BIN_DIR)
+	@scripts/arm64-sessions $(TARGET)/arm64
+
+deb: setup ## Write the Debian package of the coordinator for the card, target/arm64/ipc-direct-card_*_arm64.deb
+	@scripts/arm64 $(TARGET)/arm64 --no-tests
+	@scripts/deb-card $(TARGET)/arm64
 
 suites: build ## Redis's, memcached's and Python's own tests, on the kernel and under the shim
 	$(CARGO) test -p ipc-direct-tests --test suites
