@@ -37,6 +37,8 @@ pub enum Kind {
     GunicornSync,
     /// Three workers with four threads each.
     GunicornThreads,
+    /// Four threads.
+    Memcached,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,14 +49,17 @@ enum Load {
     Wrk(&'static str, u32, bool),
     /// hey: clients; each request on a connection of its own.
     Hey(u32, bool),
+    /// memcaslap, with two threads: connections.
+    Memcaslap(u32),
 }
 
 /// All rows.
-pub const ROWS: [Row; 11] = [
+pub const ROWS: [Row; 13] = [
     row("pgbench, read only, 1 client", Kind::Postgres, Load::Pgbench(&["-S", "-c1"])),
     row("pgbench, read only, 8 clients", Kind::Postgres, Load::Pgbench(&["-S", "-c8", "-j2"])),
     row("pgbench, read and write, 8 clients", Kind::Postgres, Load::Pgbench(&["-c8", "-j2"])),
     row("pgbench, a connection each, 4 clients", Kind::Postgres, Load::Pgbench(&["-S", "-C", "-c4", "-j2"])),
+    row("nginx, 1 connection", Kind::Nginx, Load::Wrk("1k", 1, false)),
     row("nginx, 32 connections", Kind::Nginx, Load::Wrk("1k", 32, false)),
     row("nginx, a connection each", Kind::Nginx, Load::Wrk("1k", 32, true)),
     row("nginx proxy, 32 connections", Kind::Nginx, Load::Wrk("proxied/1k", 32, false)),
@@ -62,6 +67,7 @@ pub const ROWS: [Row; 11] = [
     row("gunicorn sync, 8 clients", Kind::GunicornSync, Load::Hey(8, false)),
     row("gunicorn threads, 8 clients", Kind::GunicornThreads, Load::Hey(8, false)),
     row("gunicorn threads, a connection each", Kind::GunicornThreads, Load::Hey(8, true)),
+    row("memcached, 32 connections", Kind::Memcached, Load::Memcaslap(32)),
 ];
 
 const fn row(name: &'static str, server: Kind, load: Load) -> Row {
@@ -100,6 +106,7 @@ impl<'a> Server<'a> {
             }
             Kind::GunicornSync => server.gunicorn(&["-k", "sync"])?,
             Kind::GunicornThreads => server.gunicorn(&["-k", "gthread", "--threads", "4"])?,
+            Kind::Memcached => server.memcached()?,
         }
         Ok(server)
     }
@@ -200,6 +207,15 @@ impl<'a> Server<'a> {
         self.serve(&mut command, self.port, Signal::TERM)
     }
 
+    fn memcached(&mut self) -> Outcome {
+        let mut command = self.at(&bins::program("memcached")?);
+        command.args(["-t", "4", "-l", "127.0.0.1", "-U", "0", "-p", &self.port.to_string()]);
+        if getuid().is_root() {
+            command.args(["-u", "nobody"]);
+        }
+        self.serve(&mut command, self.port, Signal::TERM)
+    }
+
     /// One measurement of about `seconds`: what the load program counts each second.
     ///
     /// # Errors
@@ -229,6 +245,12 @@ impl<'a> Server<'a> {
                 }
                 command.arg(format!("http://127.0.0.1:{}/", self.port));
                 (command, "Requests/sec:")
+            }
+            Load::Memcaslap(connections) => {
+                let mut command = self.at(&bins::program("memcaslap")?);
+                command.args(["-T", "2", "-c", &connections.to_string(), "-t", &format!("{seconds}s")]);
+                command.args(["-s", &format!("127.0.0.1:{}", self.port)]);
+                (command, "TPS:")
             }
         };
         let said = run_ok(&mut command, BOUND)?;
