@@ -6,6 +6,8 @@
 //!
 //! All of it is under one lock: registrations, ready lists and the scan for news. Nobody sleeps with it.
 
+mod inherit;
+mod kernel;
 mod news;
 mod ready;
 mod set;
@@ -21,6 +23,7 @@ use crate::segments;
 use crate::sys::{Errno, Membarrier, Result};
 use crate::{poll, wait};
 
+pub use inherit::{adopt, leave};
 use ready::{NESTING_MAX, SHARED_LANE};
 pub use set::Interest;
 use set::{Instance, NO_INSTANCE, NO_REG, Reg, State};
@@ -78,6 +81,16 @@ fn is_shared(h: &Handle) -> bool {
 fn barrier() {
     use ring::atomic::Heavy;
     Membarrier.heavy_barrier();
+}
+
+/// Before fork: news that came until now are collected, so that they are news in both processes.
+pub fn before_fork() {
+    let Some(mut st) = STATE.take() else { return };
+    (0..segments::LANES).for_each(|lane| st.scan(lane));
+    for h in handle::all().filter(|h| h.kind() == Kind::Stream && h.regs.load(Ordering::Relaxed) != 0) {
+        st.each(h, State::note_edge);
+    }
+    st.finish();
 }
 
 /// After fork, in both: what is shared now is watched in the shared lane, and looked at directly.
@@ -212,6 +225,8 @@ pub fn became_stream(h: &Handle) {
     st.each(h, |st, index| {
         let Some(r) = st.regs.get_mut(index) else { return };
         r.in_kernel = false;
+        // An unconnected socket is ready for an event already.
+        r.off = r.interest.events & ready::ONESHOT != 0 && kernel::has_shot(r.ep, r.fd);
         crate::epoll_wait::kernel_delete(r.ep, r.fd);
         st.watch(index);
     });
@@ -256,6 +271,10 @@ pub fn wants_space(h: &Handle) {
     let Some(mut st) = STATE.take() else { return };
     st.each(h, |st, index| {
         let wanted = st.regs.get(index).is_some_and(|r| r.interest.events & poll::OUT != 0);
+        if wanted && let Some(r) = st.regs.get_mut(index) {
+            // Room that comes from now on is news.
+            r.last &= !poll::OUT;
+        }
         if wanted && st.events(index) & poll::OUT != 0 {
             st.queue(index);
         }

@@ -32,6 +32,16 @@ pub fn choose_cookie() {
     COOKIE.store(value | 1 << 63, Ordering::Relaxed);
 }
 
+/// The cookie, for a program that inherits sets with descriptors of ours in them.
+pub fn cookie() -> u64 {
+    COOKIE.load(Ordering::Relaxed)
+}
+
+/// Sets that this program inherited know our descriptors by this cookie.
+pub fn inherit_cookie(cookie: u64) {
+    COOKIE.store(cookie, Ordering::Relaxed);
+}
+
 /// Takes a descriptor out of the kernel's set: its connection is in user space now.
 pub fn kernel_delete(ep: i32, fd: i32) {
     // SAFETY: EPOLL_CTL_DEL takes no event.

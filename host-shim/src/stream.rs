@@ -636,6 +636,17 @@ impl Stream {
         unread.min(RING_BYTES as u64).saturating_sub(RING_BYTES as u64 / 2)
     }
 
+    /// Where the records end that have come so far: more arrived if that changes.
+    #[must_use]
+    pub fn arrived(&self) -> u64 {
+        let r = self.sock.reader();
+        if r == Reader::default() && !stream::is_open(self.in_dir, self.conn.generation()) {
+            return 0;
+        }
+        // What a relative reads at this moment may look like anything: one look in vain comes of it.
+        stream::unread(&self.in_ring, &r).map_or(u64::MAX, |there| r.pos + there.ring_bytes)
+    }
+
     /// Payload bytes that can be read now (`FIONREAD`).
     #[must_use]
     pub fn available(&self) -> usize {

@@ -31,6 +31,11 @@ pub(super) struct Reg {
     pub(super) off: bool,
     /// The kernel serves it (so far): the connection is not in user space.
     pub(super) in_kernel: bool,
+    /// Edge-triggered: added or changed, and not looked at since.
+    pub(super) armed: bool,
+    /// Edge-triggered: what the connection was ready for, and how far its input had come, at the last look.
+    pub(super) last: u32,
+    pub(super) seen: u64,
     pub(super) handle: u32,
     pub(super) incarnation: u32,
     pub(super) instance: u32,
@@ -49,6 +54,9 @@ pub(super) const NO_REG: Reg = Reg {
     fresh: false,
     off: false,
     in_kernel: false,
+    armed: false,
+    last: 0,
+    seen: 0,
     handle: 0,
     incarnation: 0,
     instance: 0,
