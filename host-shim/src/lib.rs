@@ -9,7 +9,7 @@
 //! | layer | modules | what it does |
 //! |---|---|---|
 //! | symbols | [`exports`] | the C functions that we define in libc's place |
-//! | sockets | [`socket`], [`stream`], [`io`], [`splice`], [`urgent`], [`zerocopy`], [`listener`], [`connect`], [`options`], [`file`] | what a descriptor of ours does |
+//! | sockets | [`socket`], [`stream`], [`io`], [`splice`], [`urgent`], [`zerocopy`], [`listener`], [`reserved`], [`connect`], [`options`], [`file`] | what a descriptor of ours does |
 //! | readiness | [`epoll`], [`epoll_wait`], [`poll`], [`wait`], [`bells`], [`arrivals`] | waiting: spin, yield, sleep |
 //! | pipes | [`overlay`] | pipes between relatives: a ring over the kernel's object |
 //! | leaving | [`cancel`], [`holds`] | calls that never return: cancelled, or left by a jump |
@@ -50,6 +50,7 @@ mod poll;
 mod process;
 mod real;
 mod relay;
+mod reserved;
 mod rights;
 mod scratch;
 mod segments;

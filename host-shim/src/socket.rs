@@ -11,7 +11,7 @@ use crate::handle::{self, Handle, Kind, NewStream, Stream, touched};
 use crate::sock::{self, Sock, shut};
 use crate::sys::NoSignals;
 use crate::{
-    bells, config, coordinator, epoll, file, leave, listener, overlay, process, segments, stats, sys, table,
+    bells, config, coordinator, epoll, fds, file, leave, listener, overlay, process, segments, stats, sys, table,
     wait,
 };
 
@@ -154,6 +154,7 @@ fn tear_down(h: &Handle) {
         Kind::Listener => {
             listener::forget(h);
             listener::unlisten(h);
+            fds::discard(h.kept.load(Ordering::Acquire) - 1);
             if let Some(sock) = h.sock()
                 && sock.processes.fetch_sub(1, Ordering::AcqRel) == 1
             {
@@ -271,6 +272,9 @@ pub fn closing(fd: i32) {
     // Locks are taken only for these.
     let locks = !matches!(h.kind(), Kind::Kernel | Kind::Overlay) || h.regs.load(Ordering::Relaxed) != 0;
     let _no_signals = locks.then(NoSignals::new);
+    if h.kind() == Kind::Listener {
+        listener::keep_for_calls(fd, h);
+    }
     if let Some(h) = table::remove(fd) {
         if h.has_others() {
             stats::moved(h, fd);
