@@ -33,7 +33,6 @@ const SO_PEERNAME: i32 = 28;
 
 /// `SO_ERROR` of a connection: the pending error, once.
 fn take_error(h: &Handle, s: &Stream) -> i32 {
-    s.sock.fresh_connect.store(0, Ordering::Relaxed);
     s.take_error(h).map_or(0, |e| e.0)
 }
 
