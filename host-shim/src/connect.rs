@@ -63,7 +63,7 @@ fn again(h: &Handle) -> Result<()> {
         return Err(Errno(libc::EISCONN));
     }
     coordinator::pump();
-    let broken = poll::is_dead(&s) || (s.input_ended() && s.end_is_reset(h));
+    let broken = poll::is_dead(h, &s);
     if !broken {
         return Ok(());
     }

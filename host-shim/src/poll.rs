@@ -31,10 +31,11 @@ pub const ALWAYS: u32 = ERR | HUP;
 const KERNEL_TURN: u32 = 128;
 
 /// Linux would be in state CLOSE: reset, or both ends have shut down.
-pub fn is_dead(s: &Stream) -> bool {
+pub fn is_dead(h: &Handle, s: &Stream) -> bool {
     let theirs = s.input_state();
     let ours = s.out_dir.state.load(Ordering::Relaxed);
-    matches!(theirs, state::RST | state::FIN_RST)
+    theirs == state::FIN_RST
+        || s.end_is_reset(h)
         || s.sock.shut.load(Ordering::Relaxed) & shut::BROKEN != 0
         || (theirs != state::OPEN && ours != state::OPEN)
 }

@@ -240,7 +240,7 @@ pub fn shutdown(h: &Handle, s: &Stream, how: i32) -> crate::sys::Result<()> {
     if !s.current(h) {
         return Err(crate::sys::Errno(libc::EBADF));
     }
-    if crate::poll::is_dead(s) {
+    if crate::poll::is_dead(h, s) {
         return Err(crate::sys::Errno(libc::ENOTCONN));
     }
     let tx = s.sock.tx.take();

@@ -558,11 +558,20 @@ impl Stream {
     /// How the peer has ended the stream, as far as we can see it.
     #[must_use]
     pub fn input_state(&self) -> u32 {
-        if stream::is_open(self.in_dir, self.conn.generation()) {
-            self.in_dir.state.load(Ordering::Acquire)
-        } else {
-            state::OPEN
+        if !stream::is_open(self.in_dir, self.conn.generation()) {
+            return state::OPEN;
         }
+        match self.in_dir.state.load(Ordering::Acquire) {
+            state::FIN if self.died_with_unread() => state::FIN_RST,
+            ended => ended,
+        }
+    }
+
+    /// The peer's process died with bytes of ours unread, while we had not finished: the kernel would have sent a reset.
+    fn died_with_unread(&self) -> bool {
+        self.sock.dead.load(Ordering::Acquire) != 0
+            && self.out_dir.state.load(Ordering::Relaxed) == state::OPEN
+            && !stream::drained(self.out_dir, &self.sock.writer())
     }
 
     /// How reading ends, asked when nothing was there. `Open` also if bytes came in between: read again.

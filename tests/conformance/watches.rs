@@ -23,6 +23,10 @@ pub const CASES: &[Case] = &[
     ("exec::members_that_close", User, members_close),
     ("exec::two_sets_and_a_copy", User, two_sets),
     ("exec::set_of_a_forked_child", User, in_child),
+    ("exec::empty_set_gets_members_after", User, empty_set),
+    ("fork::both_watch_in_sets_of_their_own", User, |t| both_watch(t, 0)),
+    ("fork::both_watch_for_edges_in_sets_of_their_own", User, |t| both_watch(t, EPOLLET)),
+    ("fork::edge_that_the_parent_was_not_told_of", User, untold_at_fork),
 ];
 
 fn watched(t: &Duo, events: i32) -> (Pair, i32) {
@@ -184,4 +188,56 @@ fn in_child(t: &Duo) {
     child.recv(p.s, 4);
     child.exit();
     t.c.recv(p.c, 4);
+}
+
+/// Nothing of ours is there when the program starts.
+fn empty_set(t: &Duo) {
+    let ep = t.c.epoll();
+    t.c.exec(ExecBy::Execve);
+    let (l, addr) = t.listener();
+    let c = t.c.tcp();
+    t.c.connect(c, &addr);
+    t.c.epoll_add(ep, c, EPOLLIN | EPOLLOUT);
+    t.c.epoll_wait(ep, 0);
+    let s = t.s.accept(l);
+    t.s.send(s, b"x");
+    t.c.settle(c, libc::POLLIN);
+    t.c.epoll_wait(ep, 0);
+}
+
+fn both_watch(t: &Duo, how: i32) {
+    let p = t.pair();
+    let Some(child) = t.s.fork("k") else { return };
+    let sides = [(&t.s, t.s.epoll()), (&child, child.epoll())];
+    for (side, ep) in sides {
+        side.epoll_add(ep, p.s, EPOLLIN | how);
+    }
+    for reads in [true, false, false] {
+        let waiting = sides.map(|(side, ep)| side.start(Op::EpollWait { ep, max: 4, timeout_ms: 5000 }));
+        t.s.until_blocked();
+        child.until_blocked();
+        t.c.send(p.c, b"x");
+        for ((side, _), ticket) in sides.into_iter().zip(waiting) {
+            side.join(ticket);
+        }
+        if reads || how == 0 {
+            t.s.recv(p.s, 4);
+        }
+        sides.map(|(side, ep)| side.epoll_wait(ep, 0));
+    }
+    child.exit();
+}
+
+/// The set is shared by the fork, and what came before it is still an edge for who asks first.
+fn untold_at_fork(t: &Duo) {
+    let (p, ep) = watched(t, EPOLLIN | EPOLLET);
+    t.c.send(p.c, b"x");
+    t.s.settle(p.s, libc::POLLIN);
+    let Some(child) = t.s.fork("k") else { return };
+    t.s.epoll_wait(ep, 1000);
+    t.s.epoll_wait(ep, 20);
+    t.c.send(p.c, b"y");
+    t.s.epoll_wait(ep, 1000);
+    t.s.epoll_wait(ep, 20);
+    child.exit();
 }
