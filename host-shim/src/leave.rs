@@ -45,9 +45,9 @@ pub fn is_needed(who: Who) -> bool {
     };
     // What the program adds to a set that it inherits, it must know to be one.
     let mut sets = handle::all().filter(|h| h.kind() == Kind::Epoll);
-    let mut any =
-        || ours().any(|h| survives(&h)) || sets.any(|h| descriptors(h).any(|fd| !closes_on_exec(fd)));
-    (process::is_attached() && any()) || overlay::is_inherited()
+    (process::is_attached() && ours().any(|h| survives(&h)))
+        || sets.any(|h| descriptors(h).any(|fd| !closes_on_exec(fd)))
+        || overlay::is_inherited()
 }
 
 /// Connections and listeners of this process. What a former coordinator knew can't be taken over.

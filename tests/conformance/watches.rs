@@ -223,7 +223,9 @@ fn both_watch(t: &Duo, how: i32) {
         if reads || how == 0 {
             t.s.recv(p.s, 4);
         }
-        sides.map(|(side, ep)| side.epoll_wait(ep, 0));
+        for (side, ep) in sides {
+            side.epoll_wait(ep, 0);
+        }
     }
     child.exit();
 }
