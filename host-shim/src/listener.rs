@@ -373,7 +373,7 @@ impl Call {
         };
         let noted = holds::note(leave_queue, [listener as usize, ticket.packed()]);
         let limit = timeout.map_or(LOOK_AGAIN, |t| t.min(LOOK_AGAIN));
-        let slept = wait::sleep_with(Some(self.listener()), &|| ticket.is_answered(), Some(limit));
+        let slept = wait::sleep_with(Some(self.listener()), None, &|| ticket.is_answered(), Some(limit));
         drop(noted);
         coordinator::pump();
         let answer = ticket.finish().or_else(|| unpark(listener, ticket));
