@@ -227,11 +227,14 @@ fn connections() -> Vec<Experiment> {
     all
 }
 
+/// What joins two programs: its name, its paths, and how it is measured.
+type Kind = (&'static str, &'static [Path], fn(Shape) -> What);
+
 fn relatives() -> Vec<Experiment> {
     let ping = Shape::ping_pong(8, Wait::Blocking);
     let (small, large) = (Shape::Stream { bytes: 8 }, Shape::Stream { bytes: 64 << 10 });
     let mut all = Vec::new();
-    let kinds: [(&str, &'static [Path], fn(Shape) -> What); 3] = [
+    let kinds: [Kind; 3] = [
         ("pipe", PIPE, |shape| What::Family(Over::Pipe, shape)),
         ("socketpair", PAIR, |shape| What::Family(Over::Socketpair, shape)),
         ("AF_UNIX", UNIX, What::TwoUnix),
