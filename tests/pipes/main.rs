@@ -25,7 +25,7 @@ const SCENARIOS: &[(&str, bool)] = &[
     ("stream", false),
     ("ping-pong", true),
     ("vectors", true),
-    ("records-of-three-writers", true),
+    ("records-of-three-writers", false),
     ("two-readers", true),
     ("fork-in-the-middle", false),
     ("threads", false),
