@@ -11,8 +11,8 @@ use crate::handle::{self, Handle, Kind, NewStream, Stream, touched};
 use crate::sock::{self, Sock, shut};
 use crate::sys::NoSignals;
 use crate::{
-    bells, config, coordinator, epoll, fds, file, leave, listener, overlay, process, segments, stats, sys, table,
-    wait,
+    bells, config, coordinator, epoll, fds, file, leave, listener, overlay, process, segments, stats, sys,
+    table, wait,
 };
 
 /// A socket that the kernel has just made: from now on we know it. TCP sockets attach the process first.
