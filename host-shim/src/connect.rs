@@ -5,12 +5,12 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use ring::msg::{Addr, Completion, Request, Status};
+use ring::msg::{Addr, Completion, ConnId, Request, Status};
 use ring::stats::{Reason, SocketState};
 
 use crate::handle::{Handle, Kind, touched};
 use crate::sys::{Errno, NoSignals, Result};
-use crate::{arrivals, coordinator, listener, options, poll, process, real, socket, stats, sys, table};
+use crate::{arrivals, coordinator, listener, options, process, real, socket, stats, sys, table, unix};
 
 /// What connect(2) should do next.
 pub enum Path {
@@ -23,6 +23,12 @@ pub enum Path {
 /// Tries to connect `fd` in user space.
 pub fn connect(fd: i32, addr: *const libc::sockaddr, len: libc::socklen_t) -> Path {
     let Some(h) = table::get(fd) else { return Path::Kernel };
+    if h.is_unix() {
+        return match h.kind() {
+            Kind::Kernel if !h.was(touched::CONNECTED) => unix::connect(fd, h, addr, len),
+            _ => Path::Kernel,
+        };
+    }
     if options::read_family(addr, len) == Some(libc::AF_UNSPEC) {
         return disconnect(fd, h);
     }
@@ -55,22 +61,10 @@ pub fn connect(fd: i32, addr: *const libc::sockaddr, len: libc::socklen_t) -> Pa
     }
 }
 
-/// connect(2) of a connected socket: a non-blocking connect is asked about, or it is an error. If the connection that came of it
-/// is broken already, the socket is as new.
+/// connect(2) of a connected socket: a non-blocking connect is asked about, or it is an error.
 fn again(h: &Handle) -> Result<()> {
-    let s = h.stream().ok_or(Errno(libc::EINVAL))?;
-    if s.sock.fresh_connect.swap(0, Ordering::AcqRel) == 0 {
-        return Err(Errno(libc::EISCONN));
-    }
-    coordinator::pump();
-    let broken = poll::is_dead(h, &s);
-    if !broken {
-        return Ok(());
-    }
-    let error = s.take_error(h).unwrap_or(Errno(libc::ECONNABORTED));
-    let _no_signals = NoSignals::new();
-    socket::dissolve(h, &s);
-    Err(error)
+    let Some(sock) = h.sock() else { return Err(Errno(libc::EINVAL)) };
+    if sock.fresh_connect.swap(0, Ordering::AcqRel) != 0 { Ok(()) } else { Err(Errno(libc::EISCONN)) }
 }
 
 /// connect(2) to `AF_UNSPEC`: the socket is as new, its connection reset, its listening ended. The kernel does the same to
@@ -164,22 +158,7 @@ fn through_coordinator(fd: i32, h: &'static Handle, dst: Addr) -> core::result::
         src.ip = source_for(dst).ip;
     }
     let sock = socket::new_sock().ok_or(Reason::TooMany)?;
-    let conn = match coordinator::call(Request::Connect { dst, src }) {
-        Ok(Completion::Connected { status: Status::Ok, conn }) => conn,
-        other => {
-            sock.free();
-            return Err(match other {
-                Ok(Completion::Connected { status, .. }) => match status {
-                    Status::NoListener => Reason::NoListener,
-                    Status::BacklogFull => Reason::BacklogFull,
-                    Status::Quota => Reason::Quota,
-                    Status::NoSegment => Reason::NoSegment,
-                    _ => Reason::Denied,
-                },
-                _ => Reason::CoordinatorGone,
-            });
-        }
-    };
+    let (conn, _) = ask(dst, src).inspect_err(|_| sock.free())?;
     sock.set_addrs(src, dst);
     options::take_over(fd, h, sock);
     if socket::join(h, sock, conn, 0).is_none() {
@@ -193,6 +172,21 @@ fn through_coordinator(fd: i32, h: &'static Handle, dst: Addr) -> core::result::
     let nonblocking = sock.is_nonblocking();
     sock.fresh_connect.store(u32::from(nonblocking), Ordering::Relaxed);
     Ok(nonblocking)
+}
+
+/// A connection from the coordinator, and the process that listens there.
+pub fn ask(dst: Addr, src: Addr) -> core::result::Result<(ConnId, u32), Reason> {
+    match coordinator::call(Request::Connect { dst, src }) {
+        Ok(Completion::Connected { status: Status::Ok, conn, pid }) => Ok((conn, pid)),
+        Ok(Completion::Connected { status, .. }) => Err(match status {
+            Status::NoListener => Reason::NoListener,
+            Status::BacklogFull => Reason::BacklogFull,
+            Status::Quota => Reason::Quota,
+            Status::NoSegment => Reason::NoSegment,
+            _ => Reason::Denied,
+        }),
+        _ => Err(Reason::CoordinatorGone),
+    }
 }
 
 /// After the kernel's connect(2): what came of it, for `ps`.

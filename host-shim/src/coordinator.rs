@@ -394,7 +394,7 @@ fn dispatch(raw: &Raw) -> Option<Request> {
             if !deliver(raw) {
                 return match answer {
                     Completion::Accepted { status: Status::Ok, conn, .. } => Some(Request::Requeue { conn }),
-                    Completion::Connected { status: Status::Ok, conn } => {
+                    Completion::Connected { status: Status::Ok, conn, .. } => {
                         Some(Request::Close { conn, side: 0, finished: false })
                     }
                     Completion::Done { status: Status::Ok, value } => {

@@ -57,18 +57,9 @@ pub fn discard(fd: i32) {
 
 /// `/proc/self/fd/<number>`, in `name`. `None`: it has no room for that.
 pub fn path(fd: i32, name: &mut [u8]) -> Option<&CStr> {
-    path_in(b"/proc/self/fd/", fd, name)
-}
-
-/// `/proc/self/fdinfo/<number>`, in `name`. `None`: it has no room for that.
-pub fn info_path(fd: i32, name: &mut [u8]) -> Option<&CStr> {
-    path_in(b"/proc/self/fdinfo/", fd, name)
-}
-
-fn path_in<'a>(directory: &[u8], fd: i32, name: &'a mut [u8]) -> Option<&'a CStr> {
     let mut digits = [0; 10];
     let number = sys::decimal(fd.unsigned_abs(), &mut digits);
-    for (to, from) in name.iter_mut().zip(directory.iter().chain(number).chain(&[0])) {
+    for (to, from) in name.iter_mut().zip(b"/proc/self/fd/".iter().chain(number).chain(&[0])) {
         *to = *from;
     }
     CStr::from_bytes_until_nul(name).ok()

@@ -11,14 +11,12 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use ring::msg::Request;
 
 use crate::lock::Lock;
-use crate::{agent, arenas, coordinator, epoll, overlay, process, reserved, segments, socket, sys, wait};
+use crate::{agent, arenas, coordinator, epoll, overlay, process, segments, socket, sys, wait};
 
 /// Held from before a fork until the parent has gone on.
 static FORKING: Lock = Lock::new();
 static NONCE: AtomicU64 = AtomicU64::new(0);
 static PARENT: AtomicU32 = AtomicU32::new(0);
-/// The thread that forks.
-static FORKER: AtomicU32 = AtomicU32::new(0);
 
 /// Registers the handlers. Called when the library is loaded.
 pub fn install() {
@@ -38,7 +36,6 @@ extern "C" fn before() {
     }
     // Two threads that fork at once are two forks, one after the other. Given back as the locks below.
     core::mem::forget(FORKING.take());
-    FORKER.store(sys::tid(), Ordering::Relaxed);
     NONCE.store(0, Ordering::Relaxed);
     if process::is_attached() && socket::has_shared() {
         let nonce = sys::random() | 1;
@@ -46,12 +43,9 @@ extern "C" fn before() {
             NONCE.store(nonce, Ordering::Relaxed);
         }
         PARENT.store(process::function(), Ordering::Relaxed);
-        epoll::before_fork();
         socket::count_child();
     }
-    if process::is_attached() {
-        socket::leave_unconnected_to_kernel();
-    }
+    socket::leave_unconnected_to_kernel();
     overlay::count_child();
     // No other thread is inside a private section while memory is copied. Given back by `unlock` or, in the child, reset.
     for lock in locks() {
@@ -86,6 +80,5 @@ extern "C" fn after_in_child() {
         process::attach(PARENT.load(Ordering::Relaxed), nonce);
     }
     socket::forget_calls();
-    reserved::forget_others(FORKER.load(Ordering::Relaxed));
     epoll::look_at_shared();
 }

@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use ring::msg::ConnId;
 use ring::segment::{Direction, RING_BYTES};
@@ -14,7 +14,7 @@ use ring::stream::RingBytes;
 
 use crate::holds::{self, Noted};
 use crate::places::Places;
-use crate::sock::Sock;
+use crate::sock::{Sock, modes};
 use crate::{process, socket, stats};
 
 /// Handles of one process.
@@ -28,7 +28,7 @@ pub enum Kind {
     Free = 0,
     /// A socket that only the kernel serves (so far).
     Kernel = 1,
-    /// A TCP listener, in both worlds.
+    /// A listener, in both worlds.
     Listener = 2,
     /// A connection in user space.
     Stream = 3,
@@ -76,8 +76,6 @@ pub struct Handle {
     pub epoch: AtomicU32,
     /// Inode of its descriptors, 0 while nobody has asked: see [`crate::leave`].
     pub inode: AtomicU64,
-    /// Listener: a descriptor of ours plus one, for calls that wait on it when the application has closed its own; 0: none.
-    pub kept: AtomicI32,
 }
 
 /// Bits of [`Handle::touched`].
@@ -165,7 +163,6 @@ impl Handle {
             touched: AtomicU32::new(0),
             epoch: AtomicU32::new(0),
             inode: AtomicU64::new(0),
-            kept: AtomicI32::new(0),
         }
     }
 
@@ -286,12 +283,6 @@ impl Handle {
         pins != 0 && self.refs.fetch_sub(pins, Ordering::AcqRel) == pins
     }
 
-    /// Calls are under way, and of the descriptors there is one left.
-    pub fn is_held_by_calls_alone(&self) -> bool {
-        let pins = self.pins.load(Ordering::Acquire);
-        pins != 0 && self.refs.load(Ordering::Acquire) == pins + 1
-    }
-
     /// More than one descriptor or call holds it.
     pub fn has_others(&self) -> bool {
         self.refs.load(Ordering::Relaxed) > 1
@@ -342,6 +333,18 @@ impl Handle {
         ((v & 0xffff).cast_signed(), (v >> 16).cast_signed())
     }
 
+    /// True for a stream socket of `AF_UNIX`.
+    #[must_use]
+    pub fn is_unix(&self) -> bool {
+        self.family() == (libc::AF_UNIX, libc::SOCK_STREAM)
+    }
+
+    /// True for what may become a connection or listener in user space.
+    #[must_use]
+    pub fn is_candidate(&self) -> bool {
+        self.is_tcp() || self.is_unix()
+    }
+
     /// True for an IPv4 or IPv6 TCP socket.
     #[must_use]
     pub fn is_tcp(&self) -> bool {
@@ -351,6 +354,13 @@ impl Handle {
 }
 
 impl Stream {
+    /// It is one of `AF_UNIX`, which ends in other ways than TCP.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_unix(&self) -> bool {
+        self.sock.modes.load(Ordering::Relaxed) & modes::UNIX != 0
+    }
+
     /// After taking one of the locks: is this still the connection that was looked up? Whoever tears it down says no under both.
     #[inline(always)]
     #[must_use]
@@ -426,7 +436,6 @@ pub fn allocate(kind: Kind, fd: i32, domain: i32, ty: i32) -> Option<&'static Ha
             h.options.store(0, Ordering::Relaxed);
             h.touched.store(0, Ordering::Relaxed);
             h.inode.store(0, Ordering::Relaxed);
-            h.kept.store(0, Ordering::Relaxed);
             let packed = (domain.cast_unsigned() & 0xffff) | ty.cast_unsigned() << 16;
             h.family_type.store(packed, Ordering::Relaxed);
             if !matches!(kind, Kind::Epoll | Kind::Overlay) {

@@ -6,14 +6,15 @@
 use core::sync::atomic::Ordering;
 use core::time::Duration;
 
+use ring::atomic::Heavy;
 use ring::segment::state;
 use ring::stats::Sleep;
-use ring::wake::SleepWord;
+use ring::wake;
 
 use crate::handle::{Handle, Kind, Stream};
 use crate::sock::shut;
-use crate::sys::{Errno, Result};
-use crate::wait::{Announcements, Asleep, Sleeper, Spin};
+use crate::sys::{Errno, Membarrier, Result};
+use crate::wait::{Asleep, Sleeper, Spin};
 use crate::{coordinator, epoll, listener, overlay, real, stats, sys, table, zerocopy};
 
 /// `POLLIN | POLLRDNORM`; the same bits as epoll's.
@@ -31,22 +32,22 @@ pub const ALWAYS: u32 = ERR | HUP;
 const KERNEL_TURN: u32 = 128;
 
 /// Linux would be in state CLOSE: reset, or both ends have shut down.
-pub fn is_dead(h: &Handle, s: &Stream) -> bool {
+pub fn is_dead(s: &Stream) -> bool {
     let theirs = s.input_state();
     let ours = s.out_dir.state.load(Ordering::Relaxed);
-    theirs == state::FIN_RST
-        || s.end_is_reset(h)
+    matches!(theirs, state::RST | state::FIN_RST)
         || s.sock.shut.load(Ordering::Relaxed) & shut::BROKEN != 0
         || (theirs != state::OPEN && ours != state::OPEN)
 }
 
 /// What a connection is ready for.
 pub fn events(h: &Handle, s: &Stream) -> u32 {
-    let data = s.readable();
+    // AF_UNIX counts the urgent byte as data for poll(2), though no plain read returns it.
+    let data = s.readable() || (s.is_unix() && s.has_urgent());
     let bits = s.sock.shut.load(Ordering::Relaxed);
     let input_ended = s.input_ended();
     let reset = s.input_state() == state::FIN_RST || (input_ended && s.end_is_reset(h));
-    let output_ended = bits & shut::WRITE != 0;
+    let output_ended = bits & shut::WRITE != 0 || (s.is_unix() && s.reader_is_gone());
     let mut now = 0;
     if data || input_ended {
         now |= IN;
@@ -63,7 +64,7 @@ pub fn events(h: &Handle, s: &Stream) -> u32 {
     if s.pending_error(h).is_some() || zerocopy::is_pending(s) {
         now |= ERR;
     }
-    if (input_ended && output_ended) || reset || bits & shut::BROKEN != 0 {
+    if (input_ended && output_ended) || (!s.is_unix() && (reset || bits & shut::BROKEN != 0)) {
         now |= HUP;
     }
     now
@@ -181,30 +182,19 @@ impl Set<'_> {
         if r < 0 { Err(sys::errno()) } else { Ok(()) }
     }
 
-    /// Each word that says whom a peer must wake for what we wait for.
-    fn each_word(&self, mut act: impl FnMut(&SleepWord)) {
+    /// Announces to every peer that we sleep in the kernel.
+    fn announce(&self) {
         for p in self.fds.iter() {
             let Some(h) = table::get(p.fd) else { continue };
             if h.kind() == Kind::Epoll {
-                epoll::each_word_of(h, &mut act);
+                epoll::announce_for_poll(h);
             }
             let Some(_pinned) = h.pin() else { continue };
             let Some(s) = h.stream() else { continue };
-            act(&s.in_dir.rx_wait);
+            wake::announce(&s.in_dir.rx_wait, wake::WIRE);
             if wanted(p) & OUT != 0 {
-                act(&s.out_dir.tx_wait);
+                wake::announce(&s.out_dir.tx_wait, wake::WIRE);
             }
-        }
-    }
-
-    /// Announces to every peer that we sleep in the kernel, and runs the barrier that is due.
-    fn announce(&self, bell: u32) {
-        let mut announced = Announcements::new(bell);
-        self.each_word(|word| announced.announce(word));
-        // A set in here may have watches that are new.
-        let has_sets = self.fds.iter().any(|p| table::get(p.fd).is_some_and(|h| h.kind() == Kind::Epoll));
-        if announced.fence(has_sets) {
-            self.each_word(|word| announced.settle(word));
         }
     }
 }
@@ -279,7 +269,8 @@ fn sleep(set: &mut Set<'_>, timeout: Option<Duration>, mask: *const libc::sigset
     let _asleep = Asleep::announce();
     let _noted_asleep = Asleep::note();
     sleeper.drain();
-    set.announce(sleeper.bell());
+    set.announce();
+    Membarrier.heavy_barrier();
     if coordinator::arm() || set.look() > 0 {
         return Ok(0);
     }

@@ -28,6 +28,8 @@ static STATE: AtomicU64 = AtomicU64::new(UNTRIED);
 static ATTACHING: Guarded<()> = Guarded::new(());
 static PID: AtomicU32 = AtomicU32::new(0);
 static FUNCTION: AtomicU32 = AtomicU32::new(0);
+/// Our process id as the agent sees it.
+static SEEN_PID: AtomicU32 = AtomicU32::new(0);
 static UID: AtomicU32 = AtomicU32::new(0);
 /// Incarnation of the coordinator that we are attached to, or were last. Never 0 then.
 static EPOCH: AtomicU32 = AtomicU32::new(0);
@@ -46,12 +48,6 @@ pub fn set_pid() {
     PID.store(sys::getpid(), Ordering::Relaxed);
 }
 
-/// Whose memory this is, as [`set_pid`] found.
-#[inline(always)]
-pub fn id() -> u32 {
-    PID.load(Ordering::Relaxed)
-}
-
 /// True if the process runs as another user than when it attached: what it leaves can't be taken over by that one.
 pub fn identity_changed() -> bool {
     UID.load(Ordering::Relaxed) != rustix::process::geteuid().as_raw()
@@ -61,6 +57,11 @@ pub fn identity_changed() -> bool {
 /// Asked on the slow calls that such a child makes between vfork and exec.
 pub fn is_borrowed() -> bool {
     PID.load(Ordering::Relaxed) != sys::getpid()
+}
+
+/// True if agent and kernel mean us by the same process id: we are in the agent's pid namespace.
+pub fn is_seen_as_itself() -> bool {
+    SEEN_PID.load(Ordering::Relaxed) == sys::getpid()
 }
 
 /// Attached now, without trying.
@@ -214,7 +215,7 @@ fn try_attach(parent: u32, nonce: u64) -> Result<(), Why> {
     // The agent looks at the other end of this socket, and sees the same.
     HOME.store(options::kernel_netns(agent::fd()).ok_or(Why::Kernel)?, Ordering::Relaxed);
     let answer = agent::call(Call::Hello { parent, nonce }).map_err(Why::Agent)?;
-    let Reply::Welcome { function, epoch, .. } = answer.reply else { return Err(Why::Answer) };
+    let Reply::Welcome { function, epoch, pid, .. } = answer.reply else { return Err(Why::Answer) };
     let [window, host, counters, doorbell, irq0, irq1] = answer.fds;
     let maps = (map(window, WINDOW_BYTES), map(host, HOST_BYTES), map(counters, STATS_BYTES));
     for fd in [window, host, counters] {
@@ -234,6 +235,7 @@ fn try_attach(parent: u32, nonce: u64) -> Result<(), Why> {
         return Err(Why::Memory);
     }
     FUNCTION.store(function, Ordering::Relaxed);
+    SEEN_PID.store(pid, Ordering::Relaxed);
     UID.store(rustix::process::geteuid().as_raw(), Ordering::Relaxed);
     EPOCH.store(epoch, Ordering::Relaxed);
     coordinator::install(w, h);

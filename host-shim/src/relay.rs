@@ -53,23 +53,19 @@ fn ask(h: &Handle, nonce: u64, placeholder: BorrowedFd<'_>, kernel: BorrowedFd<'
     let [arena, ..] = &mut arenas;
     let memory = sys::borrow(i32::try_from(arena.fd).ok()?);
     arena.fd = ARENA_AT;
-    let head = Head {
-        function: process::function(),
-        nonce,
-        agent: NO_FD,
-        entries: 1,
-        watches: 0,
-        cookie: 0,
-        arenas,
-    };
-    leave::add_record(image.as_fd(), 0, &entry.to_words())?;
+    let head = Head { function: process::function(), nonce, agent: NO_FD, entries: 1, arenas };
+    leave::add_entry(image.as_fd(), 0, entry)?;
     leave::complete_image(image.as_fd(), head)?;
     let answer = agent::call_with(Call::Relay, &[placeholder, kernel, image.as_fd(), memory]).ok()?;
     (answer.reply == Reply::Relayed).then_some(())
 }
 
-/// Two ends of a kernel TCP connection on loopback, which nobody else can have got into.
+/// Two ends of a kernel connection of that family, for TCP on loopback, which nobody else can have got into.
 fn kernel_pair(domain: i32) -> Option<(OwnedFd, OwnedFd)> {
+    if domain == libc::AF_UNIX {
+        let flags = SocketFlags::CLOEXEC;
+        return rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).ok();
+    }
     let v6 = domain == libc::AF_INET6;
     let family = if v6 { AddressFamily::INET6 } else { AddressFamily::INET };
     let socket = || rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None).ok();

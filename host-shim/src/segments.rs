@@ -13,13 +13,12 @@ use ring::msg::ConnId;
 pub use ring::segment::LANES;
 use ring::segment::{SEGMENT_BYTES, SLOTS, Segment, Side};
 use ring::shared::Region;
-use ring::wake::EVERYBODY;
 use rustix::event::{PollFd, PollFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::handle::{self, Handle};
 use crate::lock::Guarded;
-use crate::{agent, bells, fds, process, stats, sys};
+use crate::{agent, fds, process, stats, sys};
 
 /// Rings that may wait in a wire; the kernel has room for more than 250.
 const RINGS_KEPT: u64 = 64;
@@ -136,15 +135,6 @@ impl Mapped {
         stats::woke();
     }
 
-    /// Rings the bell of one sleeper on the other side; everybody's is the wire.
-    pub fn ring_bell(&self, bell: u32) {
-        if bell != EVERYBODY && bells::ring(bell) {
-            stats::woke();
-        } else {
-            self.ring();
-        }
-    }
-
     /// Rings the wire with an urgent byte: the other side gets `SIGURG` if it asked the kernel for that.
     pub fn ring_urgent(&self) {
         let flags = rustix::net::SendFlags::NOSIGNAL | rustix::net::SendFlags::DONTWAIT;
@@ -257,9 +247,14 @@ fn key_of(number: u32, side: u32) -> u64 {
 
 /// The handle of a connection, on `side`, if this process has it.
 pub fn find_connection(conn: ConnId, side: u32) -> Option<&'static Handle> {
-    let key = key_of(conn.segment(), side);
-    let (_, m) = all().find(|(_, m)| m.key.load(Ordering::Relaxed) == key)?;
+    let (_, m) = find(conn.segment(), side)?;
     m.owner(usize::from(conn.slot())).filter(|h| h.conn.load(Ordering::Relaxed) == conn.0)
+}
+
+/// The segment `number`, if it is mapped as `side`.
+pub fn find(number: u32, side: u32) -> Option<(u32, &'static Mapped)> {
+    let key = key_of(number, side);
+    all().find(|(_, m)| m.key.load(Ordering::Acquire) == key)
 }
 
 /// Index of the segment `number`, mapped as `side`; asks the agent for it at first contact. It is kept for one more
@@ -268,8 +263,7 @@ pub fn map(number: u32, side: u32) -> Option<(u32, &'static Mapped)> {
     let key = key_of(number, side);
     // Under this lock nobody unmaps it before it is counted.
     let _mapping = MAPPING.take()?;
-    let (index, mapped) =
-        all().find(|(_, m)| m.key.load(Ordering::Acquire) == key).or_else(|| map_new(number, side, key))?;
+    let (index, mapped) = find(number, side).or_else(|| map_new(number, side, key))?;
     mapped.live.fetch_add(1, Ordering::AcqRel);
     Some((index, mapped))
 }
@@ -363,9 +357,7 @@ pub fn lock() -> &'static crate::lock::Lock {
     MAPPING.lock()
 }
 
-/// The lane of an epoll instance among the lanes of a side. Those of forked relatives, whose numbers follow each other, are
-/// different ones as far as possible, so that each is woken alone.
+/// The lane of an epoll instance among the lanes of a side.
 pub fn lane_of(instance: u32) -> usize {
-    let process = process::id() as usize;
-    1 + (process + 31 * instance as usize) % (LANES - 1)
+    1 + instance as usize % (LANES - 1)
 }

@@ -11,15 +11,15 @@ use crate::handle::{self, Handle, Kind, NewStream, Stream, touched};
 use crate::sock::{self, Sock, shut};
 use crate::sys::NoSignals;
 use crate::{
-    bells, config, coordinator, epoll, fds, file, leave, listener, overlay, process, segments, stats, sys,
-    table, wait,
+    config, coordinator, epoll, file, leave, listener, overlay, process, segments, stats, sys, table, wait,
 };
 
 /// A socket that the kernel has just made: from now on we know it. TCP sockets attach the process first.
 pub fn made(fd: i32, domain: i32, ty: i32) {
     let kind = ty & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
     let tcp = (domain == libc::AF_INET || domain == libc::AF_INET6) && kind == libc::SOCK_STREAM;
-    let attached = if tcp { process::ensure_attached() } else { process::is_attached() };
+    // A name decides whether an AF_UNIX socket needs an agent.
+    let attached = if tcp { process::ensure_attached() } else { !process::is_inert() };
     forget(fd);
     let Some(h) = handle::allocate(Kind::Kernel, fd, domain, kind) else { return };
     if !table::set(fd, h) {
@@ -67,7 +67,6 @@ fn reappeared(fd: i32) {
         process::lost(fd);
         segments::lost(fd);
         wait::lost(fd);
-        bells::lost(fd);
     } else {
         forget(fd);
     }
@@ -99,7 +98,8 @@ fn take_up(h: &'static Handle, sock: &'static Sock, conn: ConnId, side: u32, fre
     joined
 }
 
-fn join_mapped(
+/// As [`join`], in a segment that [`segments::map`] gave.
+pub fn join_mapped(
     h: &'static Handle,
     sock: &'static Sock,
     conn: ConnId,
@@ -116,9 +116,7 @@ fn join_mapped(
     h.become_stream(&NewStream { sock, conn, segment: index, side, dirs: [out_dir, in_dir], rings });
     if fresh {
         // What the last connection in this slot left behind of ours.
-        in_dir.rx_wait.reset();
-        out_dir.tx_wait.reset();
-        for word in [&in_dir.rx_watch, &out_dir.tx_watch] {
+        for word in [&in_dir.rx_wait, &in_dir.rx_watch, &out_dir.tx_wait, &out_dir.tx_watch] {
             word.store(0, Ordering::Relaxed);
         }
         let s = h.stream()?;
@@ -154,7 +152,6 @@ fn tear_down(h: &Handle) {
         Kind::Listener => {
             listener::forget(h);
             listener::unlisten(h);
-            fds::discard(h.kept.load(Ordering::Acquire) - 1);
             if let Some(sock) = h.sock()
                 && sock.processes.fetch_sub(1, Ordering::AcqRel) == 1
             {
@@ -211,7 +208,7 @@ pub fn dissolve(h: &Handle, s: &Stream) {
 
 /// As close(2) of the last descriptor: unread data, or a linger time of 0, makes it a reset.
 fn end_stream(s: &Stream) {
-    let reset = s.has_data() || s.sock.linger_reset.load(Ordering::Relaxed) != 0;
+    let reset = s.has_data() || (!s.is_unix() && s.sock.linger_reset.load(Ordering::Relaxed) != 0);
     // Relaxed: published by the state below; a writer that sees it late writes into the void, as on a network.
     s.in_dir.reader_closed.store(s.conn.generation(), Ordering::Relaxed);
     let end = match (s.out_dir.state.load(Ordering::Relaxed), reset) {
@@ -240,15 +237,15 @@ pub fn shutdown(h: &Handle, s: &Stream, how: i32) -> crate::sys::Result<()> {
     if !s.current(h) {
         return Err(crate::sys::Errno(libc::EBADF));
     }
-    if crate::poll::is_dead(h, s) {
+    if !s.is_unix() && crate::poll::is_dead(s) {
         return Err(crate::sys::Errno(libc::ENOTCONN));
     }
     let tx = s.sock.tx.take();
     // In Linux, too, a later connect is not the one that asks how the first went.
     s.sock.fresh_connect.store(0, Ordering::Relaxed);
     let both = s.sock.shut.fetch_or(bits, Ordering::Relaxed) | bits;
-    if both & shut::READ != 0 && both & shut::WRITE != 0 {
-        // What comes from now on is answered with a reset. Relaxed: as in `end_stream`.
+    if both & shut::READ != 0 && (both & shut::WRITE != 0 || s.is_unix()) {
+        // What comes from now on is answered with a reset (AF_UNIX: not sent). Relaxed: as in `end_stream`.
         s.in_dir.reader_closed.store(s.conn.generation() | READER_SHUT, Ordering::Relaxed);
     }
     if bits & shut::WRITE != 0 && s.out_dir.state.load(Ordering::Relaxed) == state::OPEN {
@@ -272,9 +269,6 @@ pub fn closing(fd: i32) {
     // Locks are taken only for these.
     let locks = !matches!(h.kind(), Kind::Kernel | Kind::Overlay) || h.regs.load(Ordering::Relaxed) != 0;
     let _no_signals = locks.then(NoSignals::new);
-    if h.kind() == Kind::Listener {
-        listener::keep_for_calls(fd, h);
-    }
     if let Some(h) = table::remove(fd) {
         if h.has_others() {
             stats::moved(h, fd);
@@ -321,7 +315,9 @@ fn shared() -> impl Iterator<Item = &'static Sock> {
 /// Before fork: what parent or child does with a socket that neither listens nor is connected yet, the other must see. Only
 /// the kernel can show it that.
 pub fn leave_unconnected_to_kernel() {
-    for h in handle::all().filter(|h| h.kind() == Kind::Kernel && h.is_tcp() && !h.was(touched::CONNECTED)) {
+    for h in
+        handle::all().filter(|h| h.kind() == Kind::Kernel && h.is_candidate() && !h.was(touched::CONNECTED))
+    {
         h.touched.fetch_or(touched::SHARED, Ordering::Relaxed);
     }
 }

@@ -4,13 +4,14 @@
 //! `unsafe` is allowed here: the caller's buffers, as the application passed them.
 #![allow(unsafe_code)]
 
-use core::sync::atomic::{Ordering, fence};
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use ring::segment::{Direction, READER_SHUT, RING_BYTES, state};
 use ring::stream::{self, Reader, RingBytes, Span};
-use ring::urgent;
-use ring::wake::{self, Claimed, SleepWord};
+use ring::{urgent, wake};
 
+use crate::ancillary::Wanted;
 use crate::handle::{Handle, Stream};
 use crate::sock::{DEAD_RESET, modes, shut};
 use crate::sys::{Errno, Result};
@@ -19,14 +20,6 @@ use crate::{segments, stats, sys};
 
 /// Free bytes from which a connection counts as writable, as Linux wants a third of the buffer free.
 const WRITABLE_BYTES: u64 = RING_BYTES as u64 / 4;
-
-/// Bytes between two times that a reader, or a writer, takes the other side's fences back: if it sleeps again, it asks again.
-const RELAX_BYTES: [u64; 2] = [64 * 1024, 1024 * 1024];
-
-/// Positions before and after a call lie in different spans of `every` bytes.
-fn passes(before: u64, after: u64, every: u64) -> bool {
-    before / every != after / every
-}
 
 /// A buffer of the application: where, and how long.
 #[derive(Clone, Copy)]
@@ -170,6 +163,8 @@ pub struct Cursor {
     offset: usize,
     /// Bytes moved so far.
     pub done: usize,
+    /// Ancillary data came with the last of them: one call does not go on behind it.
+    pub barrier: bool,
 }
 
 /// How reading ends when there is nothing to read.
@@ -190,6 +185,8 @@ pub struct ReadHow {
     pub peek: bool,
     /// `MSG_TRUNC`: count, don't copy.
     pub discard: bool,
+    /// Where ancillary data goes, if the call wants any.
+    pub ancillary: Option<NonNull<Wanted>>,
 }
 
 impl Handle {
@@ -208,7 +205,6 @@ impl Handle {
             return self.write_to_nobody(s, from, at);
         }
         let mut w = s.sock.writer();
-        let start = w.tail;
         let before = at.done;
         let mut full = false;
         let total = from.total();
@@ -247,9 +243,6 @@ impl Handle {
             }
         }
         s.sock.set_writer(w);
-        if s.out_dir.tx_wait.is_fenced() && passes(start, w.tail, RELAX_BYTES[1]) {
-            s.out_dir.tx_wait.relax();
-        }
         if at.done > before {
             stats::sent_to(self.index(), at.done - before, w.tail);
         }
@@ -294,11 +287,60 @@ impl Handle {
         Ok(Some(got))
     }
 
+    /// Writes a first record that ancillary data belongs to, which `carry` brings to the kernel. False: full.
+    ///
+    /// # Errors
+    /// As sendmsg(2), and those of `carry`.
+    pub fn try_write_ancillary(
+        &self,
+        s: &Stream,
+        from: &Buffers<'_>,
+        at: &mut Cursor,
+        carry: impl FnOnce() -> Result<()>,
+    ) -> Result<bool> {
+        let Some(_tx) = s.sock.tx.take() else { return Err(Errno(libc::EAGAIN)) };
+        if !s.current(self) {
+            return Err(Errno(libc::EBADF));
+        }
+        if s.sock.shut.load(Ordering::Relaxed) & (shut::WRITE | shut::BROKEN) != 0 || s.reader_is_gone() {
+            return Err(Errno(libc::EPIPE));
+        }
+        let mut w = s.sock.writer();
+        let span = stream::reserve(&s.out_ring, s.out_dir, &mut w, from.total());
+        s.sock.set_writer(w);
+        let Ok(span) = span else { return Err(s.violated()) };
+        let Some(span) = span else { return Ok(false) };
+        let before = *at;
+        let filled = from.fill(&s.out_ring, &span, at);
+        if filled == 0 {
+            return Err(Errno(libc::EFAULT));
+        }
+        // The reader finds it at the kernel when it comes to the record.
+        carry().inspect_err(|_| *at = before)?;
+        if stream::commit_ancillary(&s.out_ring, &mut w, filled).is_err() {
+            return Err(s.violated());
+        }
+        s.sock.set_writer(w);
+        at.done += filled;
+        stats::sent_to(self.index(), filled, w.tail);
+        if wake_is_due(s.out_dir) {
+            self.notify_reader(s);
+        }
+        Ok(true)
+    }
+
     /// The peer will not read. The first write after its close is swallowed (Linux: it goes out, and the reset comes back);
     /// from then on `EPIPE`.
     #[cold]
     fn write_to_nobody(&self, s: &Stream, from: &Buffers<'_>, at: &mut Cursor) -> Result<bool> {
         let bits = s.sock.shut.load(Ordering::Relaxed);
+        if s.is_unix() {
+            return if from.total() == 0 && bits & shut::WRITE == 0 {
+                Ok(true)
+            } else {
+                Err(Errno(libc::EPIPE))
+            };
+        }
         if let Some(e) = s.take_error(self) {
             return Err(e);
         }
@@ -373,6 +415,10 @@ impl Handle {
                     }
                 }
             }
+            if span.ancillary {
+                crate::ancillary::fetch(self, how);
+                at.barrier = true;
+            }
             let n = span.len.min(left);
             if !how.discard {
                 // SAFETY: the application's buffer, at least `n` bytes from `offset`.
@@ -384,6 +430,9 @@ impl Handle {
             if !how.peek && r.left == 0 {
                 stream::release(s.in_dir, &r);
             }
+            if at.barrier {
+                break;
+            }
         }
         let got = at.done - before;
         if how.peek || (got == 0 && !passed) {
@@ -393,11 +442,8 @@ impl Handle {
         let consumed = stream::release(s.in_dir, &r);
         ring::atomic::light_barrier();
         // Relaxed: ordered after the release of space by the barrier pair (SPEC 6.2).
-        if s.in_dir.tx_wait.is_announced() || s.in_dir.tx_watch.load(Ordering::Relaxed) != 0 {
+        if wake::announced(&s.in_dir.tx_wait) || s.in_dir.tx_watch.load(Ordering::Relaxed) != 0 {
             self.notify_writer(s, consumed);
-        }
-        if s.in_dir.rx_wait.is_fenced() && passes(start.pos, r.pos, RELAX_BYTES[0]) {
-            s.in_dir.rx_wait.relax();
         }
         stats::received(self.index(), got);
         Ok(got > 0)
@@ -412,10 +458,6 @@ impl Handle {
     /// Tells whoever sleeps or watches for space on the other side, once there is as much as they want.
     #[cold]
     fn notify_writer(&self, s: &Stream, consumed: u64) {
-        if s.in_dir.tx_wait.is_fenced() {
-            // SeqCst: as in `claim_announced`, for the word below.
-            fence(Ordering::SeqCst);
-        }
         if consumed >= s.in_dir.tx_wake_at.load(Ordering::Relaxed) {
             // A watch for space is for one time: the writer sets it again when it finds the ring full again.
             self.notify(&s.in_dir.tx_wait, s.in_dir.tx_watch.swap(0, Ordering::AcqRel), s.conn.slot());
@@ -423,13 +465,12 @@ impl Handle {
     }
 
     /// Wakes the sleepers of `wait`, and leaves news for the lane of `watch` (plus one; 0: none).
-    fn notify(&self, wait: &SleepWord, watch: u32, slot: u16) {
+    fn notify(&self, wait: &AtomicU32, watch: u32, slot: u16) {
         let Some(m) = segments::by_index(self.place.load(Ordering::Relaxed)) else { return };
-        let here = wait.sleepers();
-        let mut there = Claimed::NONE;
-        let each = watch & wake::RING_EACH != 0;
+        let how = wake::sleepers(wait);
+        let mut ring_wire = how & wake::WIRE != 0 || watch & wake::RING_EACH != 0;
         let watch = wake::lane(watch);
-        if here.how() & wake::FUTEX != 0 {
+        if how & wake::FUTEX != 0 {
             sys::futex_wake_all(wait);
             stats::woke();
         }
@@ -439,18 +480,11 @@ impl Handle {
             let lane = (watch as usize).wrapping_sub(1);
             let flag = theirs.news.get(lane).and_then(|news| news.get(usize::from(slot)));
             if let (Some(flag), Some(lane)) = (flag, theirs.lanes.get(lane)) {
-                there = wake::post(flag, wake::stamp(&lane.order), &lane.sleeping);
+                ring_wire |= wake::post(flag, wake::stamp(&lane.order), &lane.sleeping) != 0;
             }
         }
-        if each {
+        if ring_wire {
             m.ring();
-        } else {
-            here.bell().into_iter().for_each(|bell| m.ring_bell(bell));
-            there
-                .bell()
-                .filter(|bell| here.bell() != Some(*bell))
-                .into_iter()
-                .for_each(|bell| m.ring_bell(bell));
         }
     }
 
@@ -459,11 +493,11 @@ impl Handle {
     #[cold]
     pub fn wake_own(s: &Stream) {
         for word in [&s.in_dir.rx_wait, &s.out_dir.tx_wait] {
-            let claimed = word.sleepers();
-            if let Some(bell) = claimed.bell() {
-                word.announce(wake::WIRE, bell);
+            let how = wake::sleepers(word);
+            if how & wake::WIRE != 0 {
+                wake::announce(word, wake::WIRE);
             }
-            if claimed.how() & wake::FUTEX != 0 {
+            if how & wake::FUTEX != 0 {
                 sys::futex_wake_all(word);
             }
         }
@@ -481,7 +515,7 @@ impl Handle {
 fn wake_is_due(dir: &Direction) -> bool {
     ring::atomic::light_barrier();
     // Relaxed: ordered after the publication by the barrier pair (SPEC 6.2).
-    dir.rx_wait.is_announced() || dir.rx_watch.load(Ordering::Relaxed) != 0
+    wake::announced(&dir.rx_wait) || dir.rx_watch.load(Ordering::Relaxed) != 0
 }
 
 impl Stream {
@@ -558,20 +592,11 @@ impl Stream {
     /// How the peer has ended the stream, as far as we can see it.
     #[must_use]
     pub fn input_state(&self) -> u32 {
-        if !stream::is_open(self.in_dir, self.conn.generation()) {
-            return state::OPEN;
+        if stream::is_open(self.in_dir, self.conn.generation()) {
+            self.in_dir.state.load(Ordering::Acquire)
+        } else {
+            state::OPEN
         }
-        match self.in_dir.state.load(Ordering::Acquire) {
-            state::FIN if self.died_with_unread() => state::FIN_RST,
-            ended => ended,
-        }
-    }
-
-    /// The peer's process died with bytes of ours unread, while we had not finished: the kernel would have sent a reset.
-    fn died_with_unread(&self) -> bool {
-        self.sock.dead.load(Ordering::Acquire) != 0
-            && self.out_dir.state.load(Ordering::Relaxed) == state::OPEN
-            && !stream::drained(self.out_dir, &self.sock.writer())
     }
 
     /// How reading ends, asked when nothing was there. `Open` also if bytes came in between: read again.
@@ -624,7 +649,10 @@ impl Stream {
     #[must_use]
     pub fn writable(&self) -> bool {
         let bits = self.sock.shut.load(Ordering::Relaxed);
-        if bits & (shut::WRITE | shut::BROKEN) != 0 || self.reader_has_closed() {
+        if bits & (shut::WRITE | shut::BROKEN) != 0
+            || self.reader_has_closed()
+            || (self.is_unix() && self.reader_is_gone())
+        {
             return true;
         }
         let mut w = self.sock.writer();
@@ -643,17 +671,6 @@ impl Stream {
     pub fn unacknowledged(&self) -> u64 {
         let unread = self.sock.writer().tail.saturating_sub(self.out_dir.consumed.load(Ordering::Relaxed));
         unread.min(RING_BYTES as u64).saturating_sub(RING_BYTES as u64 / 2)
-    }
-
-    /// Where the records end that have come so far: more arrived if that changes.
-    #[must_use]
-    pub fn arrived(&self) -> u64 {
-        let r = self.sock.reader();
-        if r == Reader::default() && !stream::is_open(self.in_dir, self.conn.generation()) {
-            return 0;
-        }
-        // What a relative reads at this moment may look like anything: one look in vain comes of it.
-        stream::unread(&self.in_ring, &r).map_or(u64::MAX, |there| r.pos + there.ring_bytes)
     }
 
     /// Payload bytes that can be read now (`FIONREAD`).

@@ -518,3 +518,98 @@ fn a_new_group_of_an_old_number_shares_no_memory_with_the_old_ones_peer() {
     w.detach(2);
     assert!(w.logic.is_empty());
 }
+
+fn name(n: u8) -> Addr {
+    Addr::unix([n; 16])
+}
+
+/// A connect to a name, by `function`: what was answered, and which process listens.
+fn dial(w: &mut World, function: u32, dst: Addr) -> Result<(ConnId, u32), Status> {
+    let out = w.ask(function, Request::Connect { dst, src: Addr::default() });
+    assert!(out.iter().all(|o| o.function == function), "nobody is told: {out:?}");
+    match out[0].completion {
+        Completion::Connected { status: Status::Ok, conn, pid } => Ok((conn, pid)),
+        Completion::Connected { status, .. } => Err(status),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn claim(w: &mut World, function: u32, listener: u32, conn: ConnId) -> Result<u32, Status> {
+    match w.ask(function, Request::Claim { listener, conn })[0].completion {
+        Completion::Accepted { status: Status::Ok, peer, .. } => Ok(peer.process()),
+        Completion::Accepted { status, .. } => Err(status),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_connection_to_a_name_is_claimed_by_name_and_each_side_hears_of_the_others_process() {
+    let (mut w, _) = pair(8);
+    let listener = w.listen(2, name(7), 1).unwrap();
+    let (first, pid) = dial(&mut w, 1, name(7)).unwrap();
+    assert_eq!(pid, 2, "the process that listens");
+    let (second, _) = dial(&mut w, 1, name(7)).unwrap();
+    assert_eq!(w.accept(2, listener), Err(Status::BadRequest), "by name only");
+    assert_eq!(claim(&mut w, 1, listener, first), Err(Status::BadRequest), "not a holder");
+    assert_eq!(claim(&mut w, 2, listener, second), Ok(1), "in any order");
+    assert_eq!(claim(&mut w, 2, listener, second), Err(Status::Empty), "once");
+    assert_eq!(claim(&mut w, 2, listener, first), Ok(1));
+    assert_eq!(w.close(1, first, CLIENT), [gone(2, first)]);
+    assert_eq!(w.finish(2, first, SERVER), []);
+    w.detach(1);
+    w.detach(2);
+    assert!(w.logic.is_empty());
+}
+
+#[test]
+fn what_the_kernel_refused_is_claimed_by_nobody() {
+    let (mut w, _) = pair(8);
+    let listener = w.listen(2, name(7), 1).unwrap();
+    let (conn, _) = dial(&mut w, 1, name(7)).unwrap();
+    assert_eq!(w.close(1, conn, CLIENT), []);
+    assert_eq!(w.logic.segments().conns(), 0);
+    assert_eq!(claim(&mut w, 2, listener, conn), Err(Status::Empty));
+    // One that has sent something and left is accepted all the same; so is one that died.
+    let (finished, _) = dial(&mut w, 1, name(7)).unwrap();
+    assert_eq!(w.finish(1, finished, CLIENT), []);
+    assert_eq!(claim(&mut w, 2, listener, finished), Ok(1));
+    let (dead, _) = dial(&mut w, 1, name(7)).unwrap();
+    w.detach(1);
+    let out = w.ask(2, Request::Claim { listener, conn: dead });
+    assert_eq!(out[1], gone(2, dead));
+}
+
+#[test]
+fn what_dead_clients_left_does_not_fill_a_name() {
+    let mut w = World::new();
+    w.attach(2);
+    w.listen(2, name(7), 1).unwrap();
+    for function in 3..40 {
+        w.attach(function);
+        for _ in 0..256 {
+            dial(&mut w, function, name(7)).unwrap();
+        }
+        w.detach(function);
+    }
+    w.attach(1);
+    assert!(dial(&mut w, 1, name(7)).is_ok());
+    w.detach(1);
+    w.detach(2);
+    assert!(w.logic.is_empty());
+}
+
+#[test]
+fn a_name_means_the_last_listener_and_only_one_users() {
+    let (mut w, _) = pair(8);
+    w.attach_as(3, 1000, 1);
+    w.attach_as(4, 0, 2);
+    w.attach(5);
+    w.listen(2, name(7), 1).unwrap();
+    assert_eq!(w.listen(3, name(7), 1), Err(Status::Denied), "another user");
+    assert_eq!(dial(&mut w, 4, name(7)), Err(Status::NoListener), "another namespace");
+    let later = w.listen(5, name(7), 1).unwrap();
+    assert_eq!(dial(&mut w, 1, name(7)).unwrap().1, 5);
+    w.ask(5, Request::Withdraw { listener: later });
+    assert_eq!(dial(&mut w, 1, name(7)).unwrap().1, 2);
+    assert_eq!(dial(&mut w, 1, name(8)), Err(Status::NoListener));
+}

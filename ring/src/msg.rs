@@ -45,7 +45,8 @@ impl core::fmt::Debug for ConnId {
     }
 }
 
-/// An IP address and TCP port. IPv4 is carried IPv4-mapped (`::ffff:a.b.c.d`).
+/// An IP address and TCP port, or the key of an `AF_UNIX` name, which has port 0 (SPEC 3.10). IPv4 is carried IPv4-mapped
+/// (`::ffff:a.b.c.d`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Addr {
     /// Address, network order.
@@ -64,6 +65,28 @@ impl Addr {
     #[must_use]
     pub const fn v4(o: [u8; 4], port: u16) -> Self {
         Addr { ip: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, o[0], o[1], o[2], o[3]], port }
+    }
+    /// The key of an `AF_UNIX` name.
+    #[must_use]
+    pub const fn unix(key: [u8; 16]) -> Self {
+        Addr { ip: key, port: 0 }
+    }
+    /// True for the key of an `AF_UNIX` name. (No request names TCP's port 0.)
+    #[must_use]
+    pub fn is_unix(&self) -> bool {
+        self.port == 0
+    }
+    /// In the place of an `AF_UNIX` client's address: which process it is.
+    #[must_use]
+    pub fn of_process(pid: u32) -> Self {
+        let [a, b, c, d] = pid.to_le_bytes();
+        Addr::unix([a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+    }
+    /// From [`Addr::of_process`].
+    #[must_use]
+    pub fn process(&self) -> u32 {
+        let [a, b, c, d, ..] = self.ip;
+        u32::from_le_bytes([a, b, c, d])
     }
     /// True for an IPv4(-mapped) address.
     #[must_use]
@@ -181,6 +204,13 @@ pub enum Request {
         dst: Addr,
         /// Local address and port (bound in the kernel).
         src: Addr,
+    },
+    /// Take this connection of an `AF_UNIX` listener: the kernel has accepted it. Answered as `Accept`.
+    Claim {
+        /// Which listener.
+        listener: u32,
+        /// Which connection, by the name that its client took.
+        conn: ConnId,
     },
     /// Take the next waiting connection of a listener.
     Accept {
@@ -306,6 +336,7 @@ impl Request {
             Request::Fork { nonce } => (8, [nonce, 0, 0, 0, 0, 0]),
             Request::ForkFailed { nonce } => (9, [nonce, 0, 0, 0, 0, 0]),
             Request::Lend { nonce, conn, side } => (10, [nonce, conn.0, u64::from(side), 0, 0, 0]),
+            Request::Claim { listener, conn } => (12, [u64::from(listener), conn.0, 0, 0, 0, 0]),
             Request::Withdraw { listener } => (11, [u64::from(listener), 0, 0, 0, 0, 0]),
             Request::Attach { function, group, parent, nonce, uid, pid, netns } => {
                 (32, [pair(function, group), pair(parent, uid), nonce, u64::from(pid), netns, 0])
@@ -337,6 +368,7 @@ impl Request {
             9 => Request::ForkFailed { nonce: a },
             10 if c < 2 => Request::Lend { nonce: a, conn: ConnId(b), side: lo(c) },
             11 => Request::Withdraw { listener: u32::try_from(a).map_err(|_| Malformed)? },
+            12 => Request::Claim { listener: u32::try_from(a).map_err(|_| Malformed)?, conn: ConnId(b) },
             32 => Request::Attach {
                 function: lo(a),
                 group: hi(a),
@@ -377,6 +409,8 @@ pub enum Completion {
         status: Status,
         /// The client's side of it (side 0).
         conn: ConnId,
+        /// The process that made the listener, as the agent sees it.
+        pid: u32,
     },
     /// Answer to `Accept`.
     Accepted {
@@ -384,7 +418,7 @@ pub enum Completion {
         status: Status,
         /// The server's side of it (side 1).
         conn: ConnId,
-        /// The client.
+        /// The client; answer to `Claim`: [`Addr::of_process`].
         peer: Addr,
         /// The address that the client connected to.
         local: Addr,
@@ -428,7 +462,7 @@ impl Completion {
         let (kind, status, body): (u8, Status, [u64; 6]) = match self {
             Completion::Credit => (64, Status::Ok, [0; 6]),
             Completion::Done { status, value } => (65, status, [u64::from(value), 0, 0, 0, 0, 0]),
-            Completion::Connected { status, conn } => (66, status, [conn.0, 0, 0, 0, 0, 0]),
+            Completion::Connected { status, conn, pid } => (66, status, [conn.0, u64::from(pid), 0, 0, 0, 0]),
             Completion::Accepted { status, conn, peer, local, more } => {
                 let ([a, b], [c, d]) = (peer.words(), local.words());
                 let ports = u32::from(peer.port) | u32::from(local.port) << 16;
@@ -456,7 +490,11 @@ impl Completion {
         Ok(match raw.kind {
             64 => Completion::Credit,
             65 => Completion::Done { status, value: u32::try_from(a).map_err(|_| Malformed)? },
-            66 => Completion::Connected { status, conn: ConnId(a) },
+            66 => Completion::Connected {
+                status,
+                conn: ConnId(a),
+                pid: u32::try_from(b).map_err(|_| Malformed)?,
+            },
             67 => Completion::Accepted {
                 status,
                 conn: ConnId(a),

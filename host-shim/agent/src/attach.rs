@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use emulator::packet;
 use ring::attach::Reply;
-use ring::bus::AGENT_FUNCTION;
+use ring::bus::FUNCTIONS_MAX;
 use ring::msg::{Request, Status};
 
 use crate::clients::{ANSWER_MAX, Role};
@@ -14,9 +14,11 @@ use crate::function::Function;
 use crate::identity::Identity;
 use crate::serve::{Agent, Watch};
 
-/// Of the functions that may be in use, the part that a user may have who is not the agent's own: a quarter, and at least
-/// these.
-const PER_UID_MIN: usize = 4;
+/// Functions in use at once: half of the numbers, so that a number rests for a long while before it
+/// is used again, and late news of its former owner can't meet the new one.
+const IN_USE_MAX: usize = FUNCTIONS_MAX as usize / 2;
+/// Functions of one user who is not the agent's own.
+const PER_UID_MAX: usize = IN_USE_MAX / 4;
 
 impl Agent {
     /// `Hello`: checks who it is, and makes a function appear on the bus.
@@ -27,9 +29,8 @@ impl Agent {
             Err(e) => return self.refuse(id, &format!("the agent can't see your process: {e}")),
         };
         let of_uid = self.functions.values().filter(|f| f.identity.uid == identity.uid).count();
-        let capacity = self.card.capacity();
-        let quota = if identity.uid == self.own_uid { capacity } else { (capacity / 4).max(PER_UID_MIN) };
-        if self.functions.len() >= capacity || of_uid >= quota {
+        let quota = if identity.uid == self.own_uid { IN_USE_MAX } else { PER_UID_MAX };
+        if self.functions.len() >= IN_USE_MAX || of_uid >= quota {
             return self.refuse(id, "too many processes are attached");
         }
         let group = match parent {
@@ -39,21 +40,14 @@ impl Agent {
                 None => return self.refuse(id, "the parent process is not known here"),
             },
         };
-        let Some(number) = self.next_function() else {
-            return self
-                .refuse(id, "all of the card's functions are taken, or mapped by left-over processes");
-        };
+        let number = self.next_function();
         let function = self
             .card
             .map_function(number)
             .and_then(|memory| Function::new(identity, group, id, (parent, nonce), memory));
         let function = match function {
             Ok(function) => function,
-            Err(e) => {
-                // If it was mapped: nobody will use it.
-                let _ = self.card.unmap_function(number);
-                return self.refuse(id, &format!("the agent could not make a function: {e}"));
-            }
+            Err(e) => return self.refuse(id, &format!("the agent could not make a function: {e}")),
         };
         self.groups.hold(group);
         self.functions.insert(number, function);
@@ -69,13 +63,13 @@ impl Agent {
         }
     }
 
-    fn next_function(&mut self) -> Option<u32> {
-        let numbers = self.card.functions();
-        let mut after = (1..=numbers).map(|step| (self.last_function + step) % numbers);
-        let free = after
-            .find(|n| *n != AGENT_FUNCTION && !self.functions.contains_key(n) && self.card.is_free(*n))?;
-        self.last_function = free;
-        Some(free)
+    fn next_function(&mut self) -> u32 {
+        loop {
+            self.last_function = (self.last_function + 1) % FUNCTIONS_MAX;
+            if self.last_function != 0 && !self.functions.contains_key(&self.last_function) {
+                return self.last_function;
+            }
+        }
     }
 
     /// The card has mapped it: tells the coordinator who it is.
@@ -110,7 +104,7 @@ impl Agent {
     fn welcome(&mut self, number: u32) {
         let epoch = self.card.epoch();
         let Some(function) = self.functions.get_mut(&number).filter(|f| !f.is_live()) else { return };
-        let (id, group) = (function.client, function.group);
+        let (id, group, pid) = (function.client, function.group, function.identity.pid);
         let watched = self
             .poller
             .watch(function.identity.pidfd.as_fd(), Watch::Death(number))
@@ -118,7 +112,7 @@ impl Agent {
         if let Err(e) = watched {
             return self.refuse(id, &format!("the agent can't watch your process: {e}"));
         }
-        let welcome = Reply::Welcome { function: number, group, epoch };
+        let welcome = Reply::Welcome { function: number, group, epoch, pid };
         let sent = match (self.clients.get(id), function.welcome_fds(self.card.doorbell())) {
             (Some(client), Some(fds)) => packet::send(&client.socket, &welcome.to_wire(), &fds).is_ok(),
             _ => false,

@@ -194,9 +194,7 @@ impl Agent {
         poller.watch(signals.as_fd(), Watch::Signal)?;
         poller.watch(card.bus(), Watch::Bus)?;
         poller.watch(card.death(), Watch::CardDeath)?;
-        if let Some(voice) = card.voice() {
-            poller.watch(voice.fd(), Watch::Voice)?;
-        }
+        poller.watch(card.voice().fd(), Watch::Voice)?;
         poller.watch(card.ring().interrupt(), Watch::Answers)?;
         card.ring().rearm();
         Ok(Agent {
@@ -306,12 +304,11 @@ impl Agent {
     }
 
     fn listen_to_coordinator(&mut self) {
-        let Some(voice) = self.card.voice() else { return };
-        for line in voice.lines() {
+        for line in self.card.voice().lines() {
             tracing::info!("coordinator: {line}");
         }
-        if !voice.is_open() {
-            self.poller.forget(voice.fd());
+        if !self.card.voice().is_open() {
+            self.poller.forget(self.card.voice().fd());
         }
     }
 
