@@ -5,12 +5,12 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use ring::msg::{Addr, Completion, ConnId, Request, Status};
+use ring::msg::{Addr, Completion, Request, Status};
 use ring::stats::{Reason, SocketState};
 
 use crate::handle::{Handle, Kind, touched};
 use crate::sys::{Errno, NoSignals, Result};
-use crate::{arrivals, coordinator, listener, options, process, real, socket, stats, sys, table, unix};
+use crate::{arrivals, coordinator, listener, options, process, real, socket, stats, sys, table};
 
 /// What connect(2) should do next.
 pub enum Path {
@@ -23,12 +23,6 @@ pub enum Path {
 /// Tries to connect `fd` in user space.
 pub fn connect(fd: i32, addr: *const libc::sockaddr, len: libc::socklen_t) -> Path {
     let Some(h) = table::get(fd) else { return Path::Kernel };
-    if h.is_unix() {
-        return match h.kind() {
-            Kind::Kernel if !h.was(touched::CONNECTED) => unix::connect(fd, h, addr, len),
-            _ => Path::Kernel,
-        };
-    }
     if options::read_family(addr, len) == Some(libc::AF_UNSPEC) {
         return disconnect(fd, h);
     }
@@ -158,7 +152,22 @@ fn through_coordinator(fd: i32, h: &'static Handle, dst: Addr) -> core::result::
         src.ip = source_for(dst).ip;
     }
     let sock = socket::new_sock().ok_or(Reason::TooMany)?;
-    let (conn, _) = ask(dst, src).inspect_err(|_| sock.free())?;
+    let conn = match coordinator::call(Request::Connect { dst, src }) {
+        Ok(Completion::Connected { status: Status::Ok, conn }) => conn,
+        other => {
+            sock.free();
+            return Err(match other {
+                Ok(Completion::Connected { status, .. }) => match status {
+                    Status::NoListener => Reason::NoListener,
+                    Status::BacklogFull => Reason::BacklogFull,
+                    Status::Quota => Reason::Quota,
+                    Status::NoSegment => Reason::NoSegment,
+                    _ => Reason::Denied,
+                },
+                _ => Reason::CoordinatorGone,
+            });
+        }
+    };
     sock.set_addrs(src, dst);
     options::take_over(fd, h, sock);
     if socket::join(h, sock, conn, 0).is_none() {
@@ -172,21 +181,6 @@ fn through_coordinator(fd: i32, h: &'static Handle, dst: Addr) -> core::result::
     let nonblocking = sock.is_nonblocking();
     sock.fresh_connect.store(u32::from(nonblocking), Ordering::Relaxed);
     Ok(nonblocking)
-}
-
-/// A connection from the coordinator, and the process that listens there.
-pub fn ask(dst: Addr, src: Addr) -> core::result::Result<(ConnId, u32), Reason> {
-    match coordinator::call(Request::Connect { dst, src }) {
-        Ok(Completion::Connected { status: Status::Ok, conn, pid }) => Ok((conn, pid)),
-        Ok(Completion::Connected { status, .. }) => Err(match status {
-            Status::NoListener => Reason::NoListener,
-            Status::BacklogFull => Reason::BacklogFull,
-            Status::Quota => Reason::Quota,
-            Status::NoSegment => Reason::NoSegment,
-            _ => Reason::Denied,
-        }),
-        _ => Err(Reason::CoordinatorGone),
-    }
 }
 
 /// After the kernel's connect(2): what came of it, for `ps`.

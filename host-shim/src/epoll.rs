@@ -120,8 +120,7 @@ pub fn control(
 ) -> Result<Kernel> {
     let instance = e.place.load(Ordering::Relaxed);
     let Some(mut st) = STATE.take() else { return Err(Errno(libc::EINTR)) };
-    let known =
-        |h: &&Handle| matches!(h.kind(), Kind::Stream | Kind::Listener | Kind::Epoll) || h.is_candidate();
+    let known = |h: &&Handle| matches!(h.kind(), Kind::Stream | Kind::Listener | Kind::Epoll) || h.is_tcp();
     let Some(h) = h.filter(known) else {
         if let Some(inst) = st.instances.get_mut(instance as usize) {
             inst.kernel = true;

@@ -45,7 +45,9 @@ extern "C" fn before() {
         PARENT.store(process::function(), Ordering::Relaxed);
         socket::count_child();
     }
-    socket::leave_unconnected_to_kernel();
+    if process::is_attached() {
+        socket::leave_unconnected_to_kernel();
+    }
     overlay::count_child();
     // No other thread is inside a private section while memory is copied. Given back by `unlock` or, in the child, reset.
     for lock in locks() {

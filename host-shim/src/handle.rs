@@ -14,7 +14,7 @@ use ring::stream::RingBytes;
 
 use crate::holds::{self, Noted};
 use crate::places::Places;
-use crate::sock::{Sock, modes};
+use crate::sock::Sock;
 use crate::{process, socket, stats};
 
 /// Handles of one process.
@@ -28,7 +28,7 @@ pub enum Kind {
     Free = 0,
     /// A socket that only the kernel serves (so far).
     Kernel = 1,
-    /// A listener, in both worlds.
+    /// A TCP listener, in both worlds.
     Listener = 2,
     /// A connection in user space.
     Stream = 3,
@@ -333,18 +333,6 @@ impl Handle {
         ((v & 0xffff).cast_signed(), (v >> 16).cast_signed())
     }
 
-    /// True for a stream socket of `AF_UNIX`.
-    #[must_use]
-    pub fn is_unix(&self) -> bool {
-        self.family() == (libc::AF_UNIX, libc::SOCK_STREAM)
-    }
-
-    /// True for what may become a connection or listener in user space.
-    #[must_use]
-    pub fn is_candidate(&self) -> bool {
-        self.is_tcp() || self.is_unix()
-    }
-
     /// True for an IPv4 or IPv6 TCP socket.
     #[must_use]
     pub fn is_tcp(&self) -> bool {
@@ -354,13 +342,6 @@ impl Handle {
 }
 
 impl Stream {
-    /// It is one of `AF_UNIX`, which ends in other ways than TCP.
-    #[inline(always)]
-    #[must_use]
-    pub fn is_unix(&self) -> bool {
-        self.sock.modes.load(Ordering::Relaxed) & modes::UNIX != 0
-    }
-
     /// After taking one of the locks: is this still the connection that was looked up? Whoever tears it down says no under both.
     #[inline(always)]
     #[must_use]

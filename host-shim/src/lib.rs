@@ -23,7 +23,6 @@
 
 mod adopt;
 mod agent;
-mod ancillary;
 mod arenas;
 mod arrivals;
 mod cancel;
@@ -61,7 +60,6 @@ mod stream;
 mod sys;
 mod table;
 mod target;
-mod unix;
 mod urgent;
 mod wait;
 mod zerocopy;

@@ -19,9 +19,7 @@ use crate::handle::{self, Handle, Kind, touched};
 use crate::sock::Sock;
 use crate::sys::{Errno, NoSignals, Result};
 use crate::wait::{self, Spin};
-use crate::{
-    arrivals, coordinator, holds, options, process, real, segments, socket, stats, sys, table, unix,
-};
+use crate::{arrivals, coordinator, holds, options, process, real, segments, socket, stats, sys, table};
 
 /// Every so many accepts the kernel's queue goes first, so that neither starves.
 const KERNEL_TURN: u32 = 8;
@@ -60,10 +58,7 @@ pub fn all() -> impl Iterator<Item = &'static Handle> {
 /// After a successful listen(2): announce it to the coordinator.
 pub fn listening(fd: i32, backlog: i32) {
     let Some(h) = table::get(fd) else { return };
-    if h.kind() == Kind::Listener && h.is_unix() {
-        return unix::listened_again(h);
-    }
-    if h.kind() != Kind::Kernel || !may_announce(h) {
+    if h.kind() != Kind::Kernel || !h.is_tcp() || !process::is_attached() {
         return;
     }
     let signals = || arrivals::is_async(fd).then_some(Reason::Option);
@@ -71,8 +66,8 @@ pub fn listening(fd: i32, backlog: i32) {
         stats::set_reason(h.index(), reason);
         return;
     }
-    let Some(local) = address_of(fd, h) else { return };
-    if !process::is_home(fd) || (h.is_unix() && !process::is_seen_as_itself()) {
+    let local = options::kernel_name(fd, true);
+    if !process::is_home(fd) {
         let addrs = Some((local, Addr::default()));
         return stats::set_state(h.index(), SocketState::Listening, Reason::Namespace, addrs);
     }
@@ -85,11 +80,7 @@ pub fn listening(fd: i32, backlog: i32) {
         Ok(number) => {
             sock.set_addrs(local, Addr::default());
             options::take_over_listener(fd, h, sock);
-            if h.is_unix() {
-                h.turns.store(sys::getpid(), Ordering::Relaxed);
-            } else {
-                options::set_kernel_nonblocking(fd);
-            }
+            options::set_kernel_nonblocking(fd);
             h.set_sock(sock);
             enter(h, number);
             stats::set_state(h.index(), SocketState::Listening, Reason::None, Some((local, Addr::default())));
@@ -102,21 +93,11 @@ pub fn listening(fd: i32, backlog: i32) {
     }
 }
 
-/// Is there a coordinator for it? TCP sockets have looked for one when they were made.
-fn may_announce(h: &Handle) -> bool {
-    if h.is_unix() { process::ensure_attached() } else { h.is_tcp() && process::is_attached() }
-}
-
-/// What the coordinator knows a listener by.
-fn address_of(fd: i32, h: &Handle) -> Option<Addr> {
-    if h.is_unix() { unix::key_of_bound(fd) } else { Some(options::kernel_name(fd, true)) }
-}
-
 /// Tells the coordinator of a listener. Its number there.
 fn announce(fd: i32, addr: Addr, backlog: i32) -> core::result::Result<u32, Reason> {
     let limit = somaxconn();
     let backlog = u32::try_from(backlog).unwrap_or(limit).min(limit);
-    let v6only = !addr.is_unix() && options::kernel_flag(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY);
+    let v6only = options::kernel_flag(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY);
     let flags = if v6only { LISTEN_V6ONLY } else { 0 };
     match coordinator::call(Request::Listen { addr, backlog, flags }) {
         Ok(Completion::Done { status: Status::Ok, value }) => Ok(value),
@@ -166,7 +147,7 @@ fn renew(fd: i32, h: &'static Handle, sock: &Sock) {
 }
 
 /// The coordinator's number for a listener, if it knows it.
-pub fn number_of(h: &Handle) -> Option<u32> {
+fn number_of(h: &Handle) -> Option<u32> {
     let number = h.place.load(Ordering::Relaxed);
     (number != 0 && h.is_current()).then_some(number)
 }
@@ -222,7 +203,9 @@ pub fn accept(fd: i32, h: &'static Handle, out: PeerOut, flags: i32) -> Result<i
         0 => None,
         us => Some(Duration::from_micros(us)),
     };
-    renew_if_lost(fd, h);
+    if !h.is_current() || !process::is_attached() {
+        renew(fd, h, sock);
+    }
     let start = sys::now();
     let mut spin = Spin::new();
     loop {
@@ -248,15 +231,6 @@ pub fn accept(fd: i32, h: &'static Handle, out: PeerOut, flags: i32) -> Result<i
             return Ok(new);
         }
         spin = Spin::new();
-    }
-}
-
-/// Before an accept: see [`renew`].
-pub fn renew_if_lost(fd: i32, h: &'static Handle) {
-    if (!h.is_current() || !process::is_attached())
-        && let Some(sock) = h.sock()
-    {
-        renew(fd, h, sock);
     }
 }
 
@@ -380,7 +354,9 @@ fn block(
     });
     let Some((listener, ticket)) = parked else {
         block_in_kernel(fd, timeout)?;
-        renew_if_lost(fd, h);
+        if !h.is_current() || !process::is_attached() {
+            renew(fd, h, sock);
+        }
         return Ok(None);
     };
     let noted = holds::note(leave_queue, [listener as usize, ticket.packed()]);

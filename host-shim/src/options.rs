@@ -148,9 +148,10 @@ pub fn kernel_backlog(fd: i32) -> i32 {
     words.get(7).and_then(|n| i32::try_from(*n).ok()).unwrap_or(libc::SOMAXCONN)
 }
 
-/// Process, user and group at the other end of a unix socket (`SO_PEERCRED`). Process 0: not visible here.
-pub fn kernel_peer_credentials(fd: i32) -> Option<[u32; 3]> {
-    kernel_option(fd, libc::SOL_SOCKET, libc::SO_PEERCRED)
+/// The user at the other end of a unix socket (`SO_PEERCRED`), whether or not we could see its process.
+pub fn kernel_peer_uid(fd: i32) -> Option<u32> {
+    let [_pid, uid, _gid] = kernel_option::<[u32; 3]>(fd, libc::SOL_SOCKET, libc::SO_PEERCRED)?;
+    Some(uid)
 }
 
 /// The network namespace that a socket belongs to, by its cookie (Linux 5.14).
@@ -206,12 +207,10 @@ fn reload(fd: i32, sock: &Sock) {
     let lowat = kernel_option::<u32>(fd, libc::SOL_SOCKET, libc::SO_RCVLOWAT).unwrap_or(1);
     let inline = kernel_flag(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE);
     let zerocopy = kernel_flag(fd, libc::SOL_SOCKET, libc::SO_ZEROCOPY);
-    let pass = kernel_flag(fd, libc::SOL_SOCKET, libc::SO_PASSCRED);
     let bits = [(lowat > 1, modes::LOWAT), (inline, modes::OOB_INLINE), (zerocopy, modes::ZEROCOPY)];
-    let bits = bits.into_iter().chain([(pass, modes::PASS_CREDENTIALS)]);
     sock.lowat.store(if lowat > 1 { lowat.min(LOWAT_MAX) } else { 0 }, Ordering::Relaxed);
-    let kept = sock.modes.load(Ordering::Relaxed) & modes::UNIX;
-    sock.modes.store(bits.fold(kept, |all, (on, bit)| if on { all | bit } else { all }), Ordering::Relaxed);
+    sock.modes
+        .store(bits.iter().fold(0, |all, (on, bit)| if *on { all | bit } else { all }), Ordering::Relaxed);
     sock.rx_timeout_us.store(timeout_us(fd, libc::SO_RCVTIMEO), Ordering::Relaxed);
     sock.tx_timeout_us.store(timeout_us(fd, libc::SO_SNDTIMEO), Ordering::Relaxed);
     let [on, seconds] = kernel_option::<[i32; 2]>(fd, libc::SOL_SOCKET, libc::SO_LINGER).unwrap_or([0, 1]);
@@ -239,7 +238,6 @@ fn concerns_us(level: i32, name: i32) -> bool {
                 | libc::SO_RCVLOWAT
                 | libc::SO_OOBINLINE
                 | libc::SO_ZEROCOPY
-                | libc::SO_PASSCRED
         )
 }
 
@@ -302,8 +300,7 @@ pub fn fcntl(fd: i32, h: &Handle, cmd: i32, arg: core::ffi::c_ulong) -> Option<i
     let sock = h.sock()?;
     match (h.kind(), cmd) {
         (Kind::Stream | Kind::Listener, libc::F_SETFL) => {
-            let forced =
-                if h.kind() == Kind::Listener && !h.is_unix() { flag_word(libc::O_NONBLOCK) } else { 0 };
+            let forced = if h.kind() == Kind::Listener { flag_word(libc::O_NONBLOCK) } else { 0 };
             // SAFETY: no pointers.
             let r = unsafe { real::fcntl(fd, cmd, arg | forced) };
             if r == 0 {

@@ -42,12 +42,11 @@ pub fn is_dead(s: &Stream) -> bool {
 
 /// What a connection is ready for.
 pub fn events(h: &Handle, s: &Stream) -> u32 {
-    // AF_UNIX counts the urgent byte as data for poll(2), though no plain read returns it.
-    let data = s.readable() || (s.is_unix() && s.has_urgent());
+    let data = s.readable();
     let bits = s.sock.shut.load(Ordering::Relaxed);
     let input_ended = s.input_ended();
     let reset = s.input_state() == state::FIN_RST || (input_ended && s.end_is_reset(h));
-    let output_ended = bits & shut::WRITE != 0 || (s.is_unix() && s.reader_is_gone());
+    let output_ended = bits & shut::WRITE != 0;
     let mut now = 0;
     if data || input_ended {
         now |= IN;
@@ -64,7 +63,7 @@ pub fn events(h: &Handle, s: &Stream) -> u32 {
     if s.pending_error(h).is_some() || zerocopy::is_pending(s) {
         now |= ERR;
     }
-    if (input_ended && output_ended) || (!s.is_unix() && (reset || bits & shut::BROKEN != 0)) {
+    if (input_ended && output_ended) || reset || bits & shut::BROKEN != 0 {
         now |= HUP;
     }
     now

@@ -32,10 +32,6 @@ pub mod modes {
     pub const ASYNC: u32 = 4;
     /// `SO_ZEROCOPY`: sends with `MSG_ZEROCOPY` are told of.
     pub const ZEROCOPY: u32 = 8;
-    /// A connection of `AF_UNIX`.
-    pub const UNIX: u32 = 16;
-    /// `SO_PASSCRED`: reads tell who has sent.
-    pub const PASS_CREDENTIALS: u32 = 32;
     /// Reads that are not plain.
     pub const SPECIAL: u32 = LOWAT | ASYNC;
 }

@@ -18,8 +18,7 @@ use crate::{
 pub fn made(fd: i32, domain: i32, ty: i32) {
     let kind = ty & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
     let tcp = (domain == libc::AF_INET || domain == libc::AF_INET6) && kind == libc::SOCK_STREAM;
-    // A name decides whether an AF_UNIX socket needs an agent.
-    let attached = if tcp { process::ensure_attached() } else { !process::is_inert() };
+    let attached = if tcp { process::ensure_attached() } else { process::is_attached() };
     forget(fd);
     let Some(h) = handle::allocate(Kind::Kernel, fd, domain, kind) else { return };
     if !table::set(fd, h) {
@@ -98,8 +97,7 @@ fn take_up(h: &'static Handle, sock: &'static Sock, conn: ConnId, side: u32, fre
     joined
 }
 
-/// As [`join`], in a segment that [`segments::map`] gave.
-pub fn join_mapped(
+fn join_mapped(
     h: &'static Handle,
     sock: &'static Sock,
     conn: ConnId,
@@ -208,7 +206,7 @@ pub fn dissolve(h: &Handle, s: &Stream) {
 
 /// As close(2) of the last descriptor: unread data, or a linger time of 0, makes it a reset.
 fn end_stream(s: &Stream) {
-    let reset = s.has_data() || (!s.is_unix() && s.sock.linger_reset.load(Ordering::Relaxed) != 0);
+    let reset = s.has_data() || s.sock.linger_reset.load(Ordering::Relaxed) != 0;
     // Relaxed: published by the state below; a writer that sees it late writes into the void, as on a network.
     s.in_dir.reader_closed.store(s.conn.generation(), Ordering::Relaxed);
     let end = match (s.out_dir.state.load(Ordering::Relaxed), reset) {
@@ -237,15 +235,15 @@ pub fn shutdown(h: &Handle, s: &Stream, how: i32) -> crate::sys::Result<()> {
     if !s.current(h) {
         return Err(crate::sys::Errno(libc::EBADF));
     }
-    if !s.is_unix() && crate::poll::is_dead(s) {
+    if crate::poll::is_dead(s) {
         return Err(crate::sys::Errno(libc::ENOTCONN));
     }
     let tx = s.sock.tx.take();
     // In Linux, too, a later connect is not the one that asks how the first went.
     s.sock.fresh_connect.store(0, Ordering::Relaxed);
     let both = s.sock.shut.fetch_or(bits, Ordering::Relaxed) | bits;
-    if both & shut::READ != 0 && (both & shut::WRITE != 0 || s.is_unix()) {
-        // What comes from now on is answered with a reset (AF_UNIX: not sent). Relaxed: as in `end_stream`.
+    if both & shut::READ != 0 && both & shut::WRITE != 0 {
+        // What comes from now on is answered with a reset. Relaxed: as in `end_stream`.
         s.in_dir.reader_closed.store(s.conn.generation() | READER_SHUT, Ordering::Relaxed);
     }
     if bits & shut::WRITE != 0 && s.out_dir.state.load(Ordering::Relaxed) == state::OPEN {
@@ -315,9 +313,7 @@ fn shared() -> impl Iterator<Item = &'static Sock> {
 /// Before fork: what parent or child does with a socket that neither listens nor is connected yet, the other must see. Only
 /// the kernel can show it that.
 pub fn leave_unconnected_to_kernel() {
-    for h in
-        handle::all().filter(|h| h.kind() == Kind::Kernel && h.is_candidate() && !h.was(touched::CONNECTED))
-    {
+    for h in handle::all().filter(|h| h.kind() == Kind::Kernel && h.is_tcp() && !h.was(touched::CONNECTED)) {
         h.touched.fetch_or(touched::SHARED, Ordering::Relaxed);
     }
 }

@@ -254,7 +254,7 @@ impl Model {
             };
             match (o.completion, asked) {
                 (Completion::Done { status, value }, Some(request)) => self.done(f, status, value, request),
-                (Completion::Connected { status, conn, .. }, Some(Request::Connect { dst, src })) => {
+                (Completion::Connected { status, conn }, Some(Request::Connect { dst, src })) => {
                     if status == Status::Ok {
                         self.connected(f, conn, dst, src);
                     }

@@ -45,8 +45,7 @@ impl core::fmt::Debug for ConnId {
     }
 }
 
-/// An IP address and TCP port, or the key of an `AF_UNIX` name, which has port 0 (SPEC 3.10). IPv4 is carried IPv4-mapped
-/// (`::ffff:a.b.c.d`).
+/// An IP address and TCP port. IPv4 is carried IPv4-mapped (`::ffff:a.b.c.d`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Addr {
     /// Address, network order.
@@ -65,28 +64,6 @@ impl Addr {
     #[must_use]
     pub const fn v4(o: [u8; 4], port: u16) -> Self {
         Addr { ip: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, o[0], o[1], o[2], o[3]], port }
-    }
-    /// The key of an `AF_UNIX` name.
-    #[must_use]
-    pub const fn unix(key: [u8; 16]) -> Self {
-        Addr { ip: key, port: 0 }
-    }
-    /// True for the key of an `AF_UNIX` name. (No request names TCP's port 0.)
-    #[must_use]
-    pub fn is_unix(&self) -> bool {
-        self.port == 0
-    }
-    /// In the place of an `AF_UNIX` client's address: which process it is.
-    #[must_use]
-    pub fn of_process(pid: u32) -> Self {
-        let [a, b, c, d] = pid.to_le_bytes();
-        Addr::unix([a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
-    }
-    /// From [`Addr::of_process`].
-    #[must_use]
-    pub fn process(&self) -> u32 {
-        let [a, b, c, d, ..] = self.ip;
-        u32::from_le_bytes([a, b, c, d])
     }
     /// True for an IPv4(-mapped) address.
     #[must_use]
@@ -205,13 +182,6 @@ pub enum Request {
         /// Local address and port (bound in the kernel).
         src: Addr,
     },
-    /// Take this connection of an `AF_UNIX` listener: the kernel has accepted it. Answered as `Accept`.
-    Claim {
-        /// Which listener.
-        listener: u32,
-        /// Which connection, by the name that its client took.
-        conn: ConnId,
-    },
     /// Take the next waiting connection of a listener.
     Accept {
         /// Which listener.
@@ -325,7 +295,7 @@ impl Request {
             Request::Unlisten { listener } => (2, [u64::from(listener), 0, 0, 0, 0, 0]),
             Request::Connect { dst, src } => {
                 let ([a, b], [c, d]) = (dst.words(), src.words());
-                (3, [a, b, c, d, u64::from(dst.port), u64::from(src.port)])
+                (3, [a, b, c, d, u64::from(dst.port) | u64::from(src.port) << 16, 0])
             }
             Request::Accept { listener, flags } => (4, [pair(listener, flags), 0, 0, 0, 0, 0]),
             Request::CancelAccept { listener, token } => (5, [pair(listener, token), 0, 0, 0, 0, 0]),
@@ -336,7 +306,6 @@ impl Request {
             Request::Fork { nonce } => (8, [nonce, 0, 0, 0, 0, 0]),
             Request::ForkFailed { nonce } => (9, [nonce, 0, 0, 0, 0, 0]),
             Request::Lend { nonce, conn, side } => (10, [nonce, conn.0, u64::from(side), 0, 0, 0]),
-            Request::Claim { listener, conn } => (12, [u64::from(listener), conn.0, 0, 0, 0, 0]),
             Request::Withdraw { listener } => (11, [u64::from(listener), 0, 0, 0, 0, 0]),
             Request::Attach { function, group, parent, nonce, uid, pid, netns } => {
                 (32, [pair(function, group), pair(parent, uid), nonce, u64::from(pid), netns, 0])
@@ -352,13 +321,14 @@ impl Request {
     /// # Errors
     /// [`Malformed`] for an unknown kind or a field out of range.
     pub fn from_raw(raw: &Raw) -> Result<Request, Malformed> {
-        let [a, b, c, d, e, f] = raw.body;
+        // The last word is the seal's in the shared ring (SPEC 2.8).
+        let [a, b, c, d, e, _] = raw.body;
         Ok(match raw.kind {
             1 => Request::Listen { addr: Addr::from_words(a, b, port(c)?), backlog: lo(d), flags: hi(d) },
             2 => Request::Unlisten { listener: u32::try_from(a).map_err(|_| Malformed)? },
             3 => Request::Connect {
-                dst: Addr::from_words(a, b, port(e)?),
-                src: Addr::from_words(c, d, port(f)?),
+                dst: Addr::from_words(a, b, port(e & 0xffff)?),
+                src: Addr::from_words(c, d, port(e >> 16)?),
             },
             4 => Request::Accept { listener: lo(a), flags: hi(a) },
             5 => Request::CancelAccept { listener: lo(a), token: hi(a) },
@@ -368,7 +338,6 @@ impl Request {
             9 => Request::ForkFailed { nonce: a },
             10 if c < 2 => Request::Lend { nonce: a, conn: ConnId(b), side: lo(c) },
             11 => Request::Withdraw { listener: u32::try_from(a).map_err(|_| Malformed)? },
-            12 => Request::Claim { listener: u32::try_from(a).map_err(|_| Malformed)?, conn: ConnId(b) },
             32 => Request::Attach {
                 function: lo(a),
                 group: hi(a),
@@ -409,8 +378,6 @@ pub enum Completion {
         status: Status,
         /// The client's side of it (side 0).
         conn: ConnId,
-        /// The process that made the listener, as the agent sees it.
-        pid: u32,
     },
     /// Answer to `Accept`.
     Accepted {
@@ -418,7 +385,7 @@ pub enum Completion {
         status: Status,
         /// The server's side of it (side 1).
         conn: ConnId,
-        /// The client; answer to `Claim`: [`Addr::of_process`].
+        /// The client.
         peer: Addr,
         /// The address that the client connected to.
         local: Addr,
@@ -462,7 +429,7 @@ impl Completion {
         let (kind, status, body): (u8, Status, [u64; 6]) = match self {
             Completion::Credit => (64, Status::Ok, [0; 6]),
             Completion::Done { status, value } => (65, status, [u64::from(value), 0, 0, 0, 0, 0]),
-            Completion::Connected { status, conn, pid } => (66, status, [conn.0, u64::from(pid), 0, 0, 0, 0]),
+            Completion::Connected { status, conn } => (66, status, [conn.0, 0, 0, 0, 0, 0]),
             Completion::Accepted { status, conn, peer, local, more } => {
                 let ([a, b], [c, d]) = (peer.words(), local.words());
                 let ports = u32::from(peer.port) | u32::from(local.port) << 16;
@@ -490,11 +457,7 @@ impl Completion {
         Ok(match raw.kind {
             64 => Completion::Credit,
             65 => Completion::Done { status, value: u32::try_from(a).map_err(|_| Malformed)? },
-            66 => Completion::Connected {
-                status,
-                conn: ConnId(a),
-                pid: u32::try_from(b).map_err(|_| Malformed)?,
-            },
+            66 => Completion::Connected { status, conn: ConnId(a) },
             67 => Completion::Accepted {
                 status,
                 conn: ConnId(a),

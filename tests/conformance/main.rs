@@ -36,10 +36,7 @@ mod threads;
 mod transcript;
 mod transfers;
 mod udp;
-mod unix_lives;
 mod unix_messages;
-mod unix_names;
-mod unix_rights;
 mod unix_stream;
 mod urgent;
 mod zerocopy;
@@ -115,9 +112,6 @@ const GROUPS: &[Group] = &[
     two(Family::Tcp, threads::CASES),
     two(Family::Tcp, transfers::CASES),
     two(Family::Udp, udp::CASES),
-    two(Family::UnixStream, unix_lives::CASES),
-    two(Family::UnixStream, unix_names::CASES),
-    two(Family::UnixStream, unix_rights::CASES),
     two(Family::UnixStream, unix_stream::CASES),
     two(Family::UnixSeqpacket, unix_messages::SEQPACKET),
     two(Family::UnixDgram, unix_messages::DGRAM),

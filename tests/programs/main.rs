@@ -26,7 +26,6 @@ const TESTS: &[Test] = &[
     ("redis::set_and_get", redis::set_and_get),
     ("redis::benchmark", redis::benchmark),
     ("redis::ipv6", redis::ipv6),
-    ("redis::unix_socket", redis::unix_socket),
     ("redis::saves_in_the_background_under_load", redis::background_saves),
     ("redis::thousand_clients", redis::thousand_clients),
     ("redis::values_of_64_mib", redis::large_values),

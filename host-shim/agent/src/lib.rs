@@ -30,7 +30,6 @@ pub mod function;
 pub mod groups;
 pub mod identity;
 pub mod inspect;
-mod names;
 mod peer;
 pub mod program;
 pub mod ps;

@@ -14,7 +14,7 @@ use rustix::fs::OFlags;
 use crate::handle::{Handle, Stream};
 use crate::stream::{Buffers, is_nowhere};
 use crate::sys::{Errno, Result};
-use crate::{ancillary, cancel, io, overlay, real, rights, splice, stats, sys, table, unix, zerocopy};
+use crate::{cancel, io, overlay, real, rights, splice, stats, sys, table, zerocopy};
 
 #[inline(always)]
 fn ours(fd: c_int) -> Option<(&'static Handle, Stream)> {
@@ -117,24 +117,13 @@ pub unsafe extern "C" fn recvfrom(
         Some((h, s)) => {
             let r = io::receive(h, &s, &Buffers::one(buf.cast(), n), flags);
             if r.is_ok() && !addr.is_null() && !len.is_null() {
-                // SAFETY: the application's pointers.
-                unsafe { name_sender(fd, &s, addr, len) };
+                // SAFETY: the application's pointer. A connected TCP socket names no sender.
+                unsafe { *len = 0 };
             }
             length(r)
         }
         // SAFETY: as above.
         None => read_by_kernel(fd, unsafe { real::recvfrom(fd, buf, n, flags, addr, len) }),
-    }
-}
-
-/// Where recvfrom(2) names the sender: a connected TCP socket names none, and one of `AF_UNIX` its peer if that has a name.
-unsafe fn name_sender(fd: c_int, s: &Stream, addr: *mut sockaddr, len: *mut socklen_t) {
-    // SAFETY: by contract with C.
-    unsafe {
-        let named = s.is_unix() && sys::keep_errno(|| unix::name(fd, false, addr, len)) == 0;
-        if !named || *len as usize <= size_of::<libc::sa_family_t>() {
-            *len = 0;
-        }
     }
 }
 
@@ -174,8 +163,6 @@ pub unsafe extern "C" fn sendto(
     len: socklen_t,
 ) -> ssize_t {
     match ours(fd) {
-        // As the kernel: TCP does not look at the address.
-        Some((_, s)) if len > 0 && s.is_unix() => fail(Errno(libc::EISCONN)) as ssize_t,
         Some((h, s)) => length(io::send(h, &s, &Buffers::one(buf.cast_mut().cast(), n), flags)),
         None if flags & libc::MSG_FASTOPEN != 0 => match open_fast(fd, addr, len) {
             Fast::Open(h, s) => {
@@ -250,15 +237,6 @@ unsafe fn receive_message(h: &Handle, s: &Stream, msg: *mut msghdr, flags: c_int
     if flags & libc::MSG_ERRQUEUE != 0 {
         return zerocopy::receive(h, s, m);
     }
-    if s.is_unix() {
-        // SAFETY: contract.
-        let n = unsafe { ancillary::receive(h, s, m, &Buffers::many(v), flags) }?;
-        if let (false, Some(fd)) = (m.msg_name.is_null(), table::find(h)) {
-            // SAFETY: contract.
-            unsafe { name_sender(fd, s, m.msg_name.cast(), &raw mut m.msg_namelen) };
-        }
-        return Ok(n);
-    }
     let n = io::receive(h, s, &Buffers::many(v), flags)?;
     if !m.msg_name.is_null() {
         m.msg_namelen = 0;
@@ -281,14 +259,6 @@ unsafe fn send_message(h: &Handle, s: &Stream, msg: *const msghdr, flags: c_int)
     }
     // SAFETY: contract.
     let m = unsafe { &*msg };
-    if s.is_unix() && m.msg_namelen > 0 {
-        return Err(Errno(libc::EISCONN));
-    }
-    if s.is_unix() && m.msg_controllen > 0 {
-        let from = Buffers::many(message_vector(m.msg_iov, m.msg_iovlen)?);
-        // SAFETY: contract.
-        return unsafe { ancillary::send(h, s, m, &from, flags) };
-    }
     io::send(h, s, &Buffers::many(message_vector(m.msg_iov, m.msg_iovlen)?), flags)
 }
 

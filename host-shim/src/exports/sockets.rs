@@ -10,7 +10,7 @@ use crate::connect::{self, Path};
 use crate::handle::{Handle, Kind, touched};
 use crate::listener::{self, PeerOut};
 use crate::sys::{Errno, keep_errno};
-use crate::{cancel, options, real, socket, stats, table, unix};
+use crate::{cancel, options, real, socket, stats, table};
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn socket(domain: c_int, ty: c_int, protocol: c_int) -> c_int {
@@ -26,7 +26,7 @@ pub unsafe extern "C" fn socket(domain: c_int, ty: c_int, protocol: c_int) -> c_
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bind(fd: c_int, addr: *const sockaddr, len: socklen_t) -> c_int {
-    if table::get(fd).is_some_and(|h| h.kind() == Kind::Stream && !h.is_unix()) {
+    if table::get(fd).is_some_and(|h| h.kind() == Kind::Stream) {
         return fail(Errno(libc::EINVAL));
     }
     // SAFETY: as above.
@@ -62,10 +62,6 @@ pub unsafe extern "C" fn accept(fd: c_int, addr: *mut sockaddr, len: *mut sockle
 pub unsafe extern "C" fn accept4(fd: c_int, addr: *mut sockaddr, len: *mut socklen_t, flags: c_int) -> c_int {
     cancel::point();
     keep_errno(|| match table::get(fd).map(|h| (h, h.kind())) {
-        // SAFETY: as above.
-        Some((h, Kind::Listener)) if h.is_unix() => unsafe {
-            unix::accept(fd, h, PeerOut { addr, len }, flags)
-        },
         Some((h, Kind::Listener)) => number(listener::accept(fd, h, PeerOut { addr, len }, flags)),
         Some((_, Kind::Stream)) => fail(Errno(libc::EINVAL)),
         other => {
@@ -121,10 +117,6 @@ pub unsafe extern "C" fn shutdown(fd: c_int, how: c_int) -> c_int {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn getsockname(fd: c_int, addr: *mut sockaddr, len: *mut socklen_t) -> c_int {
-    if table::get(fd).is_some_and(Handle::is_unix) {
-        // SAFETY: as above.
-        return unsafe { unix::name(fd, true, addr, len) };
-    }
     match table::get(fd).and_then(|h| Some((h, h.stream()?))) {
         Some((h, s)) => status(options::name(h, &s, true, addr, len)),
         // SAFETY: as above.
@@ -134,10 +126,6 @@ pub unsafe extern "C" fn getsockname(fd: c_int, addr: *mut sockaddr, len: *mut s
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn getpeername(fd: c_int, addr: *mut sockaddr, len: *mut socklen_t) -> c_int {
-    if table::get(fd).is_some_and(Handle::is_unix) {
-        // SAFETY: as above.
-        return unsafe { unix::name(fd, false, addr, len) };
-    }
     match table::get(fd).and_then(|h| Some((h, h.stream()?))) {
         Some((h, s)) => status(options::name(h, &s, false, addr, len)),
         // SAFETY: as above.
@@ -166,7 +154,7 @@ pub unsafe extern "C" fn setsockopt(
     value: *const c_void,
     len: socklen_t,
 ) -> c_int {
-    let in_user = table::get(fd).is_some_and(|h| h.kind() == Kind::Stream && !h.is_unix());
+    let in_user = table::get(fd).is_some_and(|h| h.kind() == Kind::Stream);
     if let Some(e) = options::refused(level, name).filter(|_| in_user) {
         return fail(e);
     }

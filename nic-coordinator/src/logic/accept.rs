@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, VecDeque};
 use ring::msg::{ACCEPT_WAIT, Addr, Completion, ConnId, LISTEN_V6ONLY, Status};
 
 use super::functions::{CLIENT, Holder, SERVER};
-use super::listeners::{BACKLOG_MAX, CLAIMS_MAX, Listener, Waiter};
+use super::listeners::{BACKLOG_MAX, Listener, Waiter};
 use super::segments::End;
 use super::{Logic, Out, announce, policy, tell_accept, tell_ready};
 
@@ -30,8 +30,7 @@ impl Logic {
             v6only,
             uid: who.uid,
             group: who.group,
-            pid: who.pid,
-            backlog: if addr.is_unix() { CLAIMS_MAX } else { backlog.min(BACKLOG_MAX) },
+            backlog: backlog.min(BACKLOG_MAX),
             holders: BTreeSet::from([Holder::Function(f)]),
             queue: VecDeque::new(),
             waiters: VecDeque::new(),
@@ -75,7 +74,7 @@ impl Logic {
         out: &mut Vec<Out>,
     ) -> Result<(), Status> {
         let listener = self.listeners.get_mut(id).ok_or(Status::BadRequest)?;
-        if !listener.held_by(Holder::Function(f)) || flags & !ACCEPT_WAIT != 0 || listener.addr.is_unix() {
+        if !listener.held_by(Holder::Function(f)) || flags & !ACCEPT_WAIT != 0 {
             return Err(Status::BadRequest);
         }
         if let Some(conn) = listener.queue.front().copied() {
@@ -170,18 +169,14 @@ impl Logic {
         {
             holders.clear();
             conn.queued = true;
-            let (listener, named) = (conn.listener, conn.server.is_unix());
-            if named {
-                self.await_claim(listener, id);
-            } else {
-                self.offer(listener, id, true, out);
-            }
+            let listener = conn.listener;
+            self.offer(listener, id, true, out);
             return;
         }
         self.release_conn(me, id, SERVER, End::Refused, out);
     }
 
-    pub(super) fn may_hold_more(&self, f: u32) -> bool {
+    fn may_hold_more(&self, f: u32) -> bool {
         self.functions
             .get(f)
             .is_some_and(|f| f.holdings.conns.len() + f.connecting < self.limits.conns_per_function)

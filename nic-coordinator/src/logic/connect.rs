@@ -28,11 +28,9 @@ impl Logic {
         if function.holdings.conns.len() + function.connecting >= self.limits.conns_per_function {
             return Err(Status::Quota);
         }
-        self.forget_dead_claims(identity.netns, &dst, out);
         let listener = self.listeners.find(identity.netns, &dst)?;
-        let client = if dst.is_unix() { Addr::of_process(identity.pid) } else { src };
         let server_group = self.listeners.get(listener).map(|l| l.group).ok_or(Status::NoListener)?;
-        let waiting = Waiting { function: f, token, listener, client, server: dst };
+        let waiting = Waiting { function: f, token, listener, client: src, server: dst };
         match self.segments.room(identity.group, server_group) {
             Room::Ready(segment) => self.establish(segment, waiting, out),
             Room::Making(segment) => self.wait_for(segment, waiting),
@@ -66,13 +64,8 @@ impl Logic {
         let conn = Conn { holders, client, server, listener, queued: true, ends: [None; 2] };
         let conn = self.segments.open(segment, conn).ok_or(Status::Quota)?;
         function.holdings.conns.insert((conn, CLIENT));
-        let pid = self.listeners.get(listener).map_or(0, |l| l.pid);
-        reply(out, f, token, Completion::Connected { status: Status::Ok, conn, pid });
-        if server.is_unix() {
-            self.await_claim(listener, conn);
-        } else {
-            self.offer(listener, conn, false, out);
-        }
+        reply(out, f, token, Completion::Connected { status: Status::Ok, conn });
+        self.offer(listener, conn, false, out);
         Ok(())
     }
 
@@ -111,5 +104,5 @@ impl Logic {
 }
 
 fn refuse(out: &mut Vec<Out>, function: u32, token: u32, status: Status) {
-    reply(out, function, token, Completion::Connected { status, conn: ConnId(0), pid: 0 });
+    reply(out, function, token, Completion::Connected { status, conn: ConnId(0) });
 }

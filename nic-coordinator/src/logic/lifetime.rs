@@ -48,10 +48,8 @@ impl Logic {
             let Some(listener) = self.listeners.get_mut(*id) else { continue };
             listener.holders.remove(&from);
             listener.holders.insert(Holder::Function(f));
-            // What it knows is what its parent knew at the fork. (Of a name, the kernel says what waits.)
-            if !listener.addr.is_unix() {
-                tell_ready(out, f, *id, !listener.queue.is_empty());
-            }
+            // What it knows is what its parent knew at the fork.
+            tell_ready(out, f, *id, !listener.queue.is_empty());
         }
         for (id, side) in &holdings.conns {
             let Some(conn) = self.segments.get_mut(*id) else { continue };
@@ -179,7 +177,7 @@ impl Logic {
     }
 
     /// This side has just been closed: tells the other one, and frees the slot when that is closed, too.
-    pub(super) fn side_closed(&mut self, id: ConnId, side: Side, end: End, out: &mut Vec<Out>) {
+    fn side_closed(&mut self, id: ConnId, side: Side, end: End, out: &mut Vec<Out>) {
         let Some(conn) = self.segments.get_mut(id) else { return };
         if let Some(place) = conn.ends.get_mut(side) {
             *place = Some(end);

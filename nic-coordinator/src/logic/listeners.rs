@@ -9,9 +9,6 @@ use super::functions::Holder;
 /// Longest accept queue, whatever backlog was asked for.
 pub const BACKLOG_MAX: u32 = 65_535;
 
-/// Connections of an `AF_UNIX` listener that the kernel has in its queue, or had: the kernel's own limit is `somaxconn`.
-pub const CLAIMS_MAX: u32 = 8192;
-
 /// An `Accept` that waits for a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waiter {
@@ -34,13 +31,11 @@ pub struct Listener {
     pub uid: u32,
     /// Fork family of the process that made it: all holders belong to it.
     pub group: u32,
-    /// Process that made it.
-    pub pid: u32,
     /// The queue holds one more than this, as in Linux.
     pub backlog: u32,
     /// Who holds it.
     pub holders: BTreeSet<Holder>,
-    /// Connections that nobody has accepted yet. Empty while there are waiters. Of an `AF_UNIX` listener: in no order.
+    /// Connections that nobody has accepted yet. Empty while there are waiters.
     pub queue: VecDeque<ConnId>,
     /// Parked accepts, first come first served.
     pub waiters: VecDeque<Waiter>,
@@ -178,9 +173,6 @@ impl Listeners {
     /// # Errors
     /// [`Status::NoListener`], or [`Status::BacklogFull`] when all of them are full.
     pub fn find(&mut self, netns: u64, dst: &Addr) -> Result<u32, Status> {
-        if dst.is_unix() {
-            return self.find_unix(netns, dst);
-        }
         let any = |ip| Addr { ip, port: dst.port };
         let candidates: &[(Addr, bool)] = if dst.is_v4() {
             &[(*dst, false), (any(Addr::V4_ANY), false), (any(Addr::V6_ANY), true)]
@@ -211,20 +203,6 @@ impl Listeners {
     }
 }
 
-impl Listeners {
-    /// The last one that was announced for a name.
-    pub fn newest(&self, netns: u64, dst: &Addr) -> Option<u32> {
-        self.places.get(&key(netns, dst))?.ids.last().copied()
-    }
-
-    /// A name has one socket, so the last one that was announced for it: others are as good as gone.
-    fn find_unix(&self, netns: u64, dst: &Addr) -> Result<u32, Status> {
-        let id = self.newest(netns, dst).ok_or(Status::NoListener)?;
-        let listener = self.by_id.get(&id).ok_or(Status::NoListener)?;
-        if listener.has_space() { Ok(id) } else { Err(Status::BacklogFull) }
-    }
-}
-
 /// True if `wild` is a wildcard that takes connections to `addr`, too.
 fn covers(wild: &Addr, v6only: bool, addr: &Addr) -> bool {
     match wild.ip {
@@ -247,7 +225,6 @@ mod tests {
             v6only,
             uid,
             group: 1,
-            pid: 1,
             backlog: 1,
             holders: BTreeSet::new(),
             queue: VecDeque::new(),

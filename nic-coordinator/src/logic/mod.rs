@@ -9,10 +9,9 @@
 //! | [`listeners`] | which listener a destination means; accept queues |
 //! | [`segments`] | slots for connections in the memory that two groups share |
 //! | [`forks`] | what a child inherits before it has attached |
-//! | `connect`, `accept`, `claims`, `lifetime` | the requests, in terms of those tables |
+//! | `connect`, `accept`, `lifetime` | the requests, in terms of those tables |
 
 mod accept;
-mod claims;
 mod connect;
 pub mod forks;
 pub mod functions;
@@ -146,7 +145,6 @@ impl Logic {
             }
             Request::Unlisten { listener } => self.unlisten(f, listener, out),
             Request::Connect { dst, src } => self.connect(f, token, dst, src, out),
-            Request::Claim { listener, conn } => self.claim(f, token, listener, conn, out),
             Request::Accept { listener, flags } => self.accept(f, token, listener, flags, out),
             Request::CancelAccept { listener, token } => self.cancel_accept(f, token, listener, out),
             Request::Close { conn, side, finished } => {
@@ -155,9 +153,6 @@ impl Logic {
                 if let Some(function) = self.functions.get_mut(f)
                     && function.holdings.conns.remove(&(conn, side))
                 {
-                    if !finished {
-                        self.never_connected(conn, side);
-                    }
                     self.release_conn(Holder::Function(f), conn, side, end, out);
                 }
             }

@@ -12,9 +12,8 @@ pub const UNPRIVILEGED_PORT_START: u16 = 1024;
 /// # Errors
 /// The status of the refusal.
 pub fn may_listen(who: &Identity, addr: &Addr) -> Result<(), Status> {
-    // Who may have which name, and who may connect to it, the kernel decides: it makes these connections itself.
-    if addr.is_unix() {
-        return Ok(());
+    if addr.port == 0 {
+        return Err(Status::BadRequest);
     }
     may_use_port(who, addr.port)
 }
@@ -27,10 +26,7 @@ pub fn may_listen(who: &Identity, addr: &Addr) -> Result<(), Status> {
 /// # Errors
 /// The status of the refusal.
 pub fn may_connect(who: &Identity, dst: &Addr, src: &Addr) -> Result<(), Status> {
-    if dst.is_unix() && src.is_unix() {
-        return Ok(());
-    }
-    if dst.is_unix() || dst.is_wildcard() {
+    if dst.port == 0 || dst.is_wildcard() {
         return Err(Status::BadRequest);
     }
     if src.port == 0 || src.is_v4() != dst.is_v4() {
@@ -90,13 +86,6 @@ mod tests {
             may_connect(&who, &Addr::v4([0; 4], 80), &Addr::v4([0; 4], 4000)),
             Err(Status::BadRequest)
         );
-    }
-    #[test]
-    fn names_are_the_kernels_business() {
-        let name = Addr::unix([7; 16]);
-        assert_eq!(may_listen(&user(1000), &name), Ok(()));
-        assert_eq!(may_connect(&user(1000), &name, &Addr::default()), Ok(()));
-        assert_eq!(may_connect(&user(1000), &name, &lo(4000)), Err(Status::BadRequest));
-        assert_eq!(may_connect(&user(1000), &lo(80), &name), Err(Status::Denied));
+        assert_eq!(may_listen(&who, &lo(0)), Err(Status::BadRequest));
     }
 }

@@ -134,7 +134,7 @@ impl World {
 
 pub fn connected(out: &Out) -> Option<Result<ConnId, Status>> {
     match out.completion {
-        Completion::Connected { status: Status::Ok, conn, .. } => Some(Ok(conn)),
+        Completion::Connected { status: Status::Ok, conn } => Some(Ok(conn)),
         Completion::Connected { status, .. } => Some(Err(status)),
         _ => None,
     }
