@@ -7,8 +7,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use ring::queue::Kind;
-
 use crate::inherit::inherit;
 use crate::runtime_dir::RuntimeDir;
 
@@ -23,20 +21,13 @@ pub struct BootOptions {
     pub coordinator: Option<PathBuf>,
     /// Take DPDK's memory from hugepages (they must be free) instead of ordinary pages.
     pub hugepages: bool,
-    /// How processes' requests go to the card.
-    pub request_queue: Kind,
     /// How long the card may take until it is up.
     pub up_timeout: Duration,
 }
 
 impl Default for BootOptions {
     fn default() -> Self {
-        BootOptions {
-            coordinator: None,
-            hugepages: false,
-            request_queue: Kind::default(),
-            up_timeout: Duration::from_secs(10),
-        }
+        BootOptions { coordinator: None, hugepages: false, up_timeout: Duration::from_secs(10) }
     }
 }
 
@@ -117,15 +108,15 @@ fn first_allowed_cpu() -> usize {
 /// Starts the program with its end of the bus.
 pub(crate) fn spawn(
     program: &Path,
-    options: &BootOptions,
+    hugepages: bool,
     runtime: &RuntimeDir,
     bus: OwnedFd,
 ) -> Result<Child, BootError> {
     let mut command = Command::new(program);
     let number = inherit(&mut command, bus);
     command
-        .args(eal_arguments(options.hugepages, runtime))
-        .args(["--", "--bus-fd", &number.to_string(), "--request-queue", options.request_queue.name()])
+        .args(eal_arguments(hugepages, runtime))
+        .args(["--", "--bus-fd", &number.to_string()])
         // The coordinator must not run under the shim that it serves.
         .env_remove("LD_PRELOAD")
         .stdin(Stdio::null())

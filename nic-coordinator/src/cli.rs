@@ -1,7 +1,6 @@
 //! The command line, in DPDK's convention: `nic-coordinator [EAL options] -- [options]`.
 
 use clap::{Parser, ValueEnum};
-use ring::queue::Kind;
 
 const EAL_HELP: &str = "\
 EAL options come first, then --, then the options above. Without a NIC, hugepages or root:
@@ -30,9 +29,6 @@ pub struct Options {
     /// With --idle sleep: microseconds to look for work before sleeping
     #[arg(long, value_name = "US", default_value_t = 50, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     pub spin_us: u64,
-    /// How processes' requests come: per-process, shared (for processes that trust each other) or hybrid
-    #[arg(long, value_name = "KIND", default_value_t)]
-    pub request_queue: Kind,
     /// Ethernet port to poll, by DPDK's name [default: net_null0 if there is one]
     #[arg(long, value_name = "NAME")]
     pub port: Option<String>,
@@ -89,13 +85,11 @@ mod tests {
 
     #[test]
     fn the_eal_gets_what_stands_before_the_dashes() {
-        let Ok(Command::Run(eal, options)) =
-            parse(words("prog --no-pci -m 64 -- --bus-fd 3 --idle poll --request-queue hybrid"))
+        let Ok(Command::Run(eal, options)) = parse(words("prog --no-pci -m 64 -- --bus-fd 3 --idle poll"))
         else {
             panic!("a good line is refused");
         };
         assert_eq!(eal, words("prog --no-pci -m 64"));
-        assert_eq!(options.request_queue, Kind::Hybrid);
         assert_eq!((options.bus_fd, options.idle, options.spin_us), (Some(3), Idle::Poll, 50));
     }
 
@@ -107,13 +101,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_said_in_one_line() {
-        for line in [
-            "prog -- --request-queue x",
-            "prog -- --nonsense",
-            "prog -- --bus-fd x",
-            "prog -- --idle never",
-            "prog -- stray",
-        ] {
+        for line in ["prog -- --nonsense", "prog -- --bus-fd x", "prog -- --idle never", "prog -- stray"] {
             let message = parse(words(line)).unwrap_err();
             assert!(!message.contains('\n') && message.ends_with("see nic-coordinator --help"), "{message}");
         }

@@ -5,7 +5,6 @@
 //! | [`logic`] | decides; no I/O |
 //! | [`mapping`] | a function's window and host memory |
 //! | [`bus`] | where functions come from: the emulated bus |
-//! | [`intake`] | where requests come from besides private rings: the shared ring, hints |
 //! | [`poll`] | one turn over all rings |
 //! | [`outbox`] | what waits for credit |
 //! | [`sleep`] | when nothing happens |
@@ -14,7 +13,6 @@
 
 pub mod bus;
 pub mod counters;
-pub mod intake;
 pub mod logic;
 pub mod mapping;
 pub mod outbox;

@@ -10,13 +10,10 @@ use dpdk::mbuf::{Mbuf, PktPool, PoolError};
 use dpdk::telemetry::RegisterError;
 use nic_coordinator::bus::{Bus, BusError};
 use nic_coordinator::counters::Shown;
-use nic_coordinator::intake::Intake;
 use nic_coordinator::logic::{Limits, Logic};
-use nic_coordinator::mapping::MapError;
 use nic_coordinator::poll::Poller;
 use nic_coordinator::sleep::{Membarrier, NoMembarrier, Woken, sleep};
-use ring::bus::BusMsg;
-use ring::queue::Kind;
+use ring::bus::{BusMsg, HELLO_FDS};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::cli::{Idle, Options};
@@ -50,8 +47,6 @@ pub enum RunError {
     Telemetry(#[from] RegisterError),
     #[error(transparent)]
     Bus(#[from] BusError),
-    #[error(transparent)]
-    Common(#[from] MapError),
     #[error(transparent)]
     NoMembarrier(#[from] NoMembarrier),
     #[error("the kernel refused {0}: {1}")]
@@ -116,13 +111,12 @@ fn with_eal(
         everywhere.apply_to_this_thread().map_err(|e| RunError::Kernel("CPU affinity", e))?;
     }
     let mut ethernet = Ethernet::open(eal, options.port.as_deref())?;
-    let (doorbell, common) = greet(bus, options.request_queue)?;
+    let doorbell = greet(bus)?;
     let mut epoch = [0; 4];
     rustix::rand::getrandom(&mut epoch, rustix::rand::GetRandomFlags::empty())
         .map_err(|e| RunError::Kernel("random numbers", e.into()))?;
     let epoch = u32::from_ne_bytes(epoch);
-    let intake = Intake::new(options.request_queue, common)?;
-    let poller = Poller::new(Logic::new(Limits::default()), Arc::clone(shown), epoch, intake);
+    let poller = Poller::new(Logic::new(Limits::default()), Arc::clone(shown), epoch);
     bus.send(BusMsg::Up { epoch })?;
     tracing::info!("up: epoch {epoch:08x}, runtime directory {}", eal.runtime_dir().display());
     let mut card =
@@ -135,20 +129,15 @@ fn with_eal(
     }
 }
 
-/// Waits for the agent's first message, which brings the doorbell and, unless all rings are private, the common memory.
-fn greet(bus: &Bus, queue: Kind) -> Result<(OwnedFd, Option<OwnedFd>), RunError> {
+/// Waits for the agent's first message, which brings the doorbell.
+fn greet(bus: &Bus) -> Result<OwnedFd, RunError> {
     let mut fds = [PollFd::new(bus, PollFlags::IN)];
     let timeout = Timespec { tv_sec: HELLO_WITHIN_S, tv_nsec: 0 };
     poll(&mut fds, Some(&timeout)).map_err(|e| RunError::Kernel("poll", e.into()))?;
     let incoming =
         bus.receive()?.filter(|incoming| incoming.message == BusMsg::Hello).ok_or(RunError::NoHello)?;
-    let mut fds = incoming.fds.into_iter();
-    let (doorbell, common) = (fds.next().ok_or(RunError::NoHello)?, fds.next());
-    if common.is_some() == (queue == Kind::PerProcess) {
-        Err(RunError::NoHello)
-    } else {
-        Ok((doorbell, common))
-    }
+    let [doorbell]: [OwnedFd; HELLO_FDS] = incoming.fds.try_into().map_err(|_| RunError::NoHello)?;
+    Ok(doorbell)
 }
 
 /// The Ethernet port, as far as it is used: packets are counted.
@@ -267,7 +256,7 @@ impl Card<'_> {
     /// The earliest time at which there is something to do without being called.
     fn wake_at_us(&self, now_us: u64) -> Option<u64> {
         let snapshot = self.changed.then(|| self.snapshot_us.map_or(now_us, |at| at + SNAPSHOT_EVERY_US));
-        self.poller.next_deadline_us().into_iter().chain(snapshot).min()
+        self.poller.logic().next_deadline_us().into_iter().chain(snapshot).min()
     }
 
     /// Leaves a picture of the tables for telemetry, now and then.

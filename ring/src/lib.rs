@@ -8,7 +8,6 @@
 //! | [`atomic`] | 1 | the atomics, switchable to loom; the asymmetric barrier |
 //! | [`shared`] | 1 | what may live in shared memory; checked access to a mapping |
 //! | [`window`] | 2 | request and completion rings: 64-byte entries, credits inside |
-//! | [`queue`] | 2.7-2.9 | the three ways of requests to the card: private, shared, hinted |
 //! | [`msg`] | 3 | what the entries say, parsed and validated |
 //! | [`stream`] | 4 | one direction of a connection: records with inline headers |
 //! | [`segment`] | 5 | the memory that two process groups share: slots, lanes, rings |
@@ -17,6 +16,7 @@
 //! | [`bus`] | 8 | messages of the emulated bus between the agent and the coordinator |
 //! | [`stats`] | 9 | the counters that a process shows to the agent; reason codes |
 //! | [`image`] | 10 | what a process leaves for the program that it executes |
+//! | [`gate`] | 11 | whether a pipe's bytes go through the kernel or through a ring |
 //!
 //! Nothing here makes a system call, allocates or panics on foreign input.
 
@@ -26,9 +26,9 @@
 pub mod atomic;
 pub mod attach;
 pub mod bus;
+pub mod gate;
 pub mod image;
 pub mod msg;
-pub mod queue;
 pub mod segment;
 pub mod shared;
 pub mod stats;

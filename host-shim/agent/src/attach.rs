@@ -113,7 +113,7 @@ impl Agent {
             return self.refuse(id, &format!("the agent can't watch your process: {e}"));
         }
         let welcome = Reply::Welcome { function: number, group, epoch };
-        let sent = match (self.clients.get(id), function.welcome_fds(&self.card)) {
+        let sent = match (self.clients.get(id), function.welcome_fds(self.card.doorbell())) {
             (Some(client), Some(fds)) => packet::send(&client.socket, &welcome.to_wire(), &fds).is_ok(),
             _ => false,
         };

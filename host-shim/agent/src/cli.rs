@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use emulator::BootOptions;
-use ring::queue::Kind;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::address::Address;
@@ -73,29 +72,6 @@ pub struct CardArgs {
     /// Take the card's memory from hugepages (they must be reserved and accessible)
     #[arg(long)]
     pub hugepages: bool,
-    /// How programs' requests go to a card that this command starts: per-process, hybrid, or shared (only for programs that
-    /// trust each other) [default: $IPC_DIRECT_REQUEST_QUEUE or per-process]
-    #[arg(long, value_name = "KIND")]
-    pub request_queue: Option<Kind>,
-}
-
-/// Which request queue a card gets that is started without `--request-queue`.
-pub const REQUEST_QUEUE_VARIABLE: &str = "IPC_DIRECT_REQUEST_QUEUE";
-
-impl CardArgs {
-    /// By option, environment or default.
-    ///
-    /// # Errors
-    /// One sentence: the variable names none.
-    pub fn choose_queue(&self) -> Result<Kind, String> {
-        match (self.request_queue, std::env::var(REQUEST_QUEUE_VARIABLE)) {
-            (Some(kind), _) => Ok(kind),
-            (None, Ok(text)) if !text.is_empty() => {
-                text.parse().map_err(|e| format!("{REQUEST_QUEUE_VARIABLE}={text}: {e}"))
-            }
-            _ => Ok(Kind::default()),
-        }
-    }
 }
 
 #[derive(Debug, Args)]
@@ -138,7 +114,7 @@ pub fn main() -> ExitCode {
         Command::Pump => pump::pump(),
         Command::Up(UpArgs { card, log }) => {
             log_to_stderr(log);
-            serve(&card, None)
+            serve(&settings(&card, None))
         }
         Command::Agent(arguments) if arguments.detach => {
             match start::respawn_detached(arguments.log_file.as_deref()) {
@@ -151,39 +127,33 @@ pub fn main() -> ExitCode {
             if arguments.detached {
                 start::leave_session();
             }
-            serve(&arguments.card, arguments.idle_exit_ms.map(Duration::from_millis))
+            serve(&settings(&arguments.card, arguments.idle_exit_ms.map(Duration::from_millis)))
         }
     }
 }
 
-fn settings(card: &CardArgs, idle_exit: Option<Duration>) -> Result<Settings, String> {
-    let boot = BootOptions {
-        hugepages: card.hugepages,
-        request_queue: card.choose_queue()?,
-        ..BootOptions::default()
-    };
-    Ok(Settings { address: Address::choose(card.socket.as_deref()), idle_exit, boot })
+fn settings(card: &CardArgs, idle_exit: Option<Duration>) -> Settings {
+    Settings {
+        address: Address::choose(card.socket.as_deref()),
+        idle_exit,
+        boot: BootOptions { hugepages: card.hugepages, ..BootOptions::default() },
+    }
 }
 
 /// The agent's life: one line on standard output when it is up (or why it is not), then none.
-fn serve(card: &CardArgs, idle_exit: Option<Duration>) -> ExitCode {
-    let settings = match settings(card, idle_exit) {
-        Ok(settings) => settings,
-        Err(sentence) => return not_up(&sentence),
-    };
-    let mut agent = match Agent::start(&settings) {
+fn serve(settings: &Settings) -> ExitCode {
+    let mut agent = match Agent::start(settings) {
         Ok(agent) => agent,
         Err(e) => return not_up(&e.to_string()),
     };
     let card = agent.card();
     let line = format!(
-        "{}: agent {} at {}, coordinator {} (epoch {:08x}), {} request queue, telemetry -f {}",
+        "{}: agent {} at {}, coordinator {} (epoch {:08x}), telemetry -f {}",
         start::READY,
         std::process::id(),
         settings.address,
         card.coordinator_pid(),
         card.epoch(),
-        card.request_queue(),
         card.telemetry_prefix()
     );
     // Whether anybody reads the line is not our affair.

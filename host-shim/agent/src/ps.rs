@@ -308,7 +308,6 @@ mod tests {
             epoch: 0xabcd,
             uptime_s: 3725,
             telemetry_prefix: "ipc-direct-1".into(),
-            request_queue: "hybrid".into(),
             segments: 0,
             leases: 1,
         };
