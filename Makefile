@@ -9,7 +9,8 @@ export IPC_DIRECT_BIN_DIR := $(TARGET)/release
 PRODUCT := -p ipc-direct -p nic-coordinator -p ipc-direct-shim
 E2E := exports conformance c pipes programs operator namespaces faults idle
 
-.PHONY: help setup build demo test test-all test-unit test-loom test-e2e suites random matrix bench-quick bench fmt lint clean
+.PHONY: help setup build demo test test-all test-unit test-loom test-e2e test-pci arm64 deb suites random matrix
+.PHONY: bench bench-build bench-quick criterion guard baseline fmt lint clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,8 +21,7 @@ setup: ## Install the system packages that are missing (DPDK, libclang, redis, c
 build: setup ## Build target/release/{ipc-direct,nic-coordinator,libipc_direct.so}
 	$(CARGO) build --release $(PRODUCT)
 
-demo: build ## Measure redis over kernel TCP, AF_UNIX and IPC-Direct; write target/demo.json
-	$(CARGO) build --release -p ipc-direct-benches --bins
+demo: bench-build ## Measure redis over kernel TCP, AF_UNIX and IPC-Direct; write target/demo.json
 	$(TARGET)/release/demo $(TARGET)/demo.json
 
 test: test-unit test-loom test-e2e ## Run every test but the long ones
@@ -38,6 +38,19 @@ test-e2e: build ## Socket semantics against the kernel's, real programs, faults,
 	$(CARGO) test -p ipc-direct-tests $(addprefix --test ,$(E2E))
 	RANDOM_SECONDS=0 $(CARGO) test -p ipc-direct-tests --test random
 
+test-pci: build ## A card behind real PCI BARs: QEMU's ivshmem, agent and redis in a guest, the coordinator outside
+	@scripts/guest $(TARGET)/guest $(IPC_DIRECT_BIN_DIR)
+	IPC_DIRECT_GUEST_DIR=$(TARGET)/guest $(CARGO) test -p ipc-direct-tests --test pci
+
+arm64: build ## Cross-build the coordinator for 64-bit Arm; its tests and whole sessions with it under qemu-user
+	@scripts/arm64 $(TARGET)/arm64
+	@scripts/guest $(TARGET)/guest $(IPC_DIRECT_BIN_DIR)
+	@scripts/arm64-sessions $(TARGET)/arm64
+
+deb: setup ## Write the Debian package of the coordinator for the card, target/arm64/ipc-direct-card_*_arm64.deb
+	@scripts/arm64 $(TARGET)/arm64 --no-tests
+	@scripts/deb-card $(TARGET)/arm64
+
 suites: build ## Redis's, memcached's and Python's own tests, on the kernel and under the shim
 	$(CARGO) test -p ipc-direct-tests --test suites
 
@@ -47,12 +60,23 @@ random: build ## Random programs against the kernel for SECONDS=600, from SEED=.
 matrix: build ## Write docs/support.md from what the conformance suite shows
 	IPC_DIRECT_TEST_MATRIX=write $(CARGO) test -p ipc-direct-tests --test conformance
 
-bench-quick: build ## Check the promised ping-pong ratios (20x blocking, 10x epoll)
+bench: bench-build ## Every row of the speed goals beside the kernel and a raw ring: ARGS="--quick", ARGS="redis pipe", ARGS=--list
+	$(TARGET)/release/bench --out $(TARGET)/bench $(ARGS)
+
+bench-build: build
 	$(CARGO) build --release -p ipc-direct-benches --bins
+
+bench-quick: bench-build ## Check the promised ping-pong ratios (20x blocking, 10x epoll)
 	$(TARGET)/release/bench-check
 
-bench: ## The ring alone, by criterion
+criterion: ## The ring alone, by criterion
 	$(CARGO) bench -p ipc-direct-benches --bench stream
+
+guard: bench-build ## Count the instructions of the hot calls, against benches/baseline.json
+	$(TARGET)/release/bench-guard
+
+baseline: bench-build ## Write benches/baseline.json anew: only on purpose
+	$(TARGET)/release/bench-guard --write
 
 fmt: ## Format the sources
 	$(CARGO) fmt

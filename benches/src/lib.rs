@@ -2,17 +2,21 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`path`] | the three ways between two processes that are compared |
-//! | [`ping_pong`] | round trips between two processes, on any path |
+//! | [`path`] | the ways between two processes that are compared |
+//! | [`job`] | what the load program is asked to do, and what it answers |
+//! | [`pairs`] | runs the load program: a server and a client, or a process and its child |
 //! | [`redis`] | redis-benchmark, on any path |
+//! | [`services`] | servers with several processes, with their usual load programs |
 //! | [`stats`] | medians over interleaved rounds |
 //! | [`progress`] | one line at a time about what is being measured |
 //!
 //! Absolute figures drift by a factor of 1.5-3 on shared machines; so everything that is compared is measured in
 //! turns within one run, and medians are taken.
 
+pub mod job;
+pub mod pairs;
 pub mod path;
-pub mod ping_pong;
 pub mod progress;
 pub mod redis;
+pub mod services;
 pub mod stats;

@@ -11,12 +11,20 @@ pub enum Path {
     Tcp,
     /// The kernel's local sockets.
     Unix,
-    /// TCP under `ipc-direct run`.
+    /// A pair of the kernel's local sockets, inherited.
+    Socketpair,
+    /// The kernel's pipes.
+    Pipe,
+    /// TCP whose bytes an eBPF program moves from socket to socket.
+    Sockmap,
+    /// Shared memory that is polled, without any of what makes it a socket: the limit.
+    Ring,
+    /// The same programs under `ipc-direct run`.
     Direct,
 }
 
 impl Path {
-    /// All of them, the reference first.
+    /// What a server program can be reached by, the reference first.
     pub const ALL: [Path; 3] = [Path::Tcp, Path::Unix, Path::Direct];
 }
 
@@ -25,6 +33,10 @@ impl fmt::Display for Path {
         f.pad(match self {
             Path::Tcp => "kernel TCP",
             Path::Unix => "AF_UNIX",
+            Path::Socketpair => "socketpair",
+            Path::Pipe => "pipe",
+            Path::Sockmap => "TCP + sockmap",
+            Path::Ring => "raw ring",
             Path::Direct => "IPC-Direct",
         })
     }

@@ -47,6 +47,7 @@ pub fn benchmark(
         Path::Direct => server.client(Some(instance), "redis-benchmark")?,
         Path::Tcp => server.client(None, "redis-benchmark")?,
         Path::Unix => command(None, bins::program("redis-benchmark")?),
+        other => return fail(format!("redis has no {other}")),
     };
     if path == Path::Unix {
         command.arg("-s").arg(server.unix_socket());

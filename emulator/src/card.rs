@@ -1,10 +1,10 @@
-//! The card: a coordinator process behind the emulated bus.
+//! The card: a coordinator process behind the emulated bus, or one behind PCI.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use ring::bus::{AGENT_FUNCTION, BYTES, BusMsg};
+use ring::bus::{AGENT_FUNCTION, BYTES, BusMsg, FUNCTIONS_MAX};
 use rustix::net::SocketType;
 
 use crate::agent_ring::AgentRing;
@@ -12,6 +12,7 @@ use crate::coordinator::{Coordinator, Voice};
 use crate::function::{FunctionMemory, eventfd};
 use crate::launch::{self, BootError, BootOptions};
 use crate::packet;
+use crate::pci::{Booted, PciLink};
 use crate::runtime_dir::RuntimeDir;
 
 /// What the card says about functions.
@@ -40,13 +41,18 @@ pub enum CardGone {
 /// The coordinator and what ties us to it. The order of the fields is the order of the end: the bus
 /// hangs up, which ends the process, and then nobody uses the directory any more.
 #[derive(Debug)]
-struct Link {
+struct Emulated {
     bus: OwnedFd,
     coordinator: Coordinator,
     runtime: RuntimeDir,
 }
 
-/// A booted card. Dropping it ends the coordinator and removes what DPDK left.
+enum Link {
+    Emulated(Emulated),
+    Pci(PciLink),
+}
+
+/// A booted card. Dropping it ends the coordinator, if it is a process of ours, and removes what DPDK left.
 pub struct Card {
     epoch: u32,
     doorbell: OwnedFd,
@@ -55,19 +61,26 @@ pub struct Card {
 }
 
 impl Card {
-    /// Starts the coordinator, waits until it is up and maps the agent's own function. Blocks for as
+    /// Starts the coordinator (or finds it on the card), waits until it is up and maps the agent's own function. Blocks for as
     /// long as that takes (about 0.2 s), at most `options.up_timeout`.
     ///
     /// # Errors
     /// [`BootError`]: one sentence with the coordinator's last words.
     pub fn boot(options: &BootOptions) -> Result<Card, BootError> {
+        if let Some(id) = options.pci {
+            let Booted { link, epoch, memory } = PciLink::boot(id, options.up_timeout)?;
+            // Nobody waits for it: the card polls (SPEC 12.7).
+            let doorbell = eventfd()?;
+            let ring = AgentRing::new(&memory, doorbell.try_clone()?)?;
+            return Ok(Card { epoch, doorbell, ring, link: Link::Pci(link) });
+        }
         let program = launch::find_coordinator(options.coordinator.as_deref())?;
         let deadline = Instant::now() + options.up_timeout;
         let doorbell = eventfd()?;
         let (bus, card_end) = packet::pair(SocketType::SEQPACKET)?;
         let runtime = RuntimeDir::claim();
         let child = launch::spawn(&program, options.hugepages, &runtime, card_end)?;
-        let mut link = Link { bus, coordinator: Coordinator::new(child)?, runtime };
+        let mut link = Emulated { bus, coordinator: Coordinator::new(child)?, runtime };
 
         // A coordinator that ended already is noticed by `expect`, which can say why.
         let _ = packet::send(&link.bus, &BusMsg::Hello.to_wire(), &[doorbell.as_fd()]);
@@ -80,7 +93,7 @@ impl Card {
             return Err(BootError::NoFunction(link.coordinator.voice.last_words()));
         };
         let ring = AgentRing::new(&memory, doorbell.try_clone()?)?;
-        Ok(Card { epoch, doorbell, ring, link })
+        Ok(Card { epoch, doorbell, ring, link: Link::Emulated(link) })
     }
 
     /// Incarnation of the coordinator.
@@ -89,16 +102,51 @@ impl Card {
         self.epoch
     }
 
-    /// The coordinator's process.
+    /// The coordinator's process, if it is one of this machine.
     #[must_use]
-    pub fn coordinator_pid(&self) -> u32 {
-        self.link.coordinator.pid()
+    pub fn coordinator_pid(&self) -> Option<u32> {
+        match &self.link {
+            Link::Emulated(link) => Some(link.coordinator.pid()),
+            Link::Pci(_) => None,
+        }
     }
 
-    /// For `dpdk-telemetry.py -f`.
+    /// For `dpdk-telemetry.py -f`, on this machine.
     #[must_use]
-    pub fn telemetry_prefix(&self) -> &str {
-        self.link.runtime.prefix()
+    pub fn telemetry_prefix(&self) -> Option<&str> {
+        match &self.link {
+            Link::Emulated(link) => Some(link.runtime.prefix()),
+            Link::Pci(_) => None,
+        }
+    }
+
+    /// How many functions there are, the agent's included.
+    #[must_use]
+    pub fn functions(&self) -> u32 {
+        match &self.link {
+            Link::Emulated(_) => FUNCTIONS_MAX,
+            Link::Pci(link) => link.numbers(),
+        }
+    }
+
+    /// How many may be in use at once: of the emulated ones half, so that a number rests for a long while before it is
+    /// used again, and late news of its former owner can't meet the new one. A real card's windows are given away again
+    /// only when nobody is left who maps them.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        match &self.link {
+            Link::Emulated(_) => FUNCTIONS_MAX as usize / 2,
+            Link::Pci(link) => link.numbers() as usize - 1,
+        }
+    }
+
+    /// False while somebody may still have something to do with function `number`, which is mapped no more.
+    #[must_use]
+    pub fn is_free(&self, number: u32) -> bool {
+        match &self.link {
+            Link::Emulated(_) => true,
+            Link::Pci(link) => link.is_free(number),
+        }
     }
 
     /// The doorbell that all functions share.
@@ -107,21 +155,30 @@ impl Card {
         self.doorbell.as_fd()
     }
 
-    /// Readable when the coordinator has ended (a pidfd).
+    /// Readable when the coordinator has ended.
     #[must_use]
     pub fn death(&self) -> BorrowedFd<'_> {
-        self.link.coordinator.pidfd()
+        match &self.link {
+            Link::Emulated(link) => link.coordinator.pidfd(),
+            Link::Pci(link) => link.death(),
+        }
     }
 
     /// Readable when [`Card::next_event`] has something to say.
     #[must_use]
     pub fn bus(&self) -> BorrowedFd<'_> {
-        self.link.bus.as_fd()
+        match &self.link {
+            Link::Emulated(link) => link.bus.as_fd(),
+            Link::Pci(link) => link.bus(),
+        }
     }
 
-    /// The coordinator's stderr.
-    pub fn voice(&mut self) -> &mut Voice {
-        &mut self.link.coordinator.voice
+    /// The coordinator's stderr, if it is a process of ours.
+    pub fn voice(&mut self) -> Option<&mut Voice> {
+        match &mut self.link {
+            Link::Emulated(link) => Some(&mut link.coordinator.voice),
+            Link::Pci(_) => None,
+        }
     }
 
     /// The agent's own function.
@@ -134,18 +191,28 @@ impl Card {
     ///
     /// # Errors
     /// Out of descriptors or memory, or the bus is full or gone.
-    pub fn map_function(&self, number: u32) -> io::Result<FunctionMemory> {
-        let memory = FunctionMemory::new(number)?;
-        packet::send(self.bus(), &BusMsg::Map { function: number }.to_wire(), &memory.bus_fds())?;
-        Ok(memory)
+    pub fn map_function(&mut self, number: u32) -> io::Result<FunctionMemory> {
+        match &mut self.link {
+            Link::Emulated(link) => {
+                let memory = FunctionMemory::new(number)?;
+                packet::send(&link.bus, &BusMsg::Map { function: number }.to_wire(), &memory.bus_fds())?;
+                Ok(memory)
+            }
+            Link::Pci(link) => link.map_function(number),
+        }
     }
 
     /// Function `number` is gone from the bus.
     ///
     /// # Errors
     /// The bus is full or gone.
-    pub fn unmap_function(&self, number: u32) -> io::Result<()> {
-        packet::send(self.bus(), &BusMsg::Unmap { function: number }.to_wire(), &[])
+    pub fn unmap_function(&mut self, number: u32) -> io::Result<()> {
+        match &mut self.link {
+            Link::Emulated(link) => {
+                packet::send(&link.bus, &BusMsg::Unmap { function: number }.to_wire(), &[])
+            }
+            Link::Pci(link) => link.unmap_function(number),
+        }
     }
 
     /// What the card says next; `None`: nothing for now. Never blocks.
@@ -153,7 +220,11 @@ impl Card {
     /// # Errors
     /// [`CardGone`]: no coordinator any more.
     pub fn next_event(&mut self) -> Result<Option<CardEvent>, CardGone> {
-        match receive(self.bus())? {
+        let bus = match &mut self.link {
+            Link::Emulated(link) => link.bus.as_fd(),
+            Link::Pci(link) => return link.next_event(),
+        };
+        match receive(bus)? {
             None => Ok(None),
             Some(BusMsg::Mapped { function }) => Ok(Some(CardEvent::Mapped(function))),
             Some(BusMsg::MapFailed { function }) => Ok(Some(CardEvent::MapFailed(function))),
@@ -162,7 +233,7 @@ impl Card {
     }
 }
 
-impl Link {
+impl Emulated {
     /// The next bus message, within the deadline.
     fn expect(&mut self, deadline: Instant, up_timeout: Duration) -> Result<BusMsg, BootError> {
         loop {

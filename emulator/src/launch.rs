@@ -8,6 +8,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use crate::inherit::inherit;
+use crate::pci::{PciError, PciId};
 use crate::runtime_dir::RuntimeDir;
 
 /// Overrides where the coordinator's program is.
@@ -23,17 +24,22 @@ pub struct BootOptions {
     pub hugepages: bool,
     /// How long the card may take until it is up.
     pub up_timeout: Duration,
+    /// Use this card, on which the coordinator runs already, instead of starting one.
+    pub pci: Option<PciId>,
 }
 
 impl Default for BootOptions {
     fn default() -> Self {
-        BootOptions { coordinator: None, hugepages: false, up_timeout: Duration::from_secs(10) }
+        BootOptions { coordinator: None, hugepages: false, up_timeout: Duration::from_secs(10), pci: None }
     }
 }
 
 /// Why no card came up.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
+    /// The real card.
+    #[error(transparent)]
+    Pci(#[from] PciError),
     /// No such program.
     #[error(
         "the coordinator's program {0} does not exist: build it (make build) or set IPC_DIRECT_COORDINATOR"

@@ -1,6 +1,6 @@
-//! The card that isn't there: the host half of the emulated SmartNIC.
+//! The host half of the SmartNIC: the card that isn't there, and one that is.
 //!
-//! On a real card the host finds PCI functions, maps their windows and is interrupted by MSI-X. Here
+//! On a real card ([`pci`]) the host finds PCI functions and maps their windows. Otherwise
 //! the card is the same `nic-coordinator` program as a child process, a window is a sealed memfd, an
 //! interrupt an eventfd, and enumeration a few datagrams on a socket (`ring::bus`).
 //!
@@ -11,6 +11,7 @@
 //! | [`coordinator`] | its process: stderr, last words, end |
 //! | [`function`] | the memory and interrupts of one function |
 //! | [`agent_ring`] | the agent's own function 0: requests out, completions in |
+//! | [`pci`] | a card behind PCI BARs |
 //! | [`memory`] | sealed memfds and their mappings |
 //! | `inherit` | how the child gets its end of the bus |
 //! | [`packet`] | datagrams with file descriptors |
@@ -24,9 +25,11 @@ mod inherit;
 pub mod launch;
 pub mod memory;
 pub mod packet;
+pub mod pci;
 pub mod runtime_dir;
 
 pub use agent_ring::AgentRing;
 pub use card::{Card, CardEvent, CardGone};
 pub use function::FunctionMemory;
 pub use launch::{BootError, BootOptions};
+pub use pci::PciId;

@@ -31,11 +31,13 @@ pub struct Mapping {
 }
 
 impl Mapping {
-    /// Maps the first `len` bytes.
+    /// Maps the first `len` bytes, or more: hugepages are mapped and unmapped whole.
     ///
     /// # Errors
-    /// Those of mmap(2).
+    /// Those of mmap(2) and fstat(2).
     pub fn new(fd: impl AsFd, len: usize) -> io::Result<Mapping> {
+        let page = usize::try_from(rustix::fs::fstat(&fd)?.st_blksize).unwrap_or(1).max(1);
+        let len = len.next_multiple_of(page);
         Ok(Mapping { map: MmapOptions::new().len(len).map_raw(fd.as_fd().as_raw_fd())? })
     }
 

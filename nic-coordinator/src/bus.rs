@@ -1,15 +1,24 @@
-//! The card's side of the emulated bus (SPEC 8): the socket over which the agent's process maps functions for us.
+//! Where functions come from: the emulated bus (SPEC 8), a socket over which the agent's process maps them for us, or a
+//! card's (SPEC 12, [`crate::card`]).
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use ring::bus::{BYTES, BusMsg, MAP_FDS};
+use crate::card::CardBus;
+use crate::mapping::MapError;
+use ring::bus::{BYTES, BusMsg, HELLO_FDS, MAP_FDS};
 use rustix::cmsg_space;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, IoSlice, IoSliceMut};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendFlags,
     recvmsg, sendmsg,
 };
+
+/// How long the agent may take for its first message on the emulated bus.
+const HELLO_WITHIN_S: i64 = 10;
+/// How often a card without a host looks for one.
+const HOST_EVERY: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
 
 /// The bus is unusable.
 #[derive(Debug, thiserror::Error)]
@@ -21,37 +30,136 @@ pub enum BusError {
     #[error("the emulated bus failed: {0}")]
     Kernel(#[source] Errno),
     /// Something else than the agent of this release is at the other end.
-    #[error("the emulated bus carries messages of another version: use files of one release")]
+    #[error("the bus carries messages of another version: use files of one release")]
     NotOurs,
+    /// The agent says nothing.
+    #[error("the agent sent no greeting on the emulated bus: use files of one release")]
+    NoHello,
+    /// The agent has more under way than the bus holds.
+    #[error("the agent reads no answers on the card's bus: use files of one release")]
+    Full,
+    /// A memory of the card or the host is not there.
+    #[error(transparent)]
+    Memory(#[from] MapError),
 }
 
-/// A message and the descriptors that came with it.
+/// What comes with a message.
+#[derive(Debug)]
+pub enum Payload {
+    /// Descriptors, on the emulated bus.
+    Descriptors(Vec<OwnedFd>),
+    /// A bus address, on a card's.
+    Address(u64),
+}
+
+/// A message and what came with it.
 #[derive(Debug)]
 pub struct Incoming {
     /// What it says.
     pub message: BusMsg,
     /// What it brings.
-    pub fds: Vec<OwnedFd>,
+    pub payload: Payload,
 }
 
-/// Our end of the bus.
+/// What a host that has come offers.
 #[derive(Debug)]
-pub struct Bus {
-    socket: OwnedFd,
+pub enum Host {
+    /// It rings this doorbell when we sleep.
+    WithDoorbell(OwnedFd),
+    /// It has none: we have to look.
+    Polled,
+    /// The end came first.
+    None,
+}
+
+/// A bus.
+#[derive(Debug)]
+pub enum Bus {
+    /// The emulated one.
+    Emulated(EmulatedBus),
+    /// A card's.
+    Card(Box<CardBus>),
 }
 
 impl Bus {
-    /// Speaks over `socket`, a connected `SOCK_SEQPACKET` socket.
-    #[must_use]
-    pub fn new(socket: OwnedFd) -> Self {
-        Bus { socket }
+    /// Waits for the agent. `end`: readable when we are to end.
+    ///
+    /// # Errors
+    /// [`BusError`].
+    pub fn greet(&mut self, end: &OwnedFd) -> Result<Host, BusError> {
+        match self {
+            Bus::Emulated(bus) => bus.greet().map(Host::WithDoorbell),
+            Bus::Card(card) => loop {
+                if card.greet()? {
+                    return Ok(Host::Polled);
+                }
+                let mut fds = [PollFd::new(end, PollFlags::IN)];
+                if poll(&mut fds, Some(&HOST_EVERY)) == Ok(1) {
+                    return Ok(Host::None);
+                }
+            },
+        }
     }
 
     /// Takes the next message, if there is one; does not wait.
     ///
     /// # Errors
-    /// [`BusError`]: nothing more will come.
-    pub fn receive(&self) -> Result<Option<Incoming>, BusError> {
+    /// [`BusError`]: nothing more will come from this host.
+    pub fn receive(&mut self) -> Result<Option<Incoming>, BusError> {
+        match self {
+            Bus::Emulated(bus) => bus.receive(),
+            Bus::Card(card) => card.receive(),
+        }
+    }
+
+    /// Sends a message. Waits if the host does not read, which it does.
+    ///
+    /// # Errors
+    /// [`BusError`]: nothing more can be sent.
+    pub fn send(&mut self, message: BusMsg) -> Result<(), BusError> {
+        match self {
+            Bus::Emulated(bus) => bus.send(message),
+            Bus::Card(card) => card.send(message, 0),
+        }
+    }
+
+    /// What to watch for messages; `None`: a card's bus has to be looked at.
+    #[must_use]
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Bus::Emulated(bus) => Some(bus.socket.as_fd()),
+            Bus::Card(_) => None,
+        }
+    }
+}
+
+/// Our end of the emulated bus.
+#[derive(Debug)]
+pub struct EmulatedBus {
+    socket: OwnedFd,
+}
+
+impl EmulatedBus {
+    /// Speaks over `socket`, a connected `SOCK_SEQPACKET` socket.
+    #[must_use]
+    pub fn new(socket: OwnedFd) -> Self {
+        EmulatedBus { socket }
+    }
+
+    /// Waits for the agent's first message, which brings the doorbell.
+    fn greet(&self) -> Result<OwnedFd, BusError> {
+        let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec { tv_sec: HELLO_WITHIN_S, tv_nsec: 0 })).map_err(BusError::Kernel)?;
+        match self.receive()? {
+            Some(Incoming { message: BusMsg::Hello, payload: Payload::Descriptors(fds) }) => {
+                let [doorbell]: [OwnedFd; HELLO_FDS] = fds.try_into().map_err(|_| BusError::NoHello)?;
+                Ok(doorbell)
+            }
+            _ => Err(BusError::NoHello),
+        }
+    }
+
+    fn receive(&self) -> Result<Option<Incoming>, BusError> {
         let mut bytes = [0; BYTES + 1];
         let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAP_FDS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -81,14 +189,10 @@ impl Bus {
         }
         let datagram = bytes.get(..received.bytes).unwrap_or_default();
         let message = BusMsg::from_wire(datagram).map_err(|_| BusError::NotOurs)?;
-        Ok(Some(Incoming { message, fds }))
+        Ok(Some(Incoming { message, payload: Payload::Descriptors(fds) }))
     }
 
-    /// Sends a message. Waits if the host does not read, which it does.
-    ///
-    /// # Errors
-    /// [`BusError`]: nothing more can be sent.
-    pub fn send(&self, message: BusMsg) -> Result<(), BusError> {
+    fn send(&self, message: BusMsg) -> Result<(), BusError> {
         let wire = message.to_wire();
         let mut control = SendAncillaryBuffer::default();
         loop {
@@ -99,11 +203,5 @@ impl Bus {
                 Err(error) => return Err(BusError::Kernel(error)),
             }
         }
-    }
-}
-
-impl AsFd for Bus {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
     }
 }

@@ -1,10 +1,14 @@
 //! The command line, in DPDK's convention: `nic-coordinator [EAL options] -- [options]`.
 
+use std::path::PathBuf;
+
 use clap::{Parser, ValueEnum};
 
 const EAL_HELP: &str = "\
 EAL options come first, then --, then the options above. Without a NIC, hugepages or root:
   nic-coordinator --no-pci --no-huge -m 64 --no-shconf --vdev=net_null0,no-rx=1 -- --bus-fd 3
+On a card, whose functions' windows and whose view of the host's memory are files:
+  nic-coordinator -a 03:00.0 -- --windows DIR --host-memory FILE --idle poll --port 03:00.0
 `nic-coordinator --no-pci --help --` lists the EAL's own options.";
 
 /// What to do when there is nothing to do.
@@ -14,19 +18,27 @@ pub enum Idle {
     Sleep,
     /// Poll for ever: a card with cores of its own.
     Poll,
+    /// Spin for a while, then look every 0.1 ms: a card's bus, which has no doorbell, on cores that others want.
+    Nap,
 }
 
-/// The IPC-Direct coordinator: decides who talks to whom. Started by the host agent on an emulated card.
+/// The IPC-Direct coordinator: decides who talks to whom. The host agent starts it as an emulated card; on a card it is a service.
 #[derive(Debug, Parser)]
 #[command(name = "nic-coordinator", version, override_usage = "nic-coordinator [EAL options] -- [options]", after_help = EAL_HELP)]
 pub struct Options {
     /// Inherited descriptor of the emulated bus, a SOCK_SEQPACKET socket
     #[arg(long, value_name = "N")]
     pub bus_fd: Option<i32>,
+    /// A card's bus: directory with function-0, function-1, ..., the card's own side of the functions' BARs
+    #[arg(long, value_name = "DIR", requires = "host_memory", conflicts_with = "bus_fd")]
+    pub windows: Option<PathBuf>,
+    /// A card's bus: the host's memory, in which a bus address is an offset
+    #[arg(long, value_name = "FILE", requires = "windows")]
+    pub host_memory: Option<PathBuf>,
     /// What to do when there is nothing to do
     #[arg(long, value_enum, default_value = "sleep")]
     pub idle: Idle,
-    /// With --idle sleep: microseconds to look for work before sleeping
+    /// With --idle sleep or nap: microseconds to look for work before sleeping
     #[arg(long, value_name = "US", default_value_t = 50, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     pub spin_us: u64,
     /// Ethernet port to poll, by DPDK's name [default: net_null0 if there is one]
@@ -101,7 +113,9 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_said_in_one_line() {
-        for line in ["prog -- --nonsense", "prog -- --bus-fd x", "prog -- --idle never", "prog -- stray"] {
+        let half = ["prog -- --windows d", "prog -- --windows d --host-memory f --bus-fd 3"];
+        let nonsense = ["prog -- --nonsense", "prog -- --bus-fd x", "prog -- --idle never", "prog -- stray"];
+        for line in nonsense.into_iter().chain(half) {
             let message = parse(words(line)).unwrap_err();
             assert!(!message.contains('\n') && message.ends_with("see nic-coordinator --help"), "{message}");
         }

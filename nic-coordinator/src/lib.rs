@@ -5,6 +5,7 @@
 //! | [`logic`] | decides; no I/O |
 //! | [`mapping`] | a function's window and host memory |
 //! | [`bus`] | where functions come from: the emulated bus |
+//! | [`card`] | or a card's own |
 //! | [`poll`] | one turn over all rings |
 //! | [`outbox`] | what waits for credit |
 //! | [`sleep`] | when nothing happens |
@@ -12,6 +13,7 @@
 #![deny(unsafe_code)]
 
 pub mod bus;
+pub mod card;
 pub mod counters;
 pub mod logic;
 pub mod mapping;

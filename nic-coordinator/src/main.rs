@@ -11,7 +11,9 @@ mod telemetry;
 use std::io::Write;
 use std::process::ExitCode;
 
-use cli::Command;
+use cli::{Command, Idle};
+use nic_coordinator::bus::{Bus, EmulatedBus};
+use nic_coordinator::card::CardBus;
 
 /// Exit code for a command line that makes no sense.
 const EXIT_USAGE: u8 = 2;
@@ -45,14 +47,9 @@ fn start(eal_args: Vec<String>, options: cli::Options) -> ExitCode {
     };
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
 
-    let Some(number) = options.bus_fd else {
-        return usage(
-            "the bus of a real card is not implemented yet: only the emulated one, with --bus-fd N (started by ipc-direct up or run)",
-        );
-    };
-    let bus = match os::inherited(number) {
+    let bus = match bus(&options) {
         Ok(bus) => bus,
-        Err(error) => return usage(&format!("--bus-fd {number} is not an open socket: {error}")),
+        Err(sentence) => return usage(&sentence),
     };
     match run::run(eal_args, &options, bus) {
         Ok(()) => ExitCode::SUCCESS,
@@ -60,5 +57,31 @@ fn start(eal_args: Vec<String>, options: cli::Options) -> ExitCode {
             eprintln!("nic-coordinator: {error}");
             if error.is_usage() { ExitCode::from(EXIT_USAGE) } else { ExitCode::FAILURE }
         }
+    }
+}
+
+/// The bus that the options name.
+fn bus(options: &cli::Options) -> Result<Bus, String> {
+    if let (Some(windows), Some(host_memory)) = (&options.windows, &options.host_memory) {
+        if options.idle == Idle::Sleep {
+            return Err(
+                "--idle sleep needs doorbells, which only the emulated bus has: say --idle poll or nap"
+                    .into(),
+            );
+        }
+        return match CardBus::open(windows, host_memory) {
+            Ok(card) => Ok(Bus::Card(Box::new(card))),
+            Err(error) => Err(format!("--windows, --host-memory: {error}")),
+        };
+    }
+    let number = options.bus_fd.ok_or(
+        "say which bus: --windows DIR --host-memory FILE on a card; the emulated one's --bus-fd is for ipc-direct up and run, which start this program",
+    )?;
+    if options.idle == Idle::Nap {
+        return Err("--idle nap is for a card's bus: the emulated one has doorbells, say --idle sleep".into());
+    }
+    match os::inherited(number) {
+        Ok(socket) => Ok(Bus::Emulated(EmulatedBus::new(socket))),
+        Err(error) => Err(format!("--bus-fd {number} is not an open socket: {error}")),
     }
 }

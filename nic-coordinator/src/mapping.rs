@@ -5,11 +5,11 @@
 //! leaves this module: [`FunctionMemory`] hands out copies only, so that it can be unmapped at any time.
 #![allow(unsafe_code)]
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
 
 use memmap2::{MmapOptions, MmapRaw};
-use ring::atomic::Ordering;
+use ring::atomic::{AtomicU64, Ordering};
 use ring::shared::Region;
 use ring::window::{Consumer, Full, HOST_BYTES, HostMemory, Producer, Raw, WINDOW_BYTES, Window};
 use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
@@ -32,6 +32,14 @@ pub enum MapError {
         bytes: u64,
         /// The right size.
         expected: usize,
+    },
+    /// The card has no such window, or the host's memory ends before.
+    #[error("the {what} at {address:#x} is not inside of what this card reaches")]
+    Outside {
+        /// Which memory.
+        what: &'static str,
+        /// Where it was to be.
+        address: u64,
     },
     /// Not formatted, or by another version, or for another function.
     #[error("the {0} has no valid header: use files of one release")]
@@ -58,6 +66,51 @@ pub struct FunctionMemory {
     requests: Consumer<'static>,
     completions: Producer<'static>,
     _maps: [MmapRaw; 2],
+}
+
+/// A mapping of memory that the card has anyhow: its own, or the host's, which the bus shows it.
+#[derive(Debug)]
+pub struct CardMemory {
+    map: MmapRaw,
+    region: Region,
+}
+
+impl CardMemory {
+    /// Maps `len` bytes of `file` from `address`.
+    ///
+    /// # Errors
+    /// [`MapError`]: the kernel refused, or that is outside of the file, or not aligned to a cache line.
+    pub fn map(file: impl AsFd, address: u64, len: usize, what: &'static str) -> Result<Self, MapError> {
+        let outside = || MapError::Outside { what, address };
+        let size = fstat(file.as_fd()).map_err(|e| MapError::Kernel(what, e.into()))?.st_size;
+        let end = address.checked_add(len as u64).filter(|end| *end <= u64::try_from(size).unwrap_or(0));
+        if end.is_none() || !address.is_multiple_of(64) {
+            return Err(outside());
+        }
+        let fd = file.as_fd();
+        let map = MmapOptions::new().offset(address).len(len).map_raw(&fd);
+        let map = map.map_err(|error| MapError::Kernel(what, error))?;
+        let base = NonNull::new(map.as_mut_ptr()).ok_or_else(outside)?;
+        // SAFETY: mapped shared, readable and writable, `len` bytes long, aligned to 64 (page-aligned plus `address`). The
+        // file is the card's own or the host's memory: trusted not to shrink. Who borrows from the region keeps `self`.
+        let region = unsafe { Region::new(base, len) };
+        Ok(CardMemory { map, region })
+    }
+
+    /// The mapped range; it must not be used after `self` is dropped.
+    #[must_use]
+    pub fn region(&self) -> Region {
+        self.region
+    }
+
+    /// Stores 0 to all words from byte `from` to byte `to`.
+    pub fn clear(&self, from: usize, to: usize) {
+        let words = self.region.slice::<AtomicU64>(from, to.saturating_sub(from) / size_of::<AtomicU64>());
+        for word in words.into_iter().flatten() {
+            // Relaxed: whoever may look at it is told later.
+            word.store(0, Ordering::Relaxed);
+        }
+    }
 }
 
 struct WindowView(Window<'static>);
@@ -88,13 +141,31 @@ impl FunctionMemory {
             return Err(MapError::Header("window"));
         }
         let host = HostMemory::over(host).filter(HostMemory::valid).ok_or(MapError::Header("host memory"))?;
-        Ok(FunctionMemory {
+        Ok(Self::over(window, host, [window_map, host_map]))
+    }
+
+    /// Over a window of the card's own, which is formatted here, and host memory that the agent has formatted.
+    ///
+    /// # Errors
+    /// [`MapError::Header`].
+    pub fn of_card(number: u32, window: CardMemory, host: CardMemory) -> Result<Self, MapError> {
+        // Behind the request ring, function 0 has the bus.
+        window.clear(0, ring::card::BUS_OFFSET);
+        let view = Window::over(window.region).ok_or(MapError::Header("window"))?;
+        view.format(number);
+        let host_view = HostMemory::over(host.region).filter(HostMemory::valid);
+        let host_view = host_view.ok_or(MapError::Header("host memory"))?;
+        Ok(Self::over(view, host_view, [window.map, host.map]))
+    }
+
+    fn over(window: Window<'static>, host: HostMemory<'static>, maps: [MmapRaw; 2]) -> Self {
+        FunctionMemory {
             requests: Consumer::new(window.requests, 0),
             completions: Producer::new(host.completions, 0),
             window: WindowView(window),
             host: HostView(host),
-            _maps: [window_map, host_map],
-        })
+            _maps: maps,
+        }
     }
 
     /// Takes the next request, and the credit in it.

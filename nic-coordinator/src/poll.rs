@@ -43,8 +43,8 @@ impl From<Malformed> for Offence {
 #[derive(Debug)]
 struct Port {
     memory: FunctionMemory,
-    /// Vectors 0 (answers) and 1 (events).
-    irqs: [OwnedFd; 2],
+    /// Vectors 0 (answers) and 1 (events); a host that looks for itself has none (SPEC 12.7).
+    irqs: Option<[OwnedFd; 2]>,
     gate: IrqGate,
     /// Completions that wait for credit.
     outbox: Outbox,
@@ -97,12 +97,25 @@ impl Poller {
     pub fn map(&mut self, number: u32, fds: Vec<OwnedFd>) -> Result<(), MapError> {
         let fds: [OwnedFd; MAP_FDS] = fds.try_into().map_err(|_| MapError::Header("set of descriptors"))?;
         let [window, host, irq0, irq1] = fds;
-        if number >= FUNCTIONS_MAX || self.port(number).is_some() {
-            return Err(MapError::Header("number of the function"));
-        }
         let memory = FunctionMemory::map(number, window.as_fd(), host.as_fd())?;
         for irq in [&irq0, &irq1] {
             ioctl_fionbio(irq, true).map_err(|e| MapError::Kernel("interrupt", e.into()))?;
+        }
+        self.add(number, memory, Some([irq0, irq1]))
+    }
+
+    /// Polls a function from now on, over memory that is mapped already. `irqs`: its vectors, if it has any.
+    ///
+    /// # Errors
+    /// A number that is mapped already, or too high.
+    pub fn add(
+        &mut self,
+        number: u32,
+        memory: FunctionMemory,
+        irqs: Option<[OwnedFd; 2]>,
+    ) -> Result<(), MapError> {
+        if number >= FUNCTIONS_MAX || self.port(number).is_some() {
+            return Err(MapError::Header("number of the function"));
         }
         memory.set_epoch(self.epoch);
         let index = number as usize;
@@ -112,7 +125,7 @@ impl Poller {
         if let Some(place) = self.ports.get_mut(index) {
             *place = Some(Port {
                 memory,
-                irqs: [irq0, irq1],
+                irqs,
                 gate: IrqGate::default(),
                 outbox: Outbox::default(),
                 event_due: false,
@@ -288,7 +301,7 @@ impl Port {
         if self.memory.untold() >= CREDIT_AFTER && self.memory.push(&Completion::Credit.to_raw(0)).is_ok() {
             shown.counters.count(&Completion::Credit);
         }
-        let [answers, events] = &self.irqs;
+        let Some([answers, events]) = &self.irqs else { return Ok(()) };
         if self.gate.should_fire(armed, self.memory.pushed()) {
             interrupt(answers);
             shown.counters.irqs.add(1);

@@ -8,12 +8,13 @@ use dpdk::eal::{Eal, EalError};
 use dpdk::ethdev::{Port, PortConfig, PortError, RxQueue};
 use dpdk::mbuf::{Mbuf, PktPool, PoolError};
 use dpdk::telemetry::RegisterError;
-use nic_coordinator::bus::{Bus, BusError};
+use nic_coordinator::bus::{Bus, BusError, Host, Incoming, Payload};
 use nic_coordinator::counters::Shown;
 use nic_coordinator::logic::{Limits, Logic};
+use nic_coordinator::mapping::MapError;
 use nic_coordinator::poll::Poller;
 use nic_coordinator::sleep::{Membarrier, NoMembarrier, Woken, sleep};
-use ring::bus::{BusMsg, HELLO_FDS};
+use ring::bus::BusMsg;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::cli::{Idle, Options};
@@ -21,10 +22,11 @@ use crate::{os, telemetry};
 
 /// How often the bus and the signals are looked at while there is work.
 const BUS_EVERY_US: u64 = 20;
-/// How long the agent may take for its first message.
-const HELLO_WITHIN_S: i64 = 10;
+/// How long `--idle nap` does not look.
+const NAP: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000 };
 /// How old the tables that telemetry shows may be.
 const SNAPSHOT_EVERY_US: u64 = 100_000;
+const NO_TIME: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 /// Packets that one turn takes from the port.
 const RX_BURST: u16 = 32;
 /// The port that is polled if none is named.
@@ -51,8 +53,6 @@ pub enum RunError {
     NoMembarrier(#[from] NoMembarrier),
     #[error("the kernel refused {0}: {1}")]
     Kernel(&'static str, #[source] std::io::Error),
-    #[error("the agent sent no greeting on the emulated bus: use files of one release")]
-    NoHello,
     #[error("the agent's own function broke the rules of the rings: use files of one release")]
     AgentBroken,
 }
@@ -77,10 +77,9 @@ enum End {
 }
 
 /// Runs until the host hangs up the bus or a signal asks for the end.
-pub fn run(eal_args: Vec<String>, options: &Options, bus: OwnedFd) -> Result<(), RunError> {
+pub fn run(eal_args: Vec<String>, options: &Options, mut bus: Bus) -> Result<(), RunError> {
     // Before the EAL starts its threads, which are to inherit the blocked signals.
     let end = os::end_signals().map_err(|e| RunError::Kernel("signalfd", e))?;
-    let bus = Bus::new(bus);
     let shown = Arc::new(Shown::default());
     telemetry::offer(&shown)?;
 
@@ -88,7 +87,7 @@ pub fn run(eal_args: Vec<String>, options: &Options, bus: OwnedFd) -> Result<(),
     os::remove_at_exit().map_err(|e| RunError::Kernel("atexit", e))?;
     let (eal, _) = Eal::init(eal_args)?;
     os::set_dir_to_remove(&eal.runtime_dir());
-    let ended = with_eal(&eal, options, &bus, &end, &shown);
+    let ended = with_eal(&eal, options, &mut bus, &end, &shown);
     drop(eal);
     match ended {
         Ok(End::Signal) => tracing::info!("ending: asked by a signal"),
@@ -101,43 +100,62 @@ pub fn run(eal_args: Vec<String>, options: &Options, bus: OwnedFd) -> Result<(),
 fn with_eal(
     eal: &Eal,
     options: &Options,
-    bus: &Bus,
+    bus: &mut Bus,
     end: &OwnedFd,
     shown: &Arc<Shown>,
 ) -> Result<End, RunError> {
-    if options.idle == Idle::Sleep {
+    if options.idle != Idle::Poll {
         // The EAL has pinned us to one core, which the host's programs want as well.
         let everywhere = eal.original_affinity();
         everywhere.apply_to_this_thread().map_err(|e| RunError::Kernel("CPU affinity", e))?;
     }
     let mut ethernet = Ethernet::open(eal, options.port.as_deref())?;
-    let doorbell = greet(bus)?;
+    if bus.fd().is_none() {
+        tracing::info!("waiting for an agent, runtime directory {}", eal.runtime_dir().display());
+    }
+    loop {
+        let ended = with_host(options, bus, end, shown, ethernet.as_mut());
+        match (bus.fd(), ended) {
+            // A card outlives its hosts' agents.
+            (None, Ok(End::HungUp) | Err(RunError::Bus(BusError::HungUp))) => {
+                tracing::info!("the agent is gone: waiting for another");
+            }
+            (None, Err(error @ (RunError::AgentBroken | RunError::Bus(_)))) => {
+                tracing::error!("{error}; waiting for another agent");
+            }
+            (_, ended) => return ended,
+        }
+    }
+}
+
+/// Serves one agent, from its coming to its end.
+fn with_host(
+    options: &Options,
+    bus: &mut Bus,
+    end: &OwnedFd,
+    shown: &Arc<Shown>,
+    ethernet: Option<&mut Ethernet<'_>>,
+) -> Result<End, RunError> {
+    let host = bus.greet(end)?;
     let mut epoch = [0; 4];
     rustix::rand::getrandom(&mut epoch, rustix::rand::GetRandomFlags::empty())
         .map_err(|e| RunError::Kernel("random numbers", e.into()))?;
     let epoch = u32::from_ne_bytes(epoch);
     let poller = Poller::new(Logic::new(Limits::default()), Arc::clone(shown), epoch);
+    if matches!(host, Host::None) {
+        return Ok(End::Signal);
+    }
     bus.send(BusMsg::Up { epoch })?;
-    tracing::info!("up: epoch {epoch:08x}, runtime directory {}", eal.runtime_dir().display());
+    tracing::info!("up: epoch {epoch:08x}");
     let mut card =
         Card { poller, bus, end, shown, snapshot_us: None, changed: true, started: Instant::now() };
-    match options.idle {
-        Idle::Poll => card.poll(ethernet.as_mut()),
-        Idle::Sleep => {
-            card.poll_and_sleep(ethernet.as_mut(), &doorbell, &Membarrier::new()?, options.spin_us)
+    match (host, options.idle) {
+        (Host::WithDoorbell(doorbell), Idle::Sleep) => {
+            card.poll_and_sleep(ethernet, &doorbell, &Membarrier::new()?, options.spin_us)
         }
+        (_, Idle::Nap) => card.poll(ethernet, Some(options.spin_us)),
+        _ => card.poll(ethernet, None),
     }
-}
-
-/// Waits for the agent's first message, which brings the doorbell.
-fn greet(bus: &Bus) -> Result<OwnedFd, RunError> {
-    let mut fds = [PollFd::new(bus, PollFlags::IN)];
-    let timeout = Timespec { tv_sec: HELLO_WITHIN_S, tv_nsec: 0 };
-    poll(&mut fds, Some(&timeout)).map_err(|e| RunError::Kernel("poll", e.into()))?;
-    let incoming =
-        bus.receive()?.filter(|incoming| incoming.message == BusMsg::Hello).ok_or(RunError::NoHello)?;
-    let [doorbell]: [OwnedFd; HELLO_FDS] = incoming.fds.try_into().map_err(|_| RunError::NoHello)?;
-    Ok(doorbell)
 }
 
 /// The Ethernet port, as far as it is used: packets are counted.
@@ -174,7 +192,7 @@ impl<'eal> Ethernet<'eal> {
 /// The loop's state.
 struct Card<'a> {
     poller: Poller,
-    bus: &'a Bus,
+    bus: &'a mut Bus,
     end: &'a OwnedFd,
     shown: &'a Shown,
     /// When the tables were last shown.
@@ -190,15 +208,23 @@ impl Card<'_> {
         u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
-    /// A card's loop: never sleeps.
-    fn poll(&mut self, mut ethernet: Option<&mut Ethernet<'_>>) -> Result<End, RunError> {
-        let mut bus_due_us = 0;
+    /// A card's loop: never sleeps, or, with `nap_after_us`, naps when there was no work for so long.
+    fn poll(
+        &mut self,
+        mut ethernet: Option<&mut Ethernet<'_>>,
+        nap_after_us: Option<u64>,
+    ) -> Result<End, RunError> {
+        let (mut bus_due_us, mut worked_us) = (0, 0);
         loop {
             let now_us = self.now_us();
-            self.turn(now_us, &mut ethernet)?;
-            if now_us >= bus_due_us {
+            if self.turn(now_us, &mut ethernet)? {
+                worked_us = now_us;
+            }
+            let idle = nap_after_us.is_some_and(|us| now_us.saturating_sub(worked_us) >= us);
+            if idle || now_us >= bus_due_us {
                 bus_due_us = now_us + BUS_EVERY_US;
-                if let Some(end) = self.bus_turn(peek(self.bus, self.end))? {
+                let woken = peek(self.bus, self.end, if idle { NAP } else { NO_TIME });
+                if let Some(end) = self.bus_turn(woken)? {
                     return Ok(end);
                 }
             }
@@ -225,7 +251,7 @@ impl Card<'_> {
             let mut woken = Woken::default();
             if now_us.saturating_sub(worked_us) >= spin_us {
                 let until_us = self.wake_at_us(now_us).map(|at| at.saturating_sub(now_us));
-                let others = (self.bus.as_fd(), self.end.as_fd());
+                let others = (self.bus.fd().unwrap_or(self.end.as_fd()), self.end.as_fd());
                 woken = sleep(&mut self.poller, heavy, doorbell, others, (now_us, until_us), self.shown);
                 if woken.worked {
                     worked_us = now_us;
@@ -233,7 +259,7 @@ impl Card<'_> {
                 }
             } else if now_us >= bus_due_us {
                 bus_due_us = now_us + BUS_EVERY_US;
-                woken = peek(self.bus, self.end);
+                woken = peek(self.bus, self.end, NO_TIME);
             } else {
                 rustix::thread::sched_yield();
             }
@@ -282,7 +308,7 @@ impl Card<'_> {
             self.changed = true;
             match incoming.message {
                 BusMsg::Map { function } => {
-                    let answer = match self.poller.map(function, incoming.fds) {
+                    let answer = match self.map(function, incoming) {
                         Ok(()) => BusMsg::Mapped { function },
                         Err(error) => {
                             tracing::error!("function {function} is not mapped: {error}");
@@ -294,6 +320,9 @@ impl Card<'_> {
                 BusMsg::Unmap { function } => {
                     let now_us = self.now_us();
                     self.poller.unmap(function, now_us);
+                    if matches!(self.bus, Bus::Card(_)) {
+                        self.bus.send(BusMsg::Unmapped { function })?;
+                    }
                 }
                 // Not from an agent: both are of one release.
                 other => tracing::warn!("unexpected message on the bus: {other:?}"),
@@ -301,13 +330,29 @@ impl Card<'_> {
         }
         Ok(None)
     }
+
+    fn map(&mut self, number: u32, incoming: Incoming) -> Result<(), MapError> {
+        match (incoming.payload, &*self.bus) {
+            (Payload::Descriptors(fds), _) => self.poller.map(number, fds),
+            (Payload::Address(address), Bus::Card(card)) => {
+                self.poller.add(number, card.function(number, address)?, None)
+            }
+            (Payload::Address(address), Bus::Emulated(_)) => {
+                Err(MapError::Outside { what: "host memory", address })
+            }
+        }
+    }
 }
 
-/// Whether bus or signals have something, without waiting.
-fn peek(bus: &Bus, end: &OwnedFd) -> Woken {
-    let mut fds = [PollFd::new(bus, PollFlags::IN), PollFd::new(end, PollFlags::IN)];
+/// Whether bus or signals have something, and a wait for that. A bus without descriptor may always have.
+fn peek(bus: &Bus, end: &OwnedFd, wait: Timespec) -> Woken {
+    let watched = bus.fd();
+    let mut fds = [
+        PollFd::new(end, PollFlags::IN),
+        PollFd::from_borrowed_fd(watched.unwrap_or(end.as_fd()), PollFlags::IN),
+    ];
     // An error leaves the answers empty; the next look comes soon.
-    let _ = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
-    let [bus, end] = fds.map(|fd| !fd.revents().is_empty());
-    Woken { bus, end, worked: false }
+    let _ = poll(&mut fds, Some(&wait));
+    let [end, bus] = fds.map(|fd| !fd.revents().is_empty());
+    Woken { bus: bus || watched.is_none(), end, worked: false }
 }

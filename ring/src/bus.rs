@@ -47,6 +47,12 @@ pub enum BusMsg {
         /// Its number.
         function: u32,
     },
+    /// Card to agent: unmapped; the card stores to its host memory no more. On a real card only ([`crate::card`]), where
+    /// functions are few and their memory is used again.
+    Unmapped {
+        /// Its number.
+        function: u32,
+    },
 }
 
 /// Not a message of this version.
@@ -64,6 +70,7 @@ impl BusMsg {
             BusMsg::Mapped { function } => (4, function),
             BusMsg::MapFailed { function } => (5, function),
             BusMsg::Unmap { function } => (6, function),
+            BusMsg::Unmapped { function } => (7, function),
         };
         let mut out = [0; BYTES];
         for (chunk, word) in out.chunks_exact_mut(4).zip([u32::from_le_bytes(*b"IPDB"), VERSION, kind, value])
@@ -94,6 +101,7 @@ impl BusMsg {
             4 if value < FUNCTIONS_MAX => Ok(BusMsg::Mapped { function: value }),
             5 if value < FUNCTIONS_MAX => Ok(BusMsg::MapFailed { function: value }),
             6 if value < FUNCTIONS_MAX => Ok(BusMsg::Unmap { function: value }),
+            7 if value < FUNCTIONS_MAX => Ok(BusMsg::Unmapped { function: value }),
             _ => Err(BadBusMsg),
         }
     }

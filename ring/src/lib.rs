@@ -16,7 +16,7 @@
 //! | [`bus`] | 8 | messages of the emulated bus between the agent and the coordinator |
 //! | [`stats`] | 9 | the counters that a process shows to the agent; reason codes |
 //! | [`image`] | 10 | what a process leaves for the program that it executes |
-//! | [`gate`] | 11 | whether a pipe's bytes go through the kernel or through a ring |
+//! | [`card`] | 12 | the bus of a real card: the same messages through function 0's memories |
 //!
 //! Nothing here makes a system call, allocates or panics on foreign input.
 
@@ -26,7 +26,7 @@
 pub mod atomic;
 pub mod attach;
 pub mod bus;
-pub mod gate;
+pub mod card;
 pub mod image;
 pub mod msg;
 pub mod segment;

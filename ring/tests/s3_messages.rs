@@ -112,6 +112,7 @@ fn bus_msg() -> impl Strategy<Value = BusMsg> {
         (0..FUNCTIONS_MAX).prop_map(|function| BusMsg::Mapped { function }),
         (0..FUNCTIONS_MAX).prop_map(|function| BusMsg::MapFailed { function }),
         (0..FUNCTIONS_MAX).prop_map(|function| BusMsg::Unmap { function }),
+        (0..FUNCTIONS_MAX).prop_map(|function| BusMsg::Unmapped { function }),
     ]
 }
 

@@ -16,7 +16,6 @@ mod driver;
 mod end;
 mod epoll;
 mod families;
-mod fifos;
 mod figures;
 mod forks;
 mod inherit;
@@ -26,14 +25,12 @@ mod matrix;
 mod names;
 mod opening;
 mod options;
-mod pipe_children;
 mod pipes;
 mod polling;
 mod programs;
 mod reading;
 mod sets;
 mod signals;
-mod socketpairs;
 mod symbols;
 mod threads;
 mod transcript;
@@ -128,10 +125,9 @@ const GROUPS: &[Group] = &[
     one(Family::Pipe, alike::PIPE),
     one(Family::Fifo, alike::FIFO),
     one(Family::Udp, alike::UDP),
-    one(Family::Pipe, pipes::CASES),
-    one(Family::Pipe, pipe_children::CASES),
-    one(Family::Fifo, fifos::CASES),
-    one(Family::Socketpair, socketpairs::CASES),
+    one(Family::Pipe, pipes::PIPES),
+    one(Family::Fifo, pipes::FIFOS),
+    one(Family::Socketpair, pipes::SOCKETPAIRS),
 ];
 
 const WORKER: &str = env!("CARGO_BIN_EXE_case-worker");

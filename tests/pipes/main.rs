@@ -19,25 +19,25 @@ const BOUND: Duration = Duration::from_secs(120);
 /// A scenario that may go through the kernel by chance (a crowded machine) has so many tries to show that it need not.
 const TRIES: u32 = 5;
 
-/// Scenario, and whether bytes must go through user space. Not where a process does not agree to it, or where writers may have
-/// ended before anybody reads.
+/// Scenario, and whether bytes must go through user space. Where the writer is always ahead with writes of kilobytes, the
+/// kernel's pipe is hardly ever empty and left alone by both, so the ring is entered by chance only.
 const SCENARIOS: &[(&str, bool)] = &[
-    ("stream", true),
+    ("stream", false),
     ("ping-pong", true),
     ("vectors", true),
-    ("records-of-three-writers", true),
+    ("records-of-three-writers", false),
     ("two-readers", true),
-    ("fork-in-the-middle", true),
-    ("threads", true),
+    ("fork-in-the-middle", false),
+    ("threads", false),
     ("slow-reader", true),
     ("capacity", true),
-    ("writer-is-killed", true),
+    ("writer-is-killed", false),
     ("reader-is-killed", true),
     ("reader-closes", true),
     ("polls-in-between", true),
     ("bytes-that-wait", false),
     ("libc-writes-too", false),
-    ("exec-with-bytes-in-flight", true),
+    ("exec-with-bytes-in-flight", false),
     ("many-pipes", false),
 ];
 

@@ -27,12 +27,6 @@ pub const PIPELINES: &[Pipeline] = &[
         "cat $FILE | tr -dc '0-9\\n' | sed s/1/one/g | grep one | awk '{ n += length($0) } END { print n }'",
         1_000_000,
     ),
-    ("yes-is-always-ahead", "yes | head -c 200M | wc -c; echo ${PIPESTATUS[@]}", 100_000_000),
-    (
-        "dd-of-various-sizes",
-        "dd if=$FILE bs=64k status=none | dd bs=100000 status=none | dd bs=1k status=none | md5sum",
-        BYTES as u64,
-    ),
     ("head-ends-first", "cat $FILE | head -c 1000000 | md5sum; echo ${PIPESTATUS[@]:1}", 0),
     ("static-reader", "cat $FILE | $STATIC 0 1 | md5sum", 0),
     ("builtins-between-programs", "(echo one; cat $FILE; echo two; seq 1000; echo three) | md5sum", 0),

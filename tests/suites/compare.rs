@@ -15,7 +15,7 @@ use harness::counters::Totals;
 use harness::instance::Instance;
 use harness::{Failure, Outcome, ensure};
 
-use crate::side::Side;
+use crate::side::{Ended, Side};
 
 /// Repetitions of a part in which the sides differ.
 const ROUNDS: usize = 3;
@@ -35,6 +35,18 @@ pub enum Verdict {
 
 /// Verdicts by the tests' names.
 pub type Verdicts = BTreeMap<String, Verdict>;
+
+/// What a part that was one process came to: the verdicts of its tests as it told them, and one on its end.
+pub fn with_its_end(ended: Ended, verdicts: impl Fn(&str) -> Verdicts) -> (Verdicts, String) {
+    let mut all = verdicts(&ended.said);
+    let whole = match ended.status {
+        None => Verdict::Hang,
+        Some(status) if status.success() => Verdict::Pass,
+        Some(_) => Verdict::Fail,
+    };
+    all.insert("its end".to_owned(), whole);
+    (all, ended.said)
+}
 
 /// A suite: parts that can run by themselves, several at a time.
 pub trait Suite: Sync {

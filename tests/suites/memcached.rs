@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use harness::{Outcome, bins};
 
-use crate::compare::{Suite, Verdict, Verdicts, compare, in_user_space};
+use crate::compare::{Suite, Verdict, Verdicts, compare, in_user_space, with_its_end};
 use crate::side::{Bounds, Side, run};
 use crate::source;
 
@@ -48,15 +48,7 @@ impl Suite for Programs {
     fn run(&self, side: Side<'_>, _slot: usize, part: &str) -> Outcome<(Verdicts, String)> {
         let mut command = side.command(bins::program("perl")?);
         command.args(["-I", "t/lib"]).arg(format!("t/{part}")).current_dir(&self.directory);
-        let ended = run(side, &mut command, None, BOUNDS)?;
-        let mut all = tap(&ended.said);
-        let whole = match ended.status {
-            None => Verdict::Hang,
-            Some(status) if status.success() => Verdict::Pass,
-            Some(_) => Verdict::Fail,
-        };
-        all.insert("its end".to_owned(), whole);
-        Ok((all, ended.said))
+        Ok(with_its_end(run(side, &mut command, None, BOUNDS)?, tap))
     }
 }
 

@@ -12,7 +12,7 @@ use harness::child::run_ok;
 use harness::scratch::Scratch;
 use harness::{Outcome, bins, ensure};
 
-use crate::compare::{Suite, Verdict, Verdicts, compare, in_user_space};
+use crate::compare::{Suite, Verdict, Verdicts, compare, in_user_space, with_its_end};
 use crate::side::{Bounds, Side, run};
 use crate::source;
 
@@ -80,15 +80,7 @@ impl Suite for Units {
         let mut command = side.command(tree.join("runtest"));
         command.args(["--single", part, "--clients", "1"]).current_dir(tree);
         command.args(["--baseport", &port.to_string(), "--portcount", &PORTS_PER_SLOT.to_string()]);
-        let ended = run(side, &mut command, None, BOUNDS)?;
-        let mut all = verdicts(&ended.said);
-        let whole = match ended.status {
-            None => Verdict::Hang,
-            Some(status) if status.success() => Verdict::Pass,
-            Some(_) => Verdict::Fail,
-        };
-        all.insert("its end".to_owned(), whole);
-        Ok((all, ended.said))
+        Ok(with_its_end(run(side, &mut command, None, BOUNDS)?, verdicts))
     }
 }
 

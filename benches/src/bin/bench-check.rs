@@ -3,14 +3,14 @@
 //! Prints a table and fails if blocking is less than 20 times or epoll less than 10 times faster. A machine
 //! whose cores are taken by others at the wrong moment gets two more attempts.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
+use harness::Outcome;
 use harness::instance::Instance;
-use harness::{Failure, Outcome};
+use measure::job::{Job, Shape, Wait};
+use measure::pairs;
 use measure::path::Path;
-use measure::ping_pong::{Wait, measure};
 use measure::progress::Progress;
 use measure::stats::median;
 
@@ -38,16 +38,8 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// The `pingpong` binary beside this one.
-fn program() -> Outcome<PathBuf> {
-    let path = std::env::current_exe()?.with_file_name("pingpong");
-    path.exists()
-        .then_some(path)
-        .ok_or_else(|| Failure("pingpong is missing: run `make bench-quick`".to_owned()))
-}
-
 fn check() -> Outcome<bool> {
-    let program = program()?;
+    let program = pairs::program()?;
     let instance = Instance::start()?;
     let mut progress = Progress::new(ROUNDS * PROMISES.len() * Path::ALL.len());
     let mut table = Table::new();
@@ -59,9 +51,12 @@ fn check() -> Outcome<bool> {
         for round in 1..=ROUNDS {
             for (path, (p50, p99)) in Path::ALL.into_iter().zip(&mut samples) {
                 progress.step(&format!("{wait:?} ping-pong over {path}, round {round} of {ROUNDS}"));
-                let trips = measure(&program, &instance, path, wait, BYTES, SECONDS)?;
-                p50.push(f64::from(trips.p50_ns));
-                p99.push(f64::from(trips.p99_ns));
+                let shape = Shape::ping_pong(BYTES, wait);
+                let job = Job { shape, seconds: SECONDS, cpus: None, start_ns: None };
+                let shim = (path == Path::Direct).then_some(&instance);
+                let trips = pairs::two(&program, shim, path == Path::Unix, &job)?.client;
+                p50.push(trips.p50_ns);
+                p99.push(trips.p99_ns);
             }
         }
         let reference = median(samples[0].0.clone());

@@ -8,12 +8,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
+use harness::Outcome;
 use harness::counters::{Totals, Traffic};
 use harness::instance::Instance;
 use harness::redis::Server;
-use harness::{Failure, Outcome};
+use measure::job::{Job, Shape, Wait};
+use measure::pairs;
 use measure::path::Path;
-use measure::ping_pong::{self, Wait};
 use measure::progress::Progress;
 use measure::redis::{Load, benchmark};
 use measure::stats::median;
@@ -168,20 +169,23 @@ fn enough(ops_per_s: f64) -> u64 {
 }
 
 fn ping_pongs(instance: &Instance, progress: &mut Progress) -> Outcome<Vec<PingPongRow>> {
-    let program = std::env::current_exe()?.with_file_name("pingpong");
-    if !program.exists() {
-        return Err(Failure("pingpong is missing: run `make demo`".to_owned()));
-    }
+    let program = pairs::program()?;
     let mut rows = Vec::new();
     for wait in WAITS {
         let mut samples = [const { (Vec::new(), Vec::new()) }; Path::ALL.len()];
         for round in 1..=ROUNDS {
             for (path, (p50, p99)) in Path::ALL.into_iter().zip(&mut samples) {
                 progress.step(&format!("{wait:?} ping-pong over {path}, round {round} of {ROUNDS}"));
-                let t =
-                    ping_pong::measure(&program, instance, path, wait, PING_PONG_BYTES, PING_PONG_SECONDS)?;
-                p50.push(f64::from(t.p50_ns));
-                p99.push(f64::from(t.p99_ns));
+                let job = Job {
+                    shape: Shape::ping_pong(PING_PONG_BYTES, wait),
+                    seconds: PING_PONG_SECONDS,
+                    cpus: None,
+                    start_ns: None,
+                };
+                let shim = (path == Path::Direct).then_some(instance);
+                let trips = pairs::two(&program, shim, path == Path::Unix, &job)?.client;
+                p50.push(trips.p50_ns);
+                p99.push(trips.p99_ns);
             }
         }
         for (path, (p50, p99)) in Path::ALL.into_iter().zip(samples) {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use emulator::packet;
 use ring::attach::Reply;
-use ring::bus::FUNCTIONS_MAX;
+use ring::bus::AGENT_FUNCTION;
 use ring::msg::{Request, Status};
 
 use crate::clients::{ANSWER_MAX, Role};
@@ -14,11 +14,9 @@ use crate::function::Function;
 use crate::identity::Identity;
 use crate::serve::{Agent, Watch};
 
-/// Functions in use at once: half of the numbers, so that a number rests for a long while before it
-/// is used again, and late news of its former owner can't meet the new one.
-const IN_USE_MAX: usize = FUNCTIONS_MAX as usize / 2;
-/// Functions of one user who is not the agent's own.
-const PER_UID_MAX: usize = IN_USE_MAX / 4;
+/// Of the functions that may be in use, the part that a user may have who is not the agent's own: a quarter, and at least
+/// these.
+const PER_UID_MIN: usize = 4;
 
 impl Agent {
     /// `Hello`: checks who it is, and makes a function appear on the bus.
@@ -29,8 +27,9 @@ impl Agent {
             Err(e) => return self.refuse(id, &format!("the agent can't see your process: {e}")),
         };
         let of_uid = self.functions.values().filter(|f| f.identity.uid == identity.uid).count();
-        let quota = if identity.uid == self.own_uid { IN_USE_MAX } else { PER_UID_MAX };
-        if self.functions.len() >= IN_USE_MAX || of_uid >= quota {
+        let capacity = self.card.capacity();
+        let quota = if identity.uid == self.own_uid { capacity } else { (capacity / 4).max(PER_UID_MIN) };
+        if self.functions.len() >= capacity || of_uid >= quota {
             return self.refuse(id, "too many processes are attached");
         }
         let group = match parent {
@@ -40,14 +39,21 @@ impl Agent {
                 None => return self.refuse(id, "the parent process is not known here"),
             },
         };
-        let number = self.next_function();
+        let Some(number) = self.next_function() else {
+            return self
+                .refuse(id, "all of the card's functions are taken, or mapped by left-over processes");
+        };
         let function = self
             .card
             .map_function(number)
             .and_then(|memory| Function::new(identity, group, id, (parent, nonce), memory));
         let function = match function {
             Ok(function) => function,
-            Err(e) => return self.refuse(id, &format!("the agent could not make a function: {e}")),
+            Err(e) => {
+                // If it was mapped: nobody will use it.
+                let _ = self.card.unmap_function(number);
+                return self.refuse(id, &format!("the agent could not make a function: {e}"));
+            }
         };
         self.groups.hold(group);
         self.functions.insert(number, function);
@@ -63,13 +69,13 @@ impl Agent {
         }
     }
 
-    fn next_function(&mut self) -> u32 {
-        loop {
-            self.last_function = (self.last_function + 1) % FUNCTIONS_MAX;
-            if self.last_function != 0 && !self.functions.contains_key(&self.last_function) {
-                return self.last_function;
-            }
-        }
+    fn next_function(&mut self) -> Option<u32> {
+        let numbers = self.card.functions();
+        let mut after = (1..=numbers).map(|step| (self.last_function + step) % numbers);
+        let free = after
+            .find(|n| *n != AGENT_FUNCTION && !self.functions.contains_key(n) && self.card.is_free(*n))?;
+        self.last_function = free;
+        Some(free)
     }
 
     /// The card has mapped it: tells the coordinator who it is.

@@ -193,10 +193,10 @@ impl Agent {
         }
         let agent = AgentReport {
             pid: std::process::id(),
-            coordinator_pid: self.card.coordinator_pid(),
+            coordinator_pid: self.card.coordinator_pid().unwrap_or(0),
             epoch: self.card.epoch(),
             uptime_s: self.up_since.elapsed().as_secs(),
-            telemetry_prefix: self.card.telemetry_prefix().to_owned(),
+            telemetry_prefix: self.card.telemetry_prefix().unwrap_or_default().to_owned(),
             segments: self.groups.segments() as u64,
             leases: self.clients.leases() as u64,
         };

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use emulator::BootOptions;
+use emulator::{BootOptions, PciId};
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::address::Address;
@@ -25,7 +25,7 @@ struct Cli {
 enum Command {
     /// Run a program with its TCP connections on this host in user space
     Run(run::RunArgs),
-    /// Run the agent and the emulated card in the foreground; Ctrl-C ends them
+    /// Run the agent in the foreground, with an emulated card or a real one; Ctrl-C ends it
     Up(UpArgs),
     /// Say beforehand what of a program will be accelerated; status 0: it will be, 1: in part, 2: not
     Check(check::CheckArgs),
@@ -78,6 +78,9 @@ pub struct CardArgs {
 struct UpArgs {
     #[command(flatten)]
     card: CardArgs,
+    /// Use a real card, on which nic-coordinator runs: its functions' VENDOR:DEVICE[/BAR], as in 1af4:1110/2 (root only)
+    #[arg(long, value_name = "ID", conflicts_with = "hugepages")]
+    pci: Option<PciId>,
     /// What to log on standard error
     #[arg(long, value_enum, default_value_t = LogLevel::Error, value_name = "LEVEL")]
     log: LogLevel,
@@ -112,9 +115,11 @@ pub fn main() -> ExitCode {
         Command::Check(arguments) => check::check(&arguments),
         Command::Ps(arguments) => ps::ps(&arguments),
         Command::Pump => pump::pump(),
-        Command::Up(UpArgs { card, log }) => {
+        Command::Up(UpArgs { card, pci, log }) => {
             log_to_stderr(log);
-            serve(&settings(&card, None))
+            let mut settings = settings(&card, None);
+            settings.boot.pci = pci;
+            serve(&settings)
         }
         Command::Agent(arguments) if arguments.detach => {
             match start::respawn_detached(arguments.log_file.as_deref()) {
@@ -147,15 +152,17 @@ fn serve(settings: &Settings) -> ExitCode {
         Err(e) => return not_up(&e.to_string()),
     };
     let card = agent.card();
-    let line = format!(
-        "{}: agent {} at {}, coordinator {} (epoch {:08x}), telemetry -f {}",
-        start::READY,
-        std::process::id(),
-        settings.address,
-        card.coordinator_pid(),
-        card.epoch(),
-        card.telemetry_prefix()
-    );
+    let (own, epoch) = (std::process::id(), card.epoch());
+    let at = format!("{}: agent {own} at {}", start::READY, settings.address);
+    let line = match (card.coordinator_pid(), card.telemetry_prefix()) {
+        (Some(pid), Some(prefix)) => {
+            format!("{at}, coordinator {pid} (epoch {epoch:08x}), telemetry -f {prefix}")
+        }
+        _ => format!(
+            "{at}, coordinator on the card (epoch {epoch:08x}), {} functions for processes",
+            card.capacity()
+        ),
+    };
     // Whether anybody reads the line is not our affair.
     let _ = writeln!(std::io::stdout(), "{line}").and_then(|()| std::io::stdout().flush());
     start::close_stdout();

@@ -112,7 +112,7 @@ fn render(report: &Report) -> String {
         "agent {} up {}, coordinator {} alive (epoch {:08x}), {} processes, {} segments, {} leases\n",
         agent.pid,
         duration(agent.uptime_s),
-        agent.coordinator_pid,
+        if agent.coordinator_pid == 0 { "on the card".to_owned() } else { agent.coordinator_pid.to_string() },
         agent.epoch,
         report.processes.len(),
         agent.segments,

@@ -38,13 +38,13 @@ pub struct Report {
 pub struct AgentReport {
     /// Process id.
     pub pid: u32,
-    /// Of the coordinator.
+    /// Of the coordinator; 0: it runs on a card of its own.
     pub coordinator_pid: u32,
     /// Incarnation of the coordinator.
     pub epoch: u32,
     /// Seconds since the card was up.
     pub uptime_s: u64,
-    /// For `dpdk-telemetry.py -f`.
+    /// For `dpdk-telemetry.py -f`; empty: on the card.
     pub telemetry_prefix: String,
     /// Segments in use.
     pub segments: u64,

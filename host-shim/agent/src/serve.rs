@@ -194,7 +194,9 @@ impl Agent {
         poller.watch(signals.as_fd(), Watch::Signal)?;
         poller.watch(card.bus(), Watch::Bus)?;
         poller.watch(card.death(), Watch::CardDeath)?;
-        poller.watch(card.voice().fd(), Watch::Voice)?;
+        if let Some(voice) = card.voice() {
+            poller.watch(voice.fd(), Watch::Voice)?;
+        }
         poller.watch(card.ring().interrupt(), Watch::Answers)?;
         card.ring().rearm();
         Ok(Agent {
@@ -304,11 +306,12 @@ impl Agent {
     }
 
     fn listen_to_coordinator(&mut self) {
-        for line in self.card.voice().lines() {
+        let Some(voice) = self.card.voice() else { return };
+        for line in voice.lines() {
             tracing::info!("coordinator: {line}");
         }
-        if !self.card.voice().is_open() {
-            self.poller.forget(self.card.voice().fd());
+        if !voice.is_open() {
+            self.poller.forget(voice.fd());
         }
     }
 

@@ -1,6 +1,6 @@
 //! The scan for news that peers left (SPEC 6.4), in the order of their arrival, as Linux's ready lists are.
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{Ordering, fence};
 
 use ring::segment::SLOTS;
 use ring::wake;
@@ -11,45 +11,61 @@ use crate::segments::{self, Mapped};
 /// A found slot and its stamp, later its age, are a byte each of one number.
 const FOUND_MAX: usize = SLOTS as usize;
 const _: () = assert!(FOUND_MAX <= 1 << u8::BITS);
+/// Stamps of a greater age are taken for newer ones, which the stamp's byte does not tell apart.
+const AGE_MAX: u8 = 127;
 
 impl State {
     /// Takes the news of one lane from all segments; from each in the order of arrival.
     pub(super) fn scan(&mut self, lane: usize) {
         for (_, m) in segments::all() {
             let Some(first) = m.next_news(lane, 0) else { continue };
-            match m.next_news(lane, first + 1) {
-                None => {
-                    if take(m, lane, first).is_some() {
-                        self.queue_slot(m, first);
-                    }
+            // Acquire: what came before these news, we see from here on.
+            fence(Ordering::Acquire);
+            if m.next_news(lane, first + 1).is_none() && m.next_news(lane, 0) == Some(first) {
+                if take(m, lane, first).is_some() {
+                    self.queue_slot(m, first);
                 }
-                Some(_) => self.scan_several(m, lane, first),
+            } else {
+                self.scan_several(m, lane);
             }
         }
     }
 
-    /// At least two slots of `m`, the first being `first`, have news.
-    fn scan_several(&mut self, m: &Mapped, lane: usize, first: usize) {
-        let Some(order) = m.ours().and_then(|side| side.lanes.get(lane)).map(|lane| &lane.order) else {
+    /// More than one slot of `m` has news. A look finds them one after the other, and may pass a slot before its news come
+    /// and find another's that came later still. So it looks twice: what it sees first bounds what it takes, and all
+    /// that came before that is there the second time.
+    fn scan_several(&mut self, m: &Mapped, lane: usize) {
+        let Some((news, order)) =
+            m.ours().and_then(|side| Some((side.news.get(lane)?, &side.lanes.get(lane)?.order)))
+        else {
             return;
         };
+        let mut seen = [0u8; FOUND_MAX];
+        for slot in with_news(m, lane) {
+            if let (Some(stamp), Some(flag)) = (seen.get_mut(slot), news.get(slot)) {
+                // Acquire: pairs with the Release in `wake::post`. What its publisher saw before is seen the second time.
+                *stamp = flag.load(Ordering::Acquire);
+            }
+        }
+        // Relaxed: after the Acquire of each stamp, which is not newer.
+        let order_seen = order.load(Ordering::Relaxed);
+        let newest = seen.iter().filter(|s| **s != 0).map(|s| wake::age(order_seen, *s)).min().unwrap_or(0);
         let mut found = [[0u8; 2]; FOUND_MAX];
         let mut places = found.iter_mut();
-        let mut next = Some(first);
-        while let Some(slot) = next {
-            next = m.next_news(lane, slot + 1);
+        for slot in with_news(m, lane) {
+            let before = seen.get(slot).copied().unwrap_or(0);
+            let now = news.get(slot).map_or(0, |flag| flag.load(Ordering::Relaxed));
+            if before == 0 && !(newest..=AGE_MAX).contains(&wake::age(order_seen, now)) {
+                continue;
+            }
             let (Some(stamp), Ok(low)) = (take(m, lane, slot), u8::try_from(slot)) else { continue };
             if let Some(place) = places.next() {
-                *place = [stamp, low];
+                // News that were there the first time keep their place, also when more have come to the slot since.
+                *place = [wake::age(order_seen, if before == 0 { stamp } else { before }), low];
             }
         }
         let count = FOUND_MAX - places.len();
-        // Relaxed: after the Acquire of each collected stamp.
-        let newest = order.load(Ordering::Relaxed);
         let found = found.get_mut(..count).unwrap_or(&mut []);
-        for [stamp, _] in found.iter_mut() {
-            *stamp = wake::age(newest, *stamp);
-        }
         found.sort_unstable_by_key(|[age, slot]| (u8::MAX - *age, *slot));
         for [_, slot] in found.iter() {
             self.queue_slot(m, usize::from(*slot));
@@ -62,6 +78,11 @@ impl State {
             self.queue_all(h);
         }
     }
+}
+
+/// The slots that have news in `lane`, in their own order.
+fn with_news(m: &Mapped, lane: usize) -> impl Iterator<Item = usize> {
+    core::iter::successors(m.next_news(lane, 0), move |slot| m.next_news(lane, slot + 1))
 }
 
 /// The stamp of a slot's news, which are taken by that. A slot that is not ours belongs to a forked relative: its news

@@ -1,12 +1,11 @@
 //! One direction of a pipe or socket pair: a byte ring that stands in for the kernel's object while both sides are at work.
 //!
 //! The kernel's object is the truth, and everything that sleeps, sleeps there. While the mode is [`RING`] the object is
-//! empty and nobody is in a call on it: all bytes under way are in the ring. The mode changes ([`ring::gate`])
+//! empty and nobody is in a call on it: all bytes under way are in the ring. The mode changes under both locks:
 //!
-//! * to [`DRAIN`] when a reader wants the ring and every process that holds an end has agreed ([`Channel::all_agree`]): writers start no
-//!   more calls on the object, and readers empty it, however far ahead the writers are;
-//! * from there to [`RING`] when the object is empty and nobody is in a call on it, or back to [`KERNEL`] when that takes too long;
-//! * from [`RING`] to [`KERNEL`] at any time: what is in the ring moves into the object, which is empty and has as much room.
+//! * to [`RING`] only when every process that holds an end has agreed ([`Channel::all_agree`]), the object is empty, and nobody is
+//!   in a call on it (`busy`);
+//! * back to [`KERNEL`] at any time: what is in the ring moves into the object, which is empty and has as much room.
 //!
 //! So the bytes stay in order without marks in either place, and end of file, hang-up, `EPIPE`, signals, timeouts and cancellation are
 //! the kernel's own: whoever would have to wait for long goes back to the kernel first.
@@ -15,9 +14,6 @@
 #![allow(unsafe_code)]
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-
-use ring::gate::{self, Gate};
-pub use ring::gate::{DRAIN, KERNEL, NEVER, RING};
 
 use crate::lock::Lock;
 use crate::overlay::arena;
@@ -30,6 +26,13 @@ pub const CAPACITY: usize = 65_536;
 pub const ATOMIC_BYTES: usize = 4096;
 /// A pipe's room comes back in pages.
 const PAGE: u64 = 4096;
+
+/// [`Channel::mode`]: everything goes through the kernel, for now.
+pub const KERNEL: u32 = 0;
+/// [`Channel::mode`]: everything goes through the ring.
+pub const RING: u32 = 1;
+/// [`Channel::mode`]: everything goes through the kernel, for ever.
+pub const NEVER: u32 = 2;
 
 /// Reads through the kernel before the ring is tried (again): at first, and at most.
 const PATIENCE_MIN: u32 = 16;
@@ -62,7 +65,7 @@ impl Role {
 /// What the processes of a family share about one direction. Zero is the fresh state.
 #[repr(C, align(64))]
 pub struct Channel {
-    /// Held while writing to the ring, and while the mode changes to or from [`RING`].
+    /// Held while writing to the ring, and while the mode changes.
     tx: Lock,
     mode: AtomicU32,
     /// Bytes ever written to the ring. Under `tx`.
@@ -74,7 +77,7 @@ pub struct Channel {
     /// Writers in a call on the kernel's object.
     busy_writers: AtomicU32,
     pad0: [AtomicU32; 7],
-    /// Held while reading from the ring, and (after `tx`) while the mode changes to or from [`RING`], or to [`DRAIN`].
+    /// Held while reading from the ring, and (after `tx`) while the mode changes.
     rx: Lock,
     /// Readers in a call on the kernel's object.
     busy_readers: AtomicU32,
@@ -91,7 +94,7 @@ pub struct Channel {
     agreed: AtomicU32,
     /// `score` from which readers want the ring.
     patience: AtomicU32,
-    /// Non-zero: a reader wants the ring, but others sleep in the kernel, so writers let the object become empty before they write again.
+    /// Non-zero: a reader wants the ring, and waits a moment for a writer that comes.
     wanted: AtomicU32,
     /// Changes each time the place is used anew.
     generation: AtomicU32,
@@ -114,7 +117,7 @@ pub struct Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        gate::leave(self.word);
+        self.word.fetch_sub(1, Ordering::Release);
     }
 }
 
@@ -167,7 +170,7 @@ impl Channel {
         self.generation.load(Ordering::Relaxed)
     }
 
-    /// [`KERNEL`], [`DRAIN`], [`RING`] or [`NEVER`]. Anything but [`NEVER`] is a hint without a lock or [`Busy`].
+    /// [`KERNEL`], [`RING`] or [`NEVER`]. Anything but [`NEVER`] is a hint without a lock or [`Busy`].
     #[inline(always)]
     pub fn mode(&self) -> u32 {
         self.mode.load(Ordering::Relaxed)
@@ -219,23 +222,27 @@ impl Channel {
         self.agreed.load(Ordering::Acquire) == self.holders.load(Ordering::Acquire)
     }
 
-    fn gate(&self) -> Gate<'_> {
-        Gate { mode: &self.mode, readers: &self.busy_readers, writers: &self.busy_writers }
-    }
-
-    /// Enters a call on the kernel's object. `None`: the bytes are in the ring, or the gate is closed.
+    /// Enters a call on the kernel's object. `None`: the bytes are in the ring.
     #[inline(always)]
     pub fn enter_kernel(&'static self, role: Role) -> Option<Busy> {
         let word = match role {
             Role::Reader => &self.busy_readers,
             Role::Writer => &self.busy_writers,
         };
-        self.gate().enter(word).then_some(Busy { word })
+        // SeqCst, all four: we count ourselves and then look at the mode; `enter_ring` sets the mode and then looks at the
+        // count. One of the two sees the other.
+        word.fetch_add(1, Ordering::SeqCst);
+        let busy = Busy { word };
+        (self.mode.load(Ordering::SeqCst) != RING).then_some(busy)
     }
 
-    /// Enters a reader's call on the kernel's object while the gate is closed. `None`: another one is in there.
-    pub fn enter_to_drain(&'static self) -> Option<Busy> {
-        self.gate().enter_to_drain().then_some(Busy { word: &self.busy_readers })
+    fn is_busy(&self) -> bool {
+        self.busy_readers.load(Ordering::SeqCst) != 0 || self.busy_writers.load(Ordering::SeqCst) != 0
+    }
+
+    /// A reader is in a call on the kernel's object.
+    pub fn reader_is_in_kernel(&self) -> bool {
+        self.busy_readers.load(Ordering::Relaxed) != 0
     }
 
     /// A read went through the kernel. True: it is time to try the ring.
@@ -243,23 +250,10 @@ impl Channel {
     pub fn is_due(&self) -> bool {
         let score = self.score.load(Ordering::Relaxed).saturating_add(1);
         self.score.store(score, Ordering::Relaxed);
-        score >= self.patience.load(Ordering::Relaxed) && (self.all_agree() || self.reader_is_in_kernel())
+        score >= self.patience.load(Ordering::Relaxed) && self.all_agree()
     }
 
-    /// A reader wants the ring: writers start no more calls on the kernel's object. False: not now.
-    pub fn close_gate(&self) -> bool {
-        if self.reader_is_in_kernel() || !self.all_agree() {
-            return false;
-        }
-        let _no_signals = sys::NoSignals::new();
-        let closed = self.rx.take().is_some_and(|_rx| self.gate().close());
-        if closed {
-            self.wanted.store(0, Ordering::Relaxed);
-        }
-        closed
-    }
-
-    /// The ring can't be had before the readers that sleep in the kernel were woken.
+    /// A reader wants the ring: writers wait a moment for it.
     pub fn want(&self) {
         self.wanted.store(1, Ordering::Relaxed);
     }
@@ -270,49 +264,32 @@ impl Channel {
         self.wanted.load(Ordering::Relaxed) != 0
     }
 
-    /// Gives the closed gate up: later.
-    pub fn reopen_gate(&self) {
-        if self.gate().reopen() {
-            self.postpone();
-        }
-    }
-
-    /// As [`Channel::reopen_gate`], whether it was closed already or only [`Channel::want`]ed.
-    pub fn give_up(&self) {
-        self.reopen_gate();
-        if self.is_wanted() {
-            self.postpone();
-        }
-    }
-
-    /// The ring could not be had: later.
+    /// The ring was not worth it, or could not be had: later.
     pub fn postpone(&self) {
         self.wanted.store(0, Ordering::Relaxed);
         self.score.store(0, Ordering::Relaxed);
-        self.set_patience(self.patience.load(Ordering::Relaxed).saturating_mul(2));
+        let patience = self.patience.load(Ordering::Relaxed);
+        self.patience.store((patience * 2).min(PATIENCE_MAX), Ordering::Relaxed);
     }
 
-    /// A reader is in a call on the kernel's object.
-    pub fn reader_is_in_kernel(&self) -> bool {
-        self.busy_readers.load(Ordering::Relaxed) != 0
-    }
-
-    fn set_patience(&self, next: u32) {
-        self.patience.store(next.clamp(PATIENCE_MIN, PATIENCE_MAX), Ordering::Relaxed);
-    }
-
-    /// Behind the closed gate: changes to the ring, if that is possible now. `is_empty`: whether the kernel's object is. True: the mode is [`RING`].
+    /// Changes to the ring, if that is possible now. `is_empty`: whether the kernel's object is. True: the mode is [`RING`].
     pub fn enter_ring(&self, is_empty: impl FnOnce() -> bool) -> bool {
-        if self.busy_writers.load(Ordering::Relaxed) != 0 || !self.all_agree() {
+        if self.is_busy() || !self.all_agree() {
             return false;
         }
         let _no_signals = sys::NoSignals::new();
         let (Some(_tx), Some(_rx)) = (self.tx.take(), self.rx.take()) else { return false };
-        // Who agreed is looked at under the locks: who stops agreeing takes them afterwards, to leave the ring.
-        if !self.gate().open_ring(|| self.all_agree() && is_empty()) {
+        if self.mode.load(Ordering::Relaxed) != KERNEL {
             return self.mode.load(Ordering::Relaxed) == RING;
         }
+        self.mode.store(RING, Ordering::SeqCst);
+        // Pairs with `enter_kernel`. Who agreed is looked at after the mode is set, too: who stops agreeing leaves the ring afterwards.
+        if self.is_busy() || !self.all_agree() || !is_empty() {
+            self.mode.store(KERNEL, Ordering::SeqCst);
+            return false;
+        }
         self.served.store(0, Ordering::Relaxed);
+        self.wanted.store(0, Ordering::Relaxed);
         true
     }
 
@@ -322,10 +299,8 @@ impl Channel {
         let _no_signals = sys::NoSignals::new();
         let (Some(_tx), Some(_rx)) = (self.tx.take(), self.rx.take()) else { return false };
         if self.mode.load(Ordering::Relaxed) != RING {
-            self.reopen_gate();
             if mode == NEVER {
-                // Release: pairs with the Acquire of who comes to make a call on the object; so at the end.
-                self.mode.store(NEVER, Ordering::Release);
+                self.mode.store(NEVER, Ordering::SeqCst);
             }
             return true;
         }
@@ -340,9 +315,9 @@ impl Channel {
         let patience = self.patience.load(Ordering::Relaxed);
         let next =
             if self.served.load(Ordering::Relaxed) >= WORTH_CALLS { patience / 2 } else { patience * 2 };
-        self.set_patience(next);
+        self.patience.store(next.clamp(PATIENCE_MIN, PATIENCE_MAX), Ordering::Relaxed);
         self.score.store(0, Ordering::Relaxed);
-        self.mode.store(mode, Ordering::Release);
+        self.mode.store(mode, Ordering::SeqCst);
         true
     }
 

@@ -11,7 +11,7 @@ use ring::stats::{Reason, SocketState};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 
-use super::channel::{Busy, CAPACITY, DRAIN, KERNEL, NEVER, RING, Role, Wrote};
+use super::channel::{Busy, CAPACITY, KERNEL, NEVER, RING, Role, Wrote};
 use super::{REFUSED, SHOWN, View, agreed, is_libcs, of};
 use crate::stream::{Buffers, Cursor};
 use crate::sys::Errno;
@@ -92,86 +92,19 @@ impl View {
                         return result;
                     }
                 }
-                NEVER => return self.by_kernel(native()),
-                _ if !self.agrees() => {
-                    let _busy = self.enter_kernel_surely();
-                    return self.by_kernel(native());
-                }
-                DRAIN => {
-                    if let Some(result) = self.drain(to.total(), native) {
-                        return result;
-                    }
-                }
-                _ => {
-                    if self.channel.is_due() && self.close_gate() {
-                        continue;
+                KERNEL if self.agrees() => {
+                    if self.channel.is_due() {
+                        self.channel.want();
+                        if self.is_quiet() && self.enter_ring() {
+                            continue;
+                        }
                     }
                     let Some(_busy) = self.channel.enter_kernel(Role::Reader) else { continue };
                     return self.by_kernel(native());
                 }
+                _ => return self.by_kernel(native()),
             }
         }
-    }
-
-    /// Closes the gate. A reader that sleeps in the kernel has to come out for that: writers wait until the object is empty, so that their next write wakes it,
-    /// and this one leaves that write to it.
-    fn close_gate(&self) -> bool {
-        let mut wait = Wait::new();
-        let mut was_empty = false;
-        while !self.channel.close_gate() {
-            if self.channel.mode() != KERNEL {
-                return true;
-            }
-            if self.channel.reader_is_in_kernel() {
-                self.channel.want();
-                if !was_empty && !is_empty(self.fd) {
-                    return false;
-                }
-                was_empty = true;
-            } else if was_empty {
-                wait.renew();
-            }
-            if !was_empty || is_nonblocking(self.fd) || !wait.turn() {
-                self.channel.postpone();
-                return false;
-            }
-        }
-        true
-    }
-
-    /// The gate is closed: takes what the kernel's object still has, and opens the ring when that was all. Writers that came before may
-    /// still be in there and add to it. A result if the call ends here.
-    fn drain(&self, total: usize, native: &dyn Fn() -> isize) -> Option<isize> {
-        let mut wait = Wait::new();
-        let mut round = 0;
-        while self.channel.mode() == DRAIN {
-            round += 1;
-            if let Some(busy) = self.channel.enter_to_drain() {
-                let there = events(self.fd, PollFlags::IN);
-                if there.contains(PollFlags::IN) {
-                    // Nobody else takes them meanwhile, so this does not sleep.
-                    let got = native();
-                    drop(busy);
-                    if got.cast_unsigned() < total {
-                        self.enter_ring();
-                    }
-                    return Some(self.by_kernel(got));
-                }
-                drop(busy);
-                if there.is_empty() && self.enter_ring() {
-                    break;
-                }
-                if !there.is_empty() {
-                    // The last writer is gone.
-                    self.channel.reopen_gate();
-                }
-            }
-            let nonblocking = round == ROUNDS_BEFORE_FLAGS && is_nonblocking(self.fd);
-            if nonblocking || self.channel.is_deserted(Role::Writer) || !wait.turn() {
-                self.channel.reopen_gate();
-            }
-        }
-        None
     }
 
     /// The ring is empty: waits a moment for bytes, then goes back to the kernel. A result if the call ends here.
@@ -224,44 +157,31 @@ impl View {
                         Wrote::Kernel => return self.write_rest(from, at, native),
                     }
                 }
-                NEVER => return self.write_rest(from, at, native),
-                _ if !self.agrees() => {
-                    let _busy = self.enter_kernel_surely();
-                    return self.write_rest(from, at, native);
-                }
-                DRAIN => self.wait_for_readers(),
-                _ => {
+                KERNEL if self.agrees() => {
                     if self.channel.is_wanted() {
-                        self.wait_for_readers();
+                        self.wait_for_reader();
                     }
                     let Some(_busy) = self.channel.enter_kernel(Role::Writer) else { continue };
                     return self.write_rest(from, at, native);
                 }
+                _ => return self.write_rest(from, at, native),
             }
         }
     }
 
-    /// The gate is closed, or will be: waits until the readers have emptied the kernel's object, as long as they get on with it.
-    fn wait_for_readers(&self) {
+    /// A reader wants the ring: it has to empty the kernel's object first, and the ring is there, or it sleeps and we don't wait.
+    fn wait_for_reader(&self) {
         let mut wait = Wait::new();
         let mut round = 0u32;
-        let mut left = usize::MAX;
-        while self.channel.mode() == DRAIN || (self.channel.mode() == KERNEL && self.channel.is_wanted()) {
+        while self.channel.mode() == KERNEL {
             round += 1;
-            let mut over = self.channel.is_deserted(Role::Reader) || !wait.turn();
-            if round.is_multiple_of(ROUNDS_BEFORE_FLAGS) {
-                let now = waiting(self.fd);
-                if now == 0 && (self.channel.mode() == KERNEL || self.enter_ring()) {
-                    return;
-                }
-                if now < left {
-                    left = now;
-                    wait.renew();
-                }
-                over |= round == ROUNDS_BEFORE_FLAGS && is_nonblocking(self.fd);
+            let look = round.is_multiple_of(ROUNDS_BEFORE_FLAGS) && is_empty(self.fd);
+            if look && (self.channel.reader_is_in_kernel() || self.enter_ring()) {
+                return;
             }
-            if over {
-                self.channel.give_up();
+            if !wait.turn() {
+                self.channel.postpone();
+                return;
             }
         }
     }
@@ -311,7 +231,7 @@ impl View {
         at.done.cast_signed()
     }
 
-    /// Changes from the closed gate to the ring if that is possible now.
+    /// Changes to the ring if that is possible now.
     fn enter_ring(&self) -> bool {
         let size = rustix::pipe::fcntl_getpipe_size(sys::borrow(self.fd));
         if size.is_ok_and(|n| n != CAPACITY) {
@@ -382,6 +302,11 @@ impl View {
     pub(super) fn somebody_reads(&self) -> bool {
         !events(self.fd, PollFlags::empty()).intersects(PollFlags::ERR | PollFlags::HUP)
     }
+
+    /// The reading end's word: nothing to read, and somebody may still write.
+    fn is_quiet(&self) -> bool {
+        events(self.fd, PollFlags::IN).is_empty()
+    }
 }
 
 /// A wait for the other end, counted in turns of the processor: where others want it, each turn lets them run, the other end
@@ -395,11 +320,6 @@ struct Wait {
 impl Wait {
     fn new() -> Self {
         Wait { round: 0, yields: 0, start: None }
-    }
-
-    /// The other end was seen at work: it may go on as long again, but not beyond [`WAIT_MAX`].
-    fn renew(&mut self) {
-        self.yields = 0;
     }
 
     /// False: it has been long enough.
@@ -428,15 +348,9 @@ fn events(fd: i32, wanted: PollFlags) -> PollFlags {
     p.revents()
 }
 
-/// Bytes in the kernel's object.
-fn waiting(fd: i32) -> usize {
-    rustix::io::ioctl_fionread(sys::borrow(fd))
-        .map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX))
-}
-
 /// Nothing is in the kernel's object.
 fn is_empty(fd: i32) -> bool {
-    waiting(fd) == 0
+    rustix::io::ioctl_fionread(sys::borrow(fd)).is_ok_and(|n| n == 0)
 }
 
 fn is_nonblocking(fd: i32) -> bool {

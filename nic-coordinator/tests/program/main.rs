@@ -427,7 +427,7 @@ fn signals_end_it_cleanly() {
 fn bad_command_lines_get_one_sentence_and_code_2() {
     for (arguments, sentence) in [
         (&["--", "--nonsense"][..], "unexpected argument '--nonsense' found"),
-        (&["--no-pci"], "the bus of a real card is not implemented yet"),
+        (&["--no-pci"], "say which bus: --windows DIR"),
         (&["--", "--bus-fd", "77"], "--bus-fd 77 is not an open socket"),
         (&["--", "--bus-fd", "1"], "--bus-fd 1 is not an open socket"),
         (&["--", "--bus-fd", "3", "--log", "a=b=c"], "--log"),

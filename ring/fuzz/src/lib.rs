@@ -11,6 +11,7 @@ mod support;
 use ring::atomic::{AtomicU64, Ordering};
 use ring::attach::{Call, Reply};
 use ring::bus::BusMsg;
+use ring::card;
 use ring::msg::{Completion, Request};
 use ring::stream::{self, Reader, Writer};
 use ring::urgent;
@@ -81,6 +82,12 @@ pub fn bus(data: &[u8]) {
     for bytes in [data, &framed] {
         if let Ok(message) = BusMsg::from_wire(bytes) {
             assert_eq!(BusMsg::from_wire(&message.to_wire()), Ok(message));
+        }
+        // As a card's bus carries it.
+        let mut entry = Input(bytes);
+        let body = [(); 6].map(|()| entry.word());
+        if let Ok((message, address)) = card::from_raw(&Raw { body, ..card::to_raw(BusMsg::Hello, 0) }) {
+            assert_eq!(card::from_raw(&card::to_raw(message, address)), Ok((message, address)));
         }
     }
 }
