@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{PermissionsExt as _, chown};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -133,7 +133,7 @@ impl<'a> Server<'a> {
     }
 
     fn postgres(&mut self) -> Outcome {
-        let bin = postgres_bin()?;
+        let bin = bins::postgres()?;
         let data = self.dir().join("data");
         fs::create_dir(&data)?;
         // PostgreSQL does not run as root.
@@ -224,7 +224,7 @@ impl<'a> Server<'a> {
         let seconds_text = seconds.to_string();
         let (mut command, mark) = match row.load {
             Load::Pgbench(options) => {
-                let mut command = self.client(&postgres_bin()?, "pgbench");
+                let mut command = self.client(&bins::postgres()?, "pgbench");
                 command.args(options).args(["-n", "-T", &seconds_text, "postgres"]);
                 (command, "tps = ")
             }
@@ -271,13 +271,4 @@ impl<'a> Server<'a> {
         }
         Ok(())
     }
-}
-
-/// PostgreSQL's programs of the newest version that is installed.
-fn postgres_bin() -> Outcome<PathBuf> {
-    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    let version = |path: &Path| path.file_name().and_then(|n| n.to_str()?.parse::<u32>().ok());
-    let newest = versions.map(|entry| entry.path()).max_by_key(|path| version(path));
-    let bin = newest.map(|path| path.join("bin")).filter(|bin| bin.join("pgbench").exists());
-    bin.ok_or_else(|| Failure("PostgreSQL is not installed: run `make setup`".to_owned()))
 }

@@ -2,11 +2,11 @@
 
 use std::fs;
 use std::os::unix::fs::chown;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use harness::child::run_ok;
-use harness::{Failure, Outcome, bins, ensure, net};
+use harness::{Outcome, bins, ensure, net};
 use rustix::process::{Signal, getuid};
 
 use crate::side::{BOUND, Side, Way, compare};
@@ -44,19 +44,10 @@ pub fn memcached() -> Outcome {
     })
 }
 
-/// PostgreSQL's programs of the newest version that is installed.
-fn postgres_bin() -> Outcome<PathBuf> {
-    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    let version = |path: &Path| path.file_name().and_then(|n| n.to_str()?.parse::<u32>().ok());
-    let newest = versions.map(|entry| entry.path()).max_by_key(|path| version(path));
-    let bin = newest.map(|path| path.join("bin")).filter(|bin| bin.join("pgbench").exists());
-    bin.ok_or_else(|| Failure("PostgreSQL is not installed: run `make setup`".to_owned()))
-}
-
 /// A cluster of one's own, with TCP and a unix socket, for `pgbench` in all its modes and two bulk copies.
 pub fn postgres() -> Outcome {
     compare(Way::Mostly(5_000_000), |side| {
-        let bin = postgres_bin()?;
+        let bin = bins::postgres()?;
         let data = side.dir().join("data");
         fs::create_dir(&data)?;
         // PostgreSQL does not run as root.

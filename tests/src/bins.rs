@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::{Outcome, fail};
+use crate::{Failure, Outcome, fail};
 
 /// Directory with `ipc-direct`, `nic-coordinator` and `libipc_direct.so`: `IPC_DIRECT_BIN_DIR`, or the
 /// workspace's `target/release`.
@@ -33,4 +33,16 @@ pub fn program(name: &str) -> Outcome<PathBuf> {
         }
     }
     fail(format!("{name} is not installed: run `make setup`"))
+}
+
+/// PostgreSQL's programs of the newest version that is installed.
+///
+/// # Errors
+/// When there is none.
+pub fn postgres() -> Outcome<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let version = |path: &Path| path.file_name().and_then(|n| n.to_str()?.parse::<u32>().ok());
+    let newest = versions.map(|entry| entry.path()).max_by_key(|path| version(path));
+    let bin = newest.map(|path| path.join("bin")).filter(|bin| bin.join("pgbench").exists());
+    bin.ok_or_else(|| Failure("PostgreSQL is not installed: run `make setup`".to_owned()))
 }

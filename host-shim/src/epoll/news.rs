@@ -8,7 +8,7 @@ use ring::wake;
 use super::set::State;
 use crate::segments::{self, Mapped};
 
-/// A found slot and its stamp, later its age, are a byte each of one number.
+/// A found slot and its age are a byte each.
 const FOUND_MAX: usize = SLOTS as usize;
 const _: () = assert!(FOUND_MAX <= 1 << u8::BITS);
 /// Stamps of a greater age are taken for newer ones, which the stamp's byte does not tell apart.
