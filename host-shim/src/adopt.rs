@@ -5,13 +5,13 @@
 
 use core::sync::atomic::Ordering;
 
-use ring::image::{ARENAS_MAX, ENTRY_WORDS, Entry, EntryKind, HEAD_WORDS, Head};
+use ring::image::{ARENAS_MAX, ENTRY_WORDS, Entry, EntryKind, HEAD_WORDS, Head, Watch};
 use rustix::fs::SealFlags;
 use rustix::io::FdFlags;
 
 use crate::config::{self, Log, log};
 use crate::handle::{self, Kind};
-use crate::{arenas, fds, leave, listener, overlay, process, socket, sys, table};
+use crate::{arenas, epoll, epoll_wait, fds, leave, listener, overlay, process, socket, sys, table};
 
 /// Takes over what the environment names, once. Called when the library is loaded.
 pub fn run() {
@@ -100,6 +100,15 @@ fn take_over(state: i32, head: &Head) {
         }
     }
     fds::each_open(enter);
+    if head.watches != 0 {
+        epoll_wait::inherit_cookie(head.cookie);
+    }
+    for i in head.entries..head.entries.saturating_add(head.watches) {
+        let at = 8 * (HEAD_WORDS + ENTRY_WORDS * i as usize) as u64;
+        if let Some(watch) = read_words(state, at).and_then(|words| Watch::from_words(&words).ok()) {
+            let _ = epoll::adopt(&watch);
+        }
+    }
     // Each was adopted with one reference, as if by a descriptor: what has none was closed on exec.
     for h in handle::all().filter(|h| h.inode.load(Ordering::Relaxed) != 0) {
         socket::release(h);

@@ -10,7 +10,7 @@ use ring::stats::{Reason, SocketState};
 
 use crate::handle::{Handle, Kind, touched};
 use crate::sys::{Errno, NoSignals, Result};
-use crate::{arrivals, coordinator, listener, options, process, real, socket, stats, sys, table};
+use crate::{arrivals, coordinator, listener, options, poll, process, real, socket, stats, sys, table};
 
 /// What connect(2) should do next.
 pub enum Path {
@@ -55,10 +55,22 @@ pub fn connect(fd: i32, addr: *const libc::sockaddr, len: libc::socklen_t) -> Pa
     }
 }
 
-/// connect(2) of a connected socket: a non-blocking connect is asked about, or it is an error.
+/// connect(2) of a connected socket: a non-blocking connect is asked about, or it is an error. If the connection that came of it
+/// is broken already, the socket is as new.
 fn again(h: &Handle) -> Result<()> {
-    let Some(sock) = h.sock() else { return Err(Errno(libc::EINVAL)) };
-    if sock.fresh_connect.swap(0, Ordering::AcqRel) != 0 { Ok(()) } else { Err(Errno(libc::EISCONN)) }
+    let s = h.stream().ok_or(Errno(libc::EINVAL))?;
+    if s.sock.fresh_connect.swap(0, Ordering::AcqRel) == 0 {
+        return Err(Errno(libc::EISCONN));
+    }
+    coordinator::pump();
+    let broken = poll::is_dead(h, &s);
+    if !broken {
+        return Ok(());
+    }
+    let error = s.take_error(h).unwrap_or(Errno(libc::ECONNABORTED));
+    let _no_signals = NoSignals::new();
+    socket::dissolve(h, &s);
+    Err(error)
 }
 
 /// connect(2) to `AF_UNSPEC`: the socket is as new, its connection reset, its listening ended. The kernel does the same to

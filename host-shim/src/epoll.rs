@@ -6,13 +6,15 @@
 //!
 //! All of it is under one lock: registrations, ready lists and the scan for news. Nobody sleeps with it.
 
+mod inherit;
+mod kernel;
 mod news;
 mod ready;
 mod set;
 
 use core::sync::atomic::{Ordering, fence};
 
-use ring::wake;
+use ring::wake::{self, SleepWord};
 
 use crate::handle::{self, Handle, Kind};
 use crate::holds::{self, Noted};
@@ -21,6 +23,7 @@ use crate::segments;
 use crate::sys::{Errno, Membarrier, Result};
 use crate::{poll, wait};
 
+pub use inherit::{adopt, leave};
 use ready::{NESTING_MAX, SHARED_LANE};
 pub use set::Interest;
 use set::{Instance, NO_INSTANCE, NO_REG, Reg, State};
@@ -78,6 +81,16 @@ fn is_shared(h: &Handle) -> bool {
 fn barrier() {
     use ring::atomic::Heavy;
     Membarrier.heavy_barrier();
+}
+
+/// Before fork: news that came until now are collected, so that they are news in both processes.
+pub fn before_fork() {
+    let Some(mut st) = STATE.take() else { return };
+    (0..segments::LANES).for_each(|lane| st.scan(lane));
+    for h in handle::all().filter(|h| h.kind() == Kind::Stream && h.regs.load(Ordering::Relaxed) != 0) {
+        st.each(h, State::note_edge);
+    }
+    st.finish();
 }
 
 /// After fork, in both: what is shared now is watched in the shared lane, and looked at directly.
@@ -212,6 +225,8 @@ pub fn became_stream(h: &Handle) {
     st.each(h, |st, index| {
         let Some(r) = st.regs.get_mut(index) else { return };
         r.in_kernel = false;
+        // An unconnected socket is ready for an event already.
+        r.off = r.interest.events & ready::ONESHOT != 0 && kernel::has_shot(r.ep, r.fd);
         crate::epoll_wait::kernel_delete(r.ep, r.fd);
         st.watch(index);
     });
@@ -256,6 +271,10 @@ pub fn wants_space(h: &Handle) {
     let Some(mut st) = STATE.take() else { return };
     st.each(h, |st, index| {
         let wanted = st.regs.get(index).is_some_and(|r| r.interest.events & poll::OUT != 0);
+        if wanted && let Some(r) = st.regs.get_mut(index) {
+            // Room that comes from now on is news.
+            r.last &= !poll::OUT;
+        }
         if wanted && st.events(index) & poll::OUT != 0 {
             st.queue(index);
         }
@@ -329,32 +348,51 @@ fn settle(instance: usize) {
     }
 }
 
-/// Before a sleep: from the next heavy barrier on, news for this instance rings the wires. Returns the sleeper whose
-/// set is inside the application's, if there is one.
-pub fn announce_sleep(e: &Handle, ep: i32) -> Option<u32> {
+/// How a sleep on an instance was announced.
+#[derive(Clone, Copy, Default)]
+pub struct SleepOn {
+    /// The sleeper whose set is inside the application's, if there is one.
+    pub sleeper: Option<u32>,
+    /// A heavy barrier has passed: watches that were new are not any more.
+    pub settled: bool,
+}
+
+/// Before a sleep: from now on, news for this instance wakes its sleeper. What came before is found by the next look.
+pub fn announce_sleep(e: &Handle, ep: i32) -> SleepOn {
     let index = e.place.load(Ordering::Relaxed);
-    let mut st = STATE.take()?;
+    let Some(mut st) = STATE.take() else { return SleepOn::default() };
     let shared = st.shared_lane;
-    let inst = st.instances.get_mut(index as usize)?;
+    let Some(inst) = st.instances.get_mut(index as usize) else { return SleepOn::default() };
     inst.asleep += 1;
-    let nested = inst.nested;
     inst.install_sleeper(ep);
     let sleeper = inst.sleeper.checked_sub(1);
-    for lane in 0..segments::LANES {
-        if nested || lane == segments::lane_of(index) || (shared && lane == SHARED_LANE) {
-            announce(lane);
-        }
-    }
     if let Some(s) = sleeper {
         wait::Sleeper::kept(s).sync();
     }
-    sleeper
+    let mut announced = wait::Announcements::new(inst.bell());
+    let each = |act: &mut dyn FnMut(&SleepWord)| {
+        if inst.nested {
+            (0..segments::LANES).for_each(|lane| each_word(lane, act));
+        } else {
+            each_word(segments::lane_of(index), act);
+            if shared {
+                each_word(SHARED_LANE, act);
+            }
+        }
+    };
+    each(&mut |word| announced.announce(word));
+    let settled = announced.fence(inst.fresh > 0 || inst.nested);
+    if settled {
+        each(&mut |word| announced.settle(word));
+    }
+    SleepOn { sleeper, settled }
 }
 
-fn announce(lane: usize) {
+/// The word of a lane in each segment. Under the lock, which keeps them mapped.
+fn each_word(lane: usize, act: &mut dyn FnMut(&SleepWord)) {
     for (_, m) in segments::all() {
         if let Some(l) = m.ours().and_then(|side| side.lanes.get(lane)) {
-            wake::announce(&l.sleeping, wake::WIRE);
+            act(&l.sleeping);
         }
     }
 }
@@ -379,11 +417,11 @@ pub fn note_sleep(e: &Handle) -> Noted {
     holds::note(give_back, [e.index() as usize, 0])
 }
 
-/// For a poll(2) that is about to sleep on an instance.
-pub fn announce_for_poll(e: &Handle) {
+/// For a poll(2) that is about to sleep on an instance: the words of its lanes.
+pub fn each_word_of(e: &Handle, act: &mut dyn FnMut(&SleepWord)) {
     let Some(_no_scans) = STATE.take() else { return };
-    announce(segments::lane_of(e.place.load(Ordering::Relaxed)));
-    announce(SHARED_LANE);
+    each_word(segments::lane_of(e.place.load(Ordering::Relaxed)), act);
+    each_word(SHARED_LANE, act);
 }
 
 /// Is an instance ready, as poll(2) of its descriptor asks? Only what is in user space.
@@ -415,6 +453,11 @@ impl crate::lock::Guard<'_, State> {
 }
 
 impl Instance {
+    /// Its sleeper's.
+    fn bell(&self) -> u32 {
+        self.sleeper.checked_sub(1).map_or(wake::EVERYBODY, |s| wait::Sleeper::kept(s).bell())
+    }
+
     /// Puts a sleeper's set into the application's, so that threads which sleep in the kernel can be woken.
     fn install_sleeper(&mut self, ep: i32) {
         if self.sleeper == 0
@@ -432,7 +475,11 @@ fn sync_sleeper(instance: u32, ep: i32) {
     let Some(inst) = st.instances.get_mut(instance as usize) else { return };
     if inst.asleep > 0 {
         inst.install_sleeper(ep);
-        announce(segments::lane_of(instance));
+        // Who sleeps is kicked, and runs the barrier.
+        let bell = inst.bell();
+        each_word(segments::lane_of(instance), &mut |word| {
+            word.announce(wake::WIRE, bell);
+        });
     }
     if let Some(s) = inst.sleeper.checked_sub(1) {
         wait::Sleeper::kept(s).sync();

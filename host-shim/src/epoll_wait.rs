@@ -6,11 +6,10 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
-use ring::atomic::Heavy;
 use ring::stats::Sleep;
 
 use crate::handle::Handle;
-use crate::sys::{Membarrier, Result};
+use crate::sys::Result;
 use crate::wait::{Asleep, Sleeper, Spin};
 use crate::{coordinator, epoll, real, stats, sys, wait};
 
@@ -31,6 +30,16 @@ pub fn choose_cookie() {
     let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::NONBLOCK);
     let value = u64::from_ne_bytes(bytes) ^ sys::ticks();
     COOKIE.store(value | 1 << 63, Ordering::Relaxed);
+}
+
+/// The cookie, for a program that inherits sets with descriptors of ours in them.
+pub fn cookie() -> u64 {
+    COOKIE.load(Ordering::Relaxed)
+}
+
+/// Sets that this program inherited know our descriptors by this cookie.
+pub fn inherit_cookie(cookie: u64) {
+    COOKIE.store(cookie, Ordering::Relaxed);
 }
 
 /// Takes a descriptor out of the kernel's set: its connection is in user space now.
@@ -220,9 +229,9 @@ fn sleep(
 ) -> Result<usize> {
     let asleep = Asleep::announce();
     let noted_asleep = Asleep::note();
-    let sleeper = epoll::announce_sleep(e, ep);
+    let how = epoll::announce_sleep(e, ep);
     let noted = epoll::note_sleep(e);
-    let result = sleep_announced(ep, e, out, timeout, mask, sleeper);
+    let result = sleep_announced(ep, e, out, timeout, mask, how);
     drop(noted);
     epoll::end_sleep(e);
     drop(noted_asleep);
@@ -241,13 +250,12 @@ fn sleep_announced(
     out: &mut [libc::epoll_event],
     timeout: Option<Duration>,
     mask: *const libc::sigset_t,
-    sleeper: Option<u32>,
+    epoll::SleepOn { sleeper, settled }: epoll::SleepOn,
 ) -> Result<usize> {
-    Membarrier.heavy_barrier();
     if coordinator::arm() {
         return Ok(0);
     }
-    let (n, rung) = look_once(ep, e, out, true, true)?;
+    let (n, rung) = look_once(ep, e, out, settled, true)?;
     if rung && let Some(s) = sleeper {
         Sleeper::kept(s).drain();
     }

@@ -9,7 +9,17 @@ use rustix::fd::IntoRawFd;
 use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::process::{Resource, getrlimit};
 
+use crate::lock::Lock;
 use crate::{sys, table};
+
+/// Held from where a descriptor is made to where it has its number, so that no other thread's takes the low one that one of ours
+/// has for a moment. Nothing else is taken while this is.
+static NUMBERING: Lock = Lock::new();
+
+/// For the fork handlers, and for who makes a descriptor.
+pub fn numbering() -> &'static Lock {
+    &NUMBERING
+}
 
 /// Our descriptors start at three quarters of the soft limit.
 fn base() -> i32 {
@@ -22,6 +32,13 @@ pub fn adopt(low: i32) -> i32 {
     let high = raise(low);
     table::set_internal(high);
     high
+}
+
+/// A second descriptor of the file of `fd`, one of ours. `None`: no room.
+pub fn duplicate(fd: i32) -> Option<i32> {
+    let high = rustix::io::fcntl_dupfd_cloexec(sys::borrow(fd), base()).ok()?.into_raw_fd();
+    table::set_internal(high);
+    Some(high)
 }
 
 /// As [`adopt`], unmarked: for what is closed in a moment, perhaps in a vfork child.
@@ -57,9 +74,18 @@ pub fn discard(fd: i32) {
 
 /// `/proc/self/fd/<number>`, in `name`. `None`: it has no room for that.
 pub fn path(fd: i32, name: &mut [u8]) -> Option<&CStr> {
+    path_in(b"/proc/self/fd/", fd, name)
+}
+
+/// `/proc/self/fdinfo/<number>`, in `name`. `None`: it has no room for that.
+pub fn info_path(fd: i32, name: &mut [u8]) -> Option<&CStr> {
+    path_in(b"/proc/self/fdinfo/", fd, name)
+}
+
+fn path_in<'a>(directory: &[u8], fd: i32, name: &'a mut [u8]) -> Option<&'a CStr> {
     let mut digits = [0; 10];
     let number = sys::decimal(fd.unsigned_abs(), &mut digits);
-    for (to, from) in name.iter_mut().zip(b"/proc/self/fd/".iter().chain(number).chain(&[0])) {
+    for (to, from) in name.iter_mut().zip(directory.iter().chain(number).chain(&[0])) {
         *to = *from;
     }
     CStr::from_bytes_until_nul(name).ok()

@@ -11,12 +11,16 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use ring::msg::Request;
 
 use crate::lock::Lock;
-use crate::{agent, arenas, coordinator, epoll, overlay, process, segments, socket, sys, wait};
+use crate::{
+    agent, arenas, coordinator, epoll, fds, overlay, process, reserved, segments, socket, sys, wait,
+};
 
 /// Held from before a fork until the parent has gone on.
 static FORKING: Lock = Lock::new();
 static NONCE: AtomicU64 = AtomicU64::new(0);
 static PARENT: AtomicU32 = AtomicU32::new(0);
+/// The thread that forks.
+static FORKER: AtomicU32 = AtomicU32::new(0);
 
 /// Registers the handlers. Called when the library is loaded.
 pub fn install() {
@@ -25,9 +29,9 @@ pub fn install() {
 }
 
 /// Private locks, in the order in which they are ever nested.
-fn locks() -> [&'static Lock; 6] {
+fn locks() -> [&'static Lock; 7] {
     let [dispatch, rings] = coordinator::locks();
-    [process::lock(), dispatch, segments::lock(), agent::lock(), epoll::lock(), rings]
+    [process::lock(), dispatch, segments::lock(), agent::lock(), epoll::lock(), rings, fds::numbering()]
 }
 
 extern "C" fn before() {
@@ -36,6 +40,7 @@ extern "C" fn before() {
     }
     // Two threads that fork at once are two forks, one after the other. Given back as the locks below.
     core::mem::forget(FORKING.take());
+    FORKER.store(sys::tid(), Ordering::Relaxed);
     NONCE.store(0, Ordering::Relaxed);
     if process::is_attached() && socket::has_shared() {
         let nonce = sys::random() | 1;
@@ -43,6 +48,7 @@ extern "C" fn before() {
             NONCE.store(nonce, Ordering::Relaxed);
         }
         PARENT.store(process::function(), Ordering::Relaxed);
+        epoll::before_fork();
         socket::count_child();
     }
     if process::is_attached() {
@@ -82,5 +88,6 @@ extern "C" fn after_in_child() {
         process::attach(PARENT.load(Ordering::Relaxed), nonce);
     }
     socket::forget_calls();
+    reserved::forget_others(FORKER.load(Ordering::Relaxed));
     epoll::look_at_shared();
 }

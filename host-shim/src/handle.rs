@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use ring::msg::ConnId;
 use ring::segment::{Direction, RING_BYTES};
@@ -76,6 +76,8 @@ pub struct Handle {
     pub epoch: AtomicU32,
     /// Inode of its descriptors, 0 while nobody has asked: see [`crate::leave`].
     pub inode: AtomicU64,
+    /// Listener: a descriptor of ours plus one, for calls that wait on it when the application has closed its own; 0: none.
+    pub kept: AtomicI32,
 }
 
 /// Bits of [`Handle::touched`].
@@ -163,6 +165,7 @@ impl Handle {
             touched: AtomicU32::new(0),
             epoch: AtomicU32::new(0),
             inode: AtomicU64::new(0),
+            kept: AtomicI32::new(0),
         }
     }
 
@@ -281,6 +284,12 @@ impl Handle {
     pub fn forget_pins(&self) -> bool {
         let pins = self.pins.swap(0, Ordering::AcqRel);
         pins != 0 && self.refs.fetch_sub(pins, Ordering::AcqRel) == pins
+    }
+
+    /// Calls are under way, and of the descriptors there is one left.
+    pub fn is_held_by_calls_alone(&self) -> bool {
+        let pins = self.pins.load(Ordering::Acquire);
+        pins != 0 && self.refs.load(Ordering::Acquire) == pins + 1
     }
 
     /// More than one descriptor or call holds it.
@@ -417,6 +426,7 @@ pub fn allocate(kind: Kind, fd: i32, domain: i32, ty: i32) -> Option<&'static Ha
             h.options.store(0, Ordering::Relaxed);
             h.touched.store(0, Ordering::Relaxed);
             h.inode.store(0, Ordering::Relaxed);
+            h.kept.store(0, Ordering::Relaxed);
             let packed = (domain.cast_unsigned() & 0xffff) | ty.cast_unsigned() << 16;
             h.family_type.store(packed, Ordering::Relaxed);
             if !matches!(kind, Kind::Epoll | Kind::Overlay) {

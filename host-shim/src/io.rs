@@ -4,7 +4,7 @@
 use core::sync::atomic::Ordering;
 use core::time::Duration;
 
-use ring::wake;
+use ring::wake::SleepWord;
 
 use crate::handle::{Handle, Pinned, Stream};
 use crate::sock::{modes, shut};
@@ -247,11 +247,7 @@ fn pin<'a>(h: &'a Handle, s: &Stream) -> Result<Pinned<'a>> {
 }
 
 /// Blocks until `ready`.
-fn wait_for(
-    word: &core::sync::atomic::AtomicU32,
-    ready: &dyn Fn() -> bool,
-    limit: Option<(Duration, Duration)>,
-) -> Result<()> {
+fn wait_for(word: &SleepWord, ready: &dyn Fn() -> bool, limit: Option<(Duration, Duration)>) -> Result<()> {
     let mut spin = Spin::new();
     loop {
         if ready() {
@@ -280,8 +276,7 @@ fn wait_for(
             None => wait::sleep_on_word(word, ready)?,
             // With a timeout no signal restarts the call, whatever its handler says: so in Linux, and so in poll(2).
             Some(_) => {
-                wake::announce(word, wake::WIRE);
-                wait::sleep_with(None, ready, left)?;
+                wait::sleep_with(None, Some(word), ready, left)?;
             }
         }
     }

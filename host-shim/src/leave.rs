@@ -6,14 +6,16 @@
 
 use core::sync::atomic::Ordering;
 
-use ring::image::{ARENAS_MAX, ArenaRef, ENTRY_WORDS, Entry, EntryKind, HEAD_WORDS, Head, NO_FD};
+use ring::image::{ARENAS_MAX, ArenaRef, ENTRY_WORDS, Entry, EntryKind, HEAD_WORDS, Head, NO_FD, Watch};
 use ring::msg::{ConnId, Request};
 use rustix::fd::{BorrowedFd, IntoRawFd, OwnedFd};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::FdFlags;
 
 use crate::handle::{self, Handle, Kind, touched};
-use crate::{agent, arenas, coordinator, fds, overlay, process, relay, socket, sys, table};
+use crate::{
+    agent, arenas, coordinator, epoll, epoll_wait, fds, overlay, process, relay, socket, sys, table,
+};
 
 /// Prefix of the variable that names the image.
 pub const VARIABLE: &[u8] = b"IPC_DIRECT_STATE=";
@@ -41,7 +43,11 @@ pub fn is_needed(who: Who) -> bool {
     let survives = |h: &&Handle| {
         who == Who::Child || h.was(touched::MOVED) || descriptors(h).any(|fd| !closes_on_exec(fd))
     };
-    (process::is_attached() && ours().any(|h| survives(&h))) || overlay::is_inherited()
+    // What the program adds to a set that it inherits, it must know to be one.
+    let mut sets = handle::all().filter(|h| h.kind() == Kind::Epoll);
+    (process::is_attached() && ours().any(|h| survives(&h)))
+        || sets.any(|h| descriptors(h).any(|fd| !closes_on_exec(fd)))
+        || overlay::is_inherited()
 }
 
 /// Connections and listeners of this process. What a former coordinator knew can't be taken over.
@@ -109,14 +115,28 @@ impl Left {
         let mut entries = 0;
         for h in ours().chain(handle::all().filter(|h| h.kind() == Kind::Overlay)) {
             let Some(entry) = entry_of(h, &mut self.arenas) else { continue };
-            add_entry(file, entries, entry)?;
+            add_record(file, entries, &entry.to_words())?;
             entries += 1;
+        }
+        let mut watches = 0;
+        let mut add = |watch: Watch| {
+            let added = add_record(file, entries + watches, &watch.to_words());
+            watches += u32::from(added.is_some());
+        };
+        for set in handle::all().filter(|h| h.kind() == Kind::Epoll) {
+            let mut open = descriptors(set).filter(|fd| !closes_on_exec(*fd));
+            if let Some(ep) = open.next() {
+                epoll::leave(set, ep, true, &mut add);
+            }
+            open.for_each(|ep| epoll::leave(set, ep, false, &mut add));
         }
         let head = Head {
             function: if self.nonce == 0 { 0 } else { process::function() },
             nonce: self.nonce,
             agent: u32::try_from(agent::fd()).unwrap_or(NO_FD),
             entries,
+            watches,
+            cookie: epoll_wait::cookie(),
             arenas: self.arenas,
         };
         complete_image(file, head)?;
@@ -196,9 +216,9 @@ pub fn new_image() -> Option<OwnedFd> {
     rustix::fs::memfd_create(c"ipc-direct-image", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).ok()
 }
 
-/// Entry number `index`.
-pub fn add_entry(file: BorrowedFd<'_>, index: u32, entry: Entry) -> Option<()> {
-    write_words(file, &entry.to_words(), 8 * (HEAD_WORDS + ENTRY_WORDS * index as usize) as u64)
+/// Entry or watch number `index`.
+pub fn add_record(file: BorrowedFd<'_>, index: u32, words: &[u64; ENTRY_WORDS]) -> Option<()> {
+    write_words(file, words, 8 * (HEAD_WORDS + ENTRY_WORDS * index as usize) as u64)
 }
 
 /// The entries are there: nobody changes the image any more.

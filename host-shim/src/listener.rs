@@ -16,10 +16,11 @@ use ring::stats::{Reason, SocketState};
 
 use crate::coordinator::Ticket;
 use crate::handle::{self, Handle, Kind, touched};
+use crate::reserved::Reserved;
 use crate::sock::Sock;
 use crate::sys::{Errno, NoSignals, Result};
 use crate::wait::{self, Spin};
-use crate::{arrivals, coordinator, holds, options, process, real, segments, socket, stats, sys, table};
+use crate::{arrivals, coordinator, fds, holds, options, process, real, socket, stats, sys, table};
 
 /// Every so many accepts the kernel's queue goes first, so that neither starves.
 const KERNEL_TURN: u32 = 8;
@@ -206,88 +207,197 @@ pub fn accept(fd: i32, h: &'static Handle, out: PeerOut, flags: i32) -> Result<i
     if !h.is_current() || !process::is_attached() {
         renew(fd, h, sock);
     }
-    let start = sys::now();
-    let mut spin = Spin::new();
-    loop {
-        if let Some(new) = try_accept(fd, h, sock, out, flags)? {
-            return Ok(new);
-        }
-        if nonblocking {
-            return Err(Errno(libc::EAGAIN));
-        }
-        if process::is_attached() && spin.turn() {
-            coordinator::pump();
-            continue;
-        }
-        let timeout = limit.map(|l| l.saturating_sub(sys::now() - start));
-        if timeout.is_some_and(|t| t.is_zero()) {
-            return Err(Errno(libc::EAGAIN));
-        }
-        let pinned = h.pin().ok_or(Errno(libc::EBADF))?;
-        let noted = pinned.note();
-        let result = block(fd, h, sock, out, flags, timeout);
-        drop((noted, pinned));
-        if let Some(new) = result? {
-            return Ok(new);
-        }
-        spin = Spin::new();
+    let mut call = Call { fd, h, sock, out, flags, reserved: None };
+    if let Some(new) = call.try_accept()? {
+        return Ok(new);
     }
+    if nonblocking {
+        return Err(Errno(libc::EAGAIN));
+    }
+    // As in Linux, the call keeps the listening socket, whoever closes it meanwhile.
+    let pinned = h.pin().ok_or(Errno(libc::EBADF))?;
+    let noted = pinned.note();
+    call.reserved = Some(Reserved::waiting(h, flags)?);
+    let result = call.wait(limit);
+    drop((call, noted, pinned));
+    result
 }
 
-/// Whatever waits in either queue, without waiting for it.
-fn try_accept(
+/// accept4(2) under way.
+struct Call {
     fd: i32,
     h: &'static Handle,
     sock: &'static Sock,
     out: PeerOut,
     flags: i32,
-) -> Result<Option<i32>> {
-    let turn = h.turns.fetch_add(1, Ordering::Relaxed);
-    let kernel_first = turn % KERNEL_TURN == KERNEL_TURN - 1;
-    if kernel_first && let Some(new) = from_kernel(fd, out, flags)? {
-        return Ok(Some(new));
-    }
-    coordinator::pump();
-    if h.ready.load(Ordering::Acquire) != 0
-        && let Some(new) = from_coordinator(fd, h, sock, out, flags)?
-    {
-        return Ok(Some(new));
-    }
-    if kernel_first { Ok(None) } else { from_kernel(fd, out, flags) }
+    /// The number that it will return, once it has to wait.
+    reserved: Option<Reserved>,
 }
 
-fn from_kernel(fd: i32, out: PeerOut, flags: i32) -> Result<Option<i32>> {
-    // SAFETY: the application's own arguments.
-    let new = unsafe { real::accept4(fd, out.addr, out.len, flags) };
-    if new < 0 {
-        let e = sys::errno();
-        return if e.0 == libc::EAGAIN { Ok(None) } else { Err(e) };
-    }
-    let (domain, ty) = table::get(fd).map_or((0, 0), Handle::family);
-    socket::made(new, domain, ty);
-    if let Some(n) = table::get(new) {
-        socket::went_to_kernel(new, n, Reason::ClientUnshimmed);
-    }
-    // Why does it come this way? A server that only takes what the kernel tells it of would never know.
-    if process::is_attached() && !wait::agent_alive() {
-        process::become_inert(process::epoch());
-    }
-    Ok(Some(new))
-}
-
-fn from_coordinator(
-    fd: i32,
-    h: &'static Handle,
-    sock: &'static Sock,
-    out: PeerOut,
-    flags: i32,
-) -> Result<Option<i32>> {
-    let Some(listener) = number_of(h) else { return Ok(None) };
-    match coordinator::call_for(Some(h), Request::Accept { listener, flags: 0 }) {
-        Ok(Completion::Accepted { status: Status::Ok, conn, peer, local, .. }) => {
-            install(fd, h, sock, Accepted { conn, peer, local }, out, flags).map(Some)
+impl Call {
+    fn wait(&mut self, limit: Option<Duration>) -> Result<i32> {
+        let start = sys::now();
+        let mut spin = Spin::new();
+        loop {
+            if process::is_attached() && spin.turn() {
+                coordinator::pump();
+            } else {
+                let timeout = limit.map(|l| l.saturating_sub(sys::now() - start));
+                if timeout.is_some_and(|t| t.is_zero()) {
+                    return Err(Errno(libc::EAGAIN));
+                }
+                if let Some(new) = self.block(timeout)? {
+                    return Ok(new);
+                }
+                spin = Spin::new();
+            }
+            if let Some(new) = self.try_accept()? {
+                return Ok(new);
+            }
         }
-        _ => Ok(None),
+    }
+
+    /// A descriptor of the listening socket: the one that the call was given, unless another thread has closed that.
+    fn listener(&self) -> i32 {
+        if table::get(self.fd).is_some_and(|other| ptr::eq(other, self.h)) {
+            return self.fd;
+        }
+        let kept = self.h.kept.load(Ordering::Acquire).checked_sub(1).filter(|fd| *fd >= 0);
+        kept.or_else(|| table::find(self.h)).unwrap_or(-1)
+    }
+
+    /// Whatever waits in either queue, without waiting for it.
+    fn try_accept(&mut self) -> Result<Option<i32>> {
+        let turn = self.h.turns.fetch_add(1, Ordering::Relaxed);
+        let kernel_first = turn % KERNEL_TURN == KERNEL_TURN - 1;
+        if kernel_first && let Some(new) = self.take_from_kernel()? {
+            return Ok(Some(new));
+        }
+        coordinator::pump();
+        if self.h.ready.load(Ordering::Acquire) != 0
+            && let Some(new) = self.take_from_coordinator()?
+        {
+            return Ok(Some(new));
+        }
+        if kernel_first { Ok(None) } else { self.take_from_kernel() }
+    }
+
+    fn take_from_kernel(&mut self) -> Result<Option<i32>> {
+        let flags = self.flags | if self.reserved.is_some() { libc::SOCK_CLOEXEC } else { 0 };
+        // SAFETY: the application's own arguments.
+        let mut new = unsafe { real::accept4(self.listener(), self.out.addr, self.out.len, flags) };
+        if new < 0 {
+            let e = sys::errno();
+            return if e.0 == libc::EAGAIN { Ok(None) } else { Err(e) };
+        }
+        if let Some(reserved) = self.reserved.take() {
+            let moved = sys::duplicate_onto(new, reserved.fd());
+            sys::close(new);
+            if !moved {
+                return Err(Errno(libc::ECONNABORTED));
+            }
+            new = reserved.keep();
+        }
+        let (domain, ty) = self.h.family();
+        socket::made(new, domain, ty);
+        if let Some(n) = table::get(new) {
+            socket::went_to_kernel(new, n, Reason::ClientUnshimmed);
+        }
+        // Why does it come this way? A server that only takes what the kernel tells it of would never know.
+        if process::is_attached() && !wait::agent_alive() {
+            process::become_inert(process::epoch());
+        }
+        Ok(Some(new))
+    }
+
+    fn take_from_coordinator(&mut self) -> Result<Option<i32>> {
+        let Some(listener) = number_of(self.h) else { return Ok(None) };
+        match coordinator::call_for(Some(self.h), Request::Accept { listener, flags: 0 }) {
+            Ok(Completion::Accepted { status: Status::Ok, conn, peer, local, .. }) => {
+                self.install(&Accepted { conn, peer, local }).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Makes a descriptor for a connection that the coordinator gave us.
+    fn install(&mut self, new: &Accepted) -> Result<i32> {
+        let _no_signals = NoSignals::new();
+        let (domain, ty) = self.h.family();
+        let reserved = match self.reserved.take() {
+            Some(reserved) => reserved,
+            None => Reserved::now(self.h, self.flags).inspect_err(|_| {
+                let _ = coordinator::post(Request::Requeue { conn: new.conn });
+            })?,
+        };
+        let fd = reserved.fd();
+        let refuse = || coordinator::post(Request::Close { conn: new.conn, side: 1, finished: false });
+        let made = handle::allocate(Kind::Kernel, fd, domain, ty).zip(socket::new_sock());
+        let Some((n, sock)) = made else {
+            let _ = refuse();
+            return Err(Errno(libc::ENOMEM));
+        };
+        sock.set_addrs(new.local, new.peer);
+        sock.nonblock.store(u32::from(self.flags & libc::SOCK_NONBLOCK != 0), Ordering::Relaxed);
+        options::inherit(self.listener(), self.sock, fd, sock);
+        // The table knows it only when it is complete: another thread can't have the number yet.
+        if socket::join(n, sock, new.conn, 1).is_none() {
+            socket::release(n);
+            sock.free();
+            let _ = refuse();
+            return Err(Errno(libc::ECONNABORTED));
+        }
+        if !table::set(fd, n) {
+            socket::release(n);
+            return Err(Errno(libc::EMFILE));
+        }
+        options::write_addr(new.peer, domain, self.out.addr, self.out.len);
+        Ok(reserved.keep())
+    }
+
+    /// Parks at the coordinator, which hands the next connection to the first parked, and sleeps until that or a
+    /// kernel connection comes.
+    fn block(&mut self, timeout: Option<Duration>) -> Result<Option<i32>> {
+        let h = self.h;
+        let epoch = process::epoch();
+        let parked = number_of(h).and_then(|listener| {
+            let request = Request::Accept { listener, flags: ACCEPT_WAIT };
+            Some((listener, coordinator::start(Some(h), request).ok()?))
+        });
+        let Some((listener, ticket)) = parked else {
+            block_in_kernel(self.listener(), timeout)?;
+            if !h.is_current() || !process::is_attached() {
+                renew(self.listener(), h, self.sock);
+            }
+            return Ok(None);
+        };
+        let noted = holds::note(leave_queue, [listener as usize, ticket.packed()]);
+        let limit = timeout.map_or(LOOK_AGAIN, |t| t.min(LOOK_AGAIN));
+        let slept = wait::sleep_with(Some(self.listener()), None, &|| ticket.is_answered(), Some(limit));
+        drop(noted);
+        coordinator::pump();
+        let answer = ticket.finish().or_else(|| unpark(listener, ticket));
+        if let Some(Completion::Accepted { status: Status::Ok, conn, peer, local, .. }) = answer {
+            return self.install(&Accepted { conn, peer, local }).map(Some);
+        }
+        if !wait::agent_alive() {
+            process::become_inert(epoch);
+        }
+        match slept {
+            Err(Errno(libc::EINTR)) if timeout.is_none() && sys::handlers_restart() => Ok(None),
+            Err(e) => Err(e),
+            Ok(()) => Ok(None),
+        }
+    }
+}
+
+/// Before close(2) of a descriptor of a listener: calls that wait on it go on, and take one more connection each.
+pub fn keep_for_calls(fd: i32, h: &Handle) {
+    if !h.is_held_by_calls_alone() {
+        return;
+    }
+    if let Some(kept) = fds::duplicate(fd) {
+        h.kept.store(kept + 1, Ordering::Release);
     }
 }
 
@@ -295,87 +405,6 @@ struct Accepted {
     conn: ring::msg::ConnId,
     peer: Addr,
     local: Addr,
-}
-
-/// Makes a descriptor for a connection that the coordinator gave us.
-fn install(listener: i32, h: &Handle, parent: &Sock, new: Accepted, out: PeerOut, flags: i32) -> Result<i32> {
-    let _no_signals = NoSignals::new();
-    let (domain, ty) = h.family();
-    // Not while another thread maps a segment: its descriptors are low ones for a moment, and ours is to be the lowest free one.
-    let mapping = segments::lock().take();
-    // SAFETY: no pointers.
-    let fd = unsafe { real::socket(domain, ty | flags, libc::IPPROTO_TCP) };
-    drop(mapping);
-    if fd < 0 {
-        let e = sys::errno();
-        let _ = coordinator::post(Request::Requeue { conn: new.conn });
-        return Err(e);
-    }
-    let made = handle::allocate(Kind::Kernel, fd, domain, ty).zip(socket::new_sock());
-    let Some((n, sock)) = made else {
-        sys::close(fd);
-        let _ = coordinator::post(Request::Close { conn: new.conn, side: 1, finished: false });
-        return Err(Errno(libc::ENOMEM));
-    };
-    sock.set_addrs(new.local, new.peer);
-    sock.nonblock.store(u32::from(flags & libc::SOCK_NONBLOCK != 0), Ordering::Relaxed);
-    options::inherit(listener, parent, fd, sock);
-    // The table knows it only when it is complete: another thread can't have the number yet.
-    if socket::join(n, sock, new.conn, 1).is_none() {
-        socket::release(n);
-        sock.free();
-        sys::close(fd);
-        let _ = coordinator::post(Request::Close { conn: new.conn, side: 1, finished: false });
-        return Err(Errno(libc::ECONNABORTED));
-    }
-    if !table::set(fd, n) {
-        socket::release(n);
-        sys::close(fd);
-        return Err(Errno(libc::EMFILE));
-    }
-    options::write_addr(new.peer, domain, out.addr, out.len);
-    Ok(fd)
-}
-
-/// Parks at the coordinator, which hands the next connection to the first parked, and sleeps until that or a
-/// kernel connection comes.
-fn block(
-    fd: i32,
-    h: &'static Handle,
-    sock: &'static Sock,
-    out: PeerOut,
-    flags: i32,
-    timeout: Option<Duration>,
-) -> Result<Option<i32>> {
-    let epoch = process::epoch();
-    let parked = number_of(h).and_then(|listener| {
-        let request = Request::Accept { listener, flags: ACCEPT_WAIT };
-        Some((listener, coordinator::start(Some(h), request).ok()?))
-    });
-    let Some((listener, ticket)) = parked else {
-        block_in_kernel(fd, timeout)?;
-        if !h.is_current() || !process::is_attached() {
-            renew(fd, h, sock);
-        }
-        return Ok(None);
-    };
-    let noted = holds::note(leave_queue, [listener as usize, ticket.packed()]);
-    let limit = timeout.map_or(LOOK_AGAIN, |t| t.min(LOOK_AGAIN));
-    let slept = wait::sleep_with(Some(fd), &|| ticket.is_answered(), Some(limit));
-    drop(noted);
-    coordinator::pump();
-    let answer = ticket.finish().or_else(|| unpark(listener, ticket));
-    if let Some(Completion::Accepted { status: Status::Ok, conn, peer, local, .. }) = answer {
-        return install(fd, h, sock, Accepted { conn, peer, local }, out, flags).map(Some);
-    }
-    if !wait::agent_alive() {
-        process::become_inert(epoch);
-    }
-    match slept {
-        Err(Errno(libc::EINTR)) if timeout.is_none() && sys::handlers_restart() => Ok(None),
-        Err(e) => Err(e),
-        Ok(()) => Ok(None),
-    }
 }
 
 /// Takes back the parked accept of a call that never returned; what came to it in between goes to somebody else.

@@ -284,7 +284,7 @@ pub fn name(
     len: *mut libc::socklen_t,
 ) -> Result<()> {
     let _pinned = h.pin().filter(|_| s.current(h)).ok_or(Errno(libc::EBADF))?;
-    if !local && poll::is_dead(s) {
+    if !local && poll::is_dead(h, s) {
         return Err(Errno(libc::ENOTCONN));
     }
     let (own, peer) = s.sock.addrs();

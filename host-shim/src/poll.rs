@@ -6,15 +6,14 @@
 use core::sync::atomic::Ordering;
 use core::time::Duration;
 
-use ring::atomic::Heavy;
 use ring::segment::state;
 use ring::stats::Sleep;
-use ring::wake;
+use ring::wake::SleepWord;
 
 use crate::handle::{Handle, Kind, Stream};
 use crate::sock::shut;
-use crate::sys::{Errno, Membarrier, Result};
-use crate::wait::{Asleep, Sleeper, Spin};
+use crate::sys::{Errno, Result};
+use crate::wait::{Announcements, Asleep, Sleeper, Spin};
 use crate::{coordinator, epoll, listener, overlay, real, stats, sys, table, zerocopy};
 
 /// `POLLIN | POLLRDNORM`; the same bits as epoll's.
@@ -32,10 +31,11 @@ pub const ALWAYS: u32 = ERR | HUP;
 const KERNEL_TURN: u32 = 128;
 
 /// Linux would be in state CLOSE: reset, or both ends have shut down.
-pub fn is_dead(s: &Stream) -> bool {
+pub fn is_dead(h: &Handle, s: &Stream) -> bool {
     let theirs = s.input_state();
     let ours = s.out_dir.state.load(Ordering::Relaxed);
-    matches!(theirs, state::RST | state::FIN_RST)
+    theirs == state::FIN_RST
+        || s.end_is_reset(h)
         || s.sock.shut.load(Ordering::Relaxed) & shut::BROKEN != 0
         || (theirs != state::OPEN && ours != state::OPEN)
 }
@@ -181,19 +181,30 @@ impl Set<'_> {
         if r < 0 { Err(sys::errno()) } else { Ok(()) }
     }
 
-    /// Announces to every peer that we sleep in the kernel.
-    fn announce(&self) {
+    /// Each word that says whom a peer must wake for what we wait for.
+    fn each_word(&self, mut act: impl FnMut(&SleepWord)) {
         for p in self.fds.iter() {
             let Some(h) = table::get(p.fd) else { continue };
             if h.kind() == Kind::Epoll {
-                epoll::announce_for_poll(h);
+                epoll::each_word_of(h, &mut act);
             }
             let Some(_pinned) = h.pin() else { continue };
             let Some(s) = h.stream() else { continue };
-            wake::announce(&s.in_dir.rx_wait, wake::WIRE);
+            act(&s.in_dir.rx_wait);
             if wanted(p) & OUT != 0 {
-                wake::announce(&s.out_dir.tx_wait, wake::WIRE);
+                act(&s.out_dir.tx_wait);
             }
+        }
+    }
+
+    /// Announces to every peer that we sleep in the kernel, and runs the barrier that is due.
+    fn announce(&self, bell: u32) {
+        let mut announced = Announcements::new(bell);
+        self.each_word(|word| announced.announce(word));
+        // A set in here may have watches that are new.
+        let has_sets = self.fds.iter().any(|p| table::get(p.fd).is_some_and(|h| h.kind() == Kind::Epoll));
+        if announced.fence(has_sets) {
+            self.each_word(|word| announced.settle(word));
         }
     }
 }
@@ -268,8 +279,7 @@ fn sleep(set: &mut Set<'_>, timeout: Option<Duration>, mask: *const libc::sigset
     let _asleep = Asleep::announce();
     let _noted_asleep = Asleep::note();
     sleeper.drain();
-    set.announce();
-    Membarrier.heavy_barrier();
+    set.announce(sleeper.bell());
     if coordinator::arm() || set.look() > 0 {
         return Ok(0);
     }

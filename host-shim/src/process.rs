@@ -46,6 +46,12 @@ pub fn set_pid() {
     PID.store(sys::getpid(), Ordering::Relaxed);
 }
 
+/// Whose memory this is, as [`set_pid`] found.
+#[inline(always)]
+pub fn id() -> u32 {
+    PID.load(Ordering::Relaxed)
+}
+
 /// True if the process runs as another user than when it attached: what it leaves can't be taken over by that one.
 pub fn identity_changed() -> bool {
     UID.load(Ordering::Relaxed) != rustix::process::geteuid().as_raw()

@@ -53,8 +53,16 @@ fn ask(h: &Handle, nonce: u64, placeholder: BorrowedFd<'_>, kernel: BorrowedFd<'
     let [arena, ..] = &mut arenas;
     let memory = sys::borrow(i32::try_from(arena.fd).ok()?);
     arena.fd = ARENA_AT;
-    let head = Head { function: process::function(), nonce, agent: NO_FD, entries: 1, arenas };
-    leave::add_entry(image.as_fd(), 0, entry)?;
+    let head = Head {
+        function: process::function(),
+        nonce,
+        agent: NO_FD,
+        entries: 1,
+        watches: 0,
+        cookie: 0,
+        arenas,
+    };
+    leave::add_record(image.as_fd(), 0, &entry.to_words())?;
     leave::complete_image(image.as_fd(), head)?;
     let answer = agent::call_with(Call::Relay, &[placeholder, kernel, image.as_fd(), memory]).ok()?;
     (answer.reply == Reply::Relayed).then_some(())

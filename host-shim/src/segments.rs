@@ -13,12 +13,13 @@ use ring::msg::ConnId;
 pub use ring::segment::LANES;
 use ring::segment::{SEGMENT_BYTES, SLOTS, Segment, Side};
 use ring::shared::Region;
+use ring::wake::EVERYBODY;
 use rustix::event::{PollFd, PollFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::handle::{self, Handle};
 use crate::lock::Guarded;
-use crate::{agent, fds, process, stats, sys};
+use crate::{agent, bells, fds, process, stats, sys};
 
 /// Rings that may wait in a wire; the kernel has room for more than 250.
 const RINGS_KEPT: u64 = 64;
@@ -133,6 +134,15 @@ impl Mapped {
         // A full wire has unread bytes in it: the other side is awake or about to be. A broken one has nobody to wake.
         let _ = rustix::net::send(sys::borrow(self.wire()), &[1], flags);
         stats::woke();
+    }
+
+    /// Rings the bell of one sleeper on the other side; everybody's is the wire.
+    pub fn ring_bell(&self, bell: u32) {
+        if bell != EVERYBODY && bells::ring(bell) {
+            stats::woke();
+        } else {
+            self.ring();
+        }
     }
 
     /// Rings the wire with an urgent byte: the other side gets `SIGURG` if it asked the kernel for that.
@@ -353,7 +363,9 @@ pub fn lock() -> &'static crate::lock::Lock {
     MAPPING.lock()
 }
 
-/// The lane of an epoll instance among the lanes of a side.
+/// The lane of an epoll instance among the lanes of a side. Those of forked relatives, whose numbers follow each other, are
+/// different ones as far as possible, so that each is woken alone.
 pub fn lane_of(instance: u32) -> usize {
-    1 + instance as usize % (LANES - 1)
+    let process = process::id() as usize;
+    1 + (process + 31 * instance as usize) % (LANES - 1)
 }

@@ -11,7 +11,8 @@ use crate::handle::{self, Handle, Kind, NewStream, Stream, touched};
 use crate::sock::{self, Sock, shut};
 use crate::sys::NoSignals;
 use crate::{
-    config, coordinator, epoll, file, leave, listener, overlay, process, segments, stats, sys, table, wait,
+    bells, config, coordinator, epoll, fds, file, leave, listener, overlay, process, segments, stats, sys,
+    table, wait,
 };
 
 /// A socket that the kernel has just made: from now on we know it. TCP sockets attach the process first.
@@ -66,6 +67,7 @@ fn reappeared(fd: i32) {
         process::lost(fd);
         segments::lost(fd);
         wait::lost(fd);
+        bells::lost(fd);
     } else {
         forget(fd);
     }
@@ -114,7 +116,9 @@ fn join_mapped(
     h.become_stream(&NewStream { sock, conn, segment: index, side, dirs: [out_dir, in_dir], rings });
     if fresh {
         // What the last connection in this slot left behind of ours.
-        for word in [&in_dir.rx_wait, &in_dir.rx_watch, &out_dir.tx_wait, &out_dir.tx_watch] {
+        in_dir.rx_wait.reset();
+        out_dir.tx_wait.reset();
+        for word in [&in_dir.rx_watch, &out_dir.tx_watch] {
             word.store(0, Ordering::Relaxed);
         }
         let s = h.stream()?;
@@ -150,6 +154,7 @@ fn tear_down(h: &Handle) {
         Kind::Listener => {
             listener::forget(h);
             listener::unlisten(h);
+            fds::discard(h.kept.load(Ordering::Acquire) - 1);
             if let Some(sock) = h.sock()
                 && sock.processes.fetch_sub(1, Ordering::AcqRel) == 1
             {
@@ -235,7 +240,7 @@ pub fn shutdown(h: &Handle, s: &Stream, how: i32) -> crate::sys::Result<()> {
     if !s.current(h) {
         return Err(crate::sys::Errno(libc::EBADF));
     }
-    if crate::poll::is_dead(s) {
+    if crate::poll::is_dead(h, s) {
         return Err(crate::sys::Errno(libc::ENOTCONN));
     }
     let tx = s.sock.tx.take();
@@ -267,6 +272,9 @@ pub fn closing(fd: i32) {
     // Locks are taken only for these.
     let locks = !matches!(h.kind(), Kind::Kernel | Kind::Overlay) || h.regs.load(Ordering::Relaxed) != 0;
     let _no_signals = locks.then(NoSignals::new);
+    if h.kind() == Kind::Listener {
+        listener::keep_for_calls(fd, h);
+    }
     if let Some(h) = table::remove(fd) {
         if h.has_others() {
             stats::moved(h, fd);

@@ -4,11 +4,12 @@
 //! `unsafe` is allowed here: the caller's buffers, as the application passed them.
 #![allow(unsafe_code)]
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{Ordering, fence};
 
 use ring::segment::{Direction, READER_SHUT, RING_BYTES, state};
 use ring::stream::{self, Reader, RingBytes, Span};
-use ring::{urgent, wake};
+use ring::urgent;
+use ring::wake::{self, Claimed, SleepWord};
 
 use crate::handle::{Handle, Stream};
 use crate::sock::{DEAD_RESET, modes, shut};
@@ -18,6 +19,14 @@ use crate::{segments, stats, sys};
 
 /// Free bytes from which a connection counts as writable, as Linux wants a third of the buffer free.
 const WRITABLE_BYTES: u64 = RING_BYTES as u64 / 4;
+
+/// Bytes between two times that a reader, or a writer, takes the other side's fences back: if it sleeps again, it asks again.
+const RELAX_BYTES: [u64; 2] = [64 * 1024, 1024 * 1024];
+
+/// Positions before and after a call lie in different spans of `every` bytes.
+fn passes(before: u64, after: u64, every: u64) -> bool {
+    before / every != after / every
+}
 
 /// A buffer of the application: where, and how long.
 #[derive(Clone, Copy)]
@@ -199,6 +208,7 @@ impl Handle {
             return self.write_to_nobody(s, from, at);
         }
         let mut w = s.sock.writer();
+        let start = w.tail;
         let before = at.done;
         let mut full = false;
         let total = from.total();
@@ -237,6 +247,9 @@ impl Handle {
             }
         }
         s.sock.set_writer(w);
+        if s.out_dir.tx_wait.is_fenced() && passes(start, w.tail, RELAX_BYTES[1]) {
+            s.out_dir.tx_wait.relax();
+        }
         if at.done > before {
             stats::sent_to(self.index(), at.done - before, w.tail);
         }
@@ -380,8 +393,11 @@ impl Handle {
         let consumed = stream::release(s.in_dir, &r);
         ring::atomic::light_barrier();
         // Relaxed: ordered after the release of space by the barrier pair (SPEC 6.2).
-        if wake::announced(&s.in_dir.tx_wait) || s.in_dir.tx_watch.load(Ordering::Relaxed) != 0 {
+        if s.in_dir.tx_wait.is_announced() || s.in_dir.tx_watch.load(Ordering::Relaxed) != 0 {
             self.notify_writer(s, consumed);
+        }
+        if s.in_dir.rx_wait.is_fenced() && passes(start.pos, r.pos, RELAX_BYTES[0]) {
+            s.in_dir.rx_wait.relax();
         }
         stats::received(self.index(), got);
         Ok(got > 0)
@@ -396,6 +412,10 @@ impl Handle {
     /// Tells whoever sleeps or watches for space on the other side, once there is as much as they want.
     #[cold]
     fn notify_writer(&self, s: &Stream, consumed: u64) {
+        if s.in_dir.tx_wait.is_fenced() {
+            // SeqCst: as in `claim_announced`, for the word below.
+            fence(Ordering::SeqCst);
+        }
         if consumed >= s.in_dir.tx_wake_at.load(Ordering::Relaxed) {
             // A watch for space is for one time: the writer sets it again when it finds the ring full again.
             self.notify(&s.in_dir.tx_wait, s.in_dir.tx_watch.swap(0, Ordering::AcqRel), s.conn.slot());
@@ -403,12 +423,13 @@ impl Handle {
     }
 
     /// Wakes the sleepers of `wait`, and leaves news for the lane of `watch` (plus one; 0: none).
-    fn notify(&self, wait: &AtomicU32, watch: u32, slot: u16) {
+    fn notify(&self, wait: &SleepWord, watch: u32, slot: u16) {
         let Some(m) = segments::by_index(self.place.load(Ordering::Relaxed)) else { return };
-        let how = wake::sleepers(wait);
-        let mut ring_wire = how & wake::WIRE != 0 || watch & wake::RING_EACH != 0;
+        let here = wait.sleepers();
+        let mut there = Claimed::NONE;
+        let each = watch & wake::RING_EACH != 0;
         let watch = wake::lane(watch);
-        if how & wake::FUTEX != 0 {
+        if here.how() & wake::FUTEX != 0 {
             sys::futex_wake_all(wait);
             stats::woke();
         }
@@ -418,11 +439,18 @@ impl Handle {
             let lane = (watch as usize).wrapping_sub(1);
             let flag = theirs.news.get(lane).and_then(|news| news.get(usize::from(slot)));
             if let (Some(flag), Some(lane)) = (flag, theirs.lanes.get(lane)) {
-                ring_wire |= wake::post(flag, wake::stamp(&lane.order), &lane.sleeping) != 0;
+                there = wake::post(flag, wake::stamp(&lane.order), &lane.sleeping);
             }
         }
-        if ring_wire {
+        if each {
             m.ring();
+        } else {
+            here.bell().into_iter().for_each(|bell| m.ring_bell(bell));
+            there
+                .bell()
+                .filter(|bell| here.bell() != Some(*bell))
+                .into_iter()
+                .for_each(|bell| m.ring_bell(bell));
         }
     }
 
@@ -431,11 +459,11 @@ impl Handle {
     #[cold]
     pub fn wake_own(s: &Stream) {
         for word in [&s.in_dir.rx_wait, &s.out_dir.tx_wait] {
-            let how = wake::sleepers(word);
-            if how & wake::WIRE != 0 {
-                wake::announce(word, wake::WIRE);
+            let claimed = word.sleepers();
+            if let Some(bell) = claimed.bell() {
+                word.announce(wake::WIRE, bell);
             }
-            if how & wake::FUTEX != 0 {
+            if claimed.how() & wake::FUTEX != 0 {
                 sys::futex_wake_all(word);
             }
         }
@@ -453,7 +481,7 @@ impl Handle {
 fn wake_is_due(dir: &Direction) -> bool {
     ring::atomic::light_barrier();
     // Relaxed: ordered after the publication by the barrier pair (SPEC 6.2).
-    wake::announced(&dir.rx_wait) || dir.rx_watch.load(Ordering::Relaxed) != 0
+    dir.rx_wait.is_announced() || dir.rx_watch.load(Ordering::Relaxed) != 0
 }
 
 impl Stream {
@@ -530,11 +558,20 @@ impl Stream {
     /// How the peer has ended the stream, as far as we can see it.
     #[must_use]
     pub fn input_state(&self) -> u32 {
-        if stream::is_open(self.in_dir, self.conn.generation()) {
-            self.in_dir.state.load(Ordering::Acquire)
-        } else {
-            state::OPEN
+        if !stream::is_open(self.in_dir, self.conn.generation()) {
+            return state::OPEN;
         }
+        match self.in_dir.state.load(Ordering::Acquire) {
+            state::FIN if self.died_with_unread() => state::FIN_RST,
+            ended => ended,
+        }
+    }
+
+    /// The peer's process died with bytes of ours unread, while we had not finished: the kernel would have sent a reset.
+    fn died_with_unread(&self) -> bool {
+        self.sock.dead.load(Ordering::Acquire) != 0
+            && self.out_dir.state.load(Ordering::Relaxed) == state::OPEN
+            && !stream::drained(self.out_dir, &self.sock.writer())
     }
 
     /// How reading ends, asked when nothing was there. `Open` also if bytes came in between: read again.
@@ -606,6 +643,17 @@ impl Stream {
     pub fn unacknowledged(&self) -> u64 {
         let unread = self.sock.writer().tail.saturating_sub(self.out_dir.consumed.load(Ordering::Relaxed));
         unread.min(RING_BYTES as u64).saturating_sub(RING_BYTES as u64 / 2)
+    }
+
+    /// Where the records end that have come so far: more arrived if that changes.
+    #[must_use]
+    pub fn arrived(&self) -> u64 {
+        let r = self.sock.reader();
+        if r == Reader::default() && !stream::is_open(self.in_dir, self.conn.generation()) {
+            return 0;
+        }
+        // What a relative reads at this moment may look like anything: one look in vain comes of it.
+        stream::unread(&self.in_ring, &r).map_or(u64::MAX, |there| r.pos + there.ring_bytes)
     }
 
     /// Payload bytes that can be read now (`FIONREAD`).

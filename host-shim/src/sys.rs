@@ -8,6 +8,7 @@ use core::sync::atomic::AtomicU32;
 use core::time::Duration;
 
 use ring::atomic::Heavy;
+use ring::wake::SleepWord;
 use rustix::fd::{BorrowedFd, FromRawFd};
 use rustix::io::Errno as RustixErrno;
 use rustix::thread::futex;
@@ -156,9 +157,15 @@ pub fn register_membarrier() -> bool {
     membarrier(MembarrierCommand::RegisterGlobalExpedited).is_ok()
 }
 
+/// What a futex sleeper waits on.
+fn futex_half(word: &SleepWord) -> &AtomicU32 {
+    // SAFETY: the upper half of the word, aligned and as long-lived. The kernel alone looks at it through this.
+    unsafe { &*word.futex_address().cast() }
+}
+
 /// Wakes everybody who sleeps on `word`, in any process.
-pub fn futex_wake_all(word: &AtomicU32) {
-    let _ = futex::wake(word, futex::Flags::empty(), i32::MAX.cast_unsigned());
+pub fn futex_wake_all(word: &SleepWord) {
+    let _ = futex::wake(futex_half(word), futex::Flags::empty(), i32::MAX.cast_unsigned());
 }
 
 /// Sleeps while every word holds its value, at most `timeout`. A signal handler that ran is `EINTR`, unless it was installed
@@ -166,7 +173,8 @@ pub fn futex_wake_all(word: &AtomicU32) {
 ///
 /// # Errors
 /// `EINTR`; a changed word or the end of the time is `Ok`.
-pub fn futex_wait2(a: (&AtomicU32, u32), b: (&AtomicU32, u32), timeout: Duration) -> Result<()> {
+pub fn futex_wait2(a: (&SleepWord, u32), b: (&AtomicU32, u32), timeout: Duration) -> Result<()> {
+    let a = (futex_half(a.0), a.1);
     let deadline = now() + timeout;
     let end = timespec(deadline);
     let flags = futex::WaitFlags::SIZE_U32;

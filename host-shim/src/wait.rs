@@ -9,18 +9,19 @@
 //! `unsafe` is allowed here: poll(2) on an array of the caller's.
 #![allow(unsafe_code)]
 
-use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering, fence};
 use core::time::Duration;
 
 use ring::atomic::Heavy;
 use ring::stats::Sleep;
+use ring::wake::{self, Announced, SleepWord};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::IntoRawFd;
 
 use crate::holds::{self, Noted};
 use crate::sys::{Errno, Membarrier, Result};
-use crate::{agent, cancel, config, coordinator, fds, process, segments, stats, sys};
+use crate::{agent, bells, cancel, config, coordinator, fds, process, segments, stats, sys};
 
 /// A thread that sleeps on data looks around this often, for a peer that died after the agent did.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -111,7 +112,7 @@ impl Default for Spin {
 ///
 /// # Errors
 /// `EINTR`, if a handler without `SA_RESTART` ran: the kernel restarts this sleep as it restarts a recv(2) without timeout.
-pub fn sleep_on_word(word: &AtomicU32, ready: &dyn Fn() -> bool) -> Result<()> {
+pub fn sleep_on_word(word: &SleepWord, ready: &dyn Fn() -> bool) -> Result<()> {
     let Some(notice) = coordinator::notice() else {
         // Detached: nobody tells us anything but the peer.
         static NEVER: AtomicU32 = AtomicU32::new(0);
@@ -121,7 +122,7 @@ pub fn sleep_on_word(word: &AtomicU32, ready: &dyn Fn() -> bool) -> Result<()> {
     sleep_on(word, notice, ready, beat)
 }
 
-fn sleep_on(word: &AtomicU32, notice: &AtomicU32, ready: &dyn Fn() -> bool, beat: Duration) -> Result<()> {
+fn sleep_on(word: &SleepWord, notice: &AtomicU32, ready: &dyn Fn() -> bool, beat: Duration) -> Result<()> {
     let seen = notice.load(Ordering::Acquire);
     // Who counts this notice as seen must look at what it told of (SPEC 6.5): completions, and, once for each, the wires.
     static LOOKED: AtomicU32 = AtomicU32::new(0);
@@ -129,13 +130,13 @@ fn sleep_on(word: &AtomicU32, notice: &AtomicU32, ready: &dyn Fn() -> bool, beat
         segments::check_wires();
     }
     coordinator::pump();
-    let value = ring::wake::announce_and_fence(word, ring::wake::FUTEX, &Membarrier);
+    let announced = word.announce_and_fence(wake::FUTEX, wake::EVERYBODY, &Membarrier);
     if ready() {
         return Ok(());
     }
     let shown = stats::asleep(Sleep::Stream, None);
     let start = sys::now();
-    let result = cancel::asleep(|| sys::futex_wait2((word, value), (notice, seen), beat));
+    let result = cancel::asleep(|| sys::futex_wait2((word, announced.futex_value()), (notice, seen), beat));
     drop(shown);
     let slept = sys::now() - start;
     Spin::learn(slept);
@@ -152,10 +153,29 @@ const SLEEPERS_MAX: usize = 64;
 struct Place {
     taken: AtomicU32,
     epoll: AtomicI32,
+    /// Descriptor and number of its bell: [`crate::bells`].
+    bell: AtomicI32,
+    number: AtomicU32,
 }
 
-static SLEEPERS: [Place; SLEEPERS_MAX] =
-    [const { Place { taken: AtomicU32::new(0), epoll: AtomicI32::new(-1) } }; SLEEPERS_MAX];
+impl Place {
+    const fn new() -> Self {
+        Place {
+            taken: AtomicU32::new(0),
+            epoll: AtomicI32::new(-1),
+            bell: AtomicI32::new(-1),
+            number: AtomicU32::new(wake::EVERYBODY),
+        }
+    }
+
+    /// Takes up to `max` rings out of its bell.
+    fn silence(&self, max: u32) {
+        let bell = self.bell.load(Ordering::Relaxed);
+        let _ = bell >= 0 && (0..max).all(|_| bells::silence(bell));
+    }
+}
+
+static SLEEPERS: [Place; SLEEPERS_MAX] = [const { Place::new() }; SLEEPERS_MAX];
 /// Sleeping threads, and changes that they should see.
 static ASLEEP: AtomicU64 = AtomicU64::new(0);
 
@@ -167,18 +187,25 @@ pub struct Sleeper {
 
 /// Data word of interrupts and the agent's socket in a sleeper's set; wires have their segment's index.
 const NOT_A_WIRE: u64 = u64::MAX;
+/// Data word of the sleeper's bell.
+const BELL: u64 = u64::MAX - 1;
+/// Rings that are taken out of a full bell at once.
+const RINGS_MAX: u32 = 64;
 
 impl Sleeper {
     /// A free one, its set up to date. `None`: all are in use, or descriptors are.
     #[must_use]
     pub fn acquire() -> Option<Sleeper> {
-        for (index, place) in SLEEPERS.iter().enumerate() {
+        // A thread takes the one that it had before, if it can: what is left of its announcements names the same bell.
+        let first = sys::tid() as usize % SLEEPERS_MAX;
+        let used = SLEEPERS.iter().enumerate();
+        for (index, place) in used.clone().skip(first).chain(used.take(first)) {
             if place.taken.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_err() {
                 continue;
             }
             let mut fd = place.epoll.load(Ordering::Relaxed);
             if fd < 0 {
-                let Some(new) = make_set() else {
+                let Some(new) = make_set(place) else {
                     place.taken.store(0, Ordering::Release);
                     return None;
                 };
@@ -214,6 +241,12 @@ impl Sleeper {
         self.fd
     }
 
+    /// The number of its bell, for announcements.
+    #[must_use]
+    pub fn bell(&self) -> u32 {
+        SLEEPERS.get(self.index).map_or(wake::EVERYBODY, |p| p.number.load(Ordering::Relaxed))
+    }
+
     /// Adds the wires of segments that were mapped since.
     pub fn sync(&self) {
         let bit = 1u64 << self.index;
@@ -237,6 +270,12 @@ impl Sleeper {
                 .unwrap_or(0);
             for e in events.iter().take(n) {
                 let (data, flags) = (e.data.u64(), e.flags);
+                if data == BELL {
+                    if let Some(place) = SLEEPERS.get(self.index) {
+                        place.silence(1);
+                    }
+                    continue;
+                }
                 let Some(m) = u32::try_from(data).ok().and_then(segments::by_index).filter(|m| m.wire() >= 0)
                 else {
                     continue;
@@ -248,6 +287,9 @@ impl Sleeper {
                     m.unmap_if_unused();
                 } else {
                     m.drain();
+                    if let Some(place) = SLEEPERS.get(self.index) {
+                        place.silence(RINGS_MAX);
+                    }
                 }
             }
             if n < events.len() {
@@ -303,9 +345,18 @@ impl Drop for Sleeper {
     }
 }
 
-fn make_set() -> Option<i32> {
+fn make_set(place: &Place) -> Option<i32> {
+    let numbering = fds::numbering().take();
     let fd = fds::adopt(epoll::create(CreateFlags::CLOEXEC).ok()?.into_raw_fd());
+    drop(numbering);
     watch(fd);
+    let (bell, mut number) = bells::hang();
+    let flags = EventFlags::IN | EventFlags::ET;
+    if bell >= 0 && epoll::add(sys::borrow(fd), sys::borrow(bell), EventData::new_u64(BELL), flags).is_err() {
+        number = wake::EVERYBODY;
+    }
+    fds::discard(place.bell.swap(bell, Ordering::AcqRel));
+    place.number.store(number, Ordering::Relaxed);
     Some(fd)
 }
 
@@ -325,6 +376,58 @@ pub fn watch_again() {
         let set = place.epoll.load(Ordering::Relaxed);
         if set >= 0 {
             watch(set);
+        }
+    }
+}
+
+/// What one sleeper has announced in several words, for the barrier that they share.
+pub struct Announcements {
+    bell: u32,
+    /// Addresses of words that are not settled yet.
+    unsettled: [(usize, Option<Announced>); UNSETTLED_MAX],
+    count: usize,
+}
+
+/// Words that one barrier settles; more cost another barrier next time.
+const UNSETTLED_MAX: usize = 64;
+
+impl Announcements {
+    /// None yet. `bell`: the sleeper's.
+    #[must_use]
+    pub fn new(bell: u32) -> Self {
+        Announcements { bell, unsettled: [(0, None); UNSETTLED_MAX], count: 0 }
+    }
+
+    /// Announces the sleeper in `word`.
+    pub fn announce(&mut self, word: &SleepWord) {
+        let announced = word.announce(wake::WIRE, self.bell);
+        if !announced.is_settled() {
+            if let Some(place) = self.unsettled.get_mut(self.count) {
+                *place = (core::ptr::from_ref(word) as usize, Some(announced));
+            }
+            self.count += 1;
+        }
+    }
+
+    /// The barrier that is due now. True if it was the heavy one: then each word should be given to [`Announcements::settle`].
+    #[must_use]
+    pub fn fence(&self, heavy: bool) -> bool {
+        let heavy = heavy || self.count > 0;
+        if heavy {
+            Membarrier.heavy_barrier();
+        } else {
+            // SeqCst: pairs with the wakers' fences (SPEC 6.7).
+            fence(Ordering::SeqCst);
+        }
+        heavy
+    }
+
+    /// After a heavy barrier: the next sleeper on this word needs none.
+    pub fn settle(&self, word: &SleepWord) {
+        let address = core::ptr::from_ref(word) as usize;
+        let found = self.unsettled.iter().take(self.count).find(|(at, _)| *at == address);
+        if let Some(announced) = found.and_then(|(_, announced)| *announced) {
+            word.settle(announced);
         }
     }
 }
@@ -354,8 +457,9 @@ impl Drop for Asleep {
 
 /// Wakes this process's other threads that sleep on a [`Sleeper`]: this thread took news that may be theirs.
 pub fn kick_others() {
-    // Pairs with the heavy barrier of whoever goes to sleep: its second look sees what this thread did, or we see it asleep.
-    ring::atomic::light_barrier();
+    // Pairs with the barrier of whoever goes to sleep: its second look sees what this thread did, or we see it asleep.
+    // SeqCst: it may have fenced only.
+    fence(Ordering::SeqCst);
     if ASLEEP.load(Ordering::Acquire) > 0 {
         let _ = rustix::io::write(sys::borrow(process::irq(0)), &1u64.to_ne_bytes());
     }
@@ -363,19 +467,26 @@ pub fn kick_others() {
 
 /// Sleeps until the coordinator sends something, or `timeout`; `ready` is the second look.
 pub fn sleep_for_completions(ready: &dyn Fn() -> bool, timeout: Duration) {
-    let _ = sleep_on_sleeper(None, ready, Some(timeout), false);
+    let _ = sleep_on_sleeper(None, None, ready, Some(timeout), false);
 }
 
-/// Sleeps for completions or, if given, for `extra` to become readable. `ready` is the second look. A cancellation point.
+/// Sleeps for completions or, if given, for `extra` to become readable and for `word` to be claimed. `ready` is the second look.
+/// A cancellation point.
 ///
 /// # Errors
 /// `EINTR`.
-pub fn sleep_with(extra: Option<i32>, ready: &dyn Fn() -> bool, timeout: Option<Duration>) -> Result<()> {
-    sleep_on_sleeper(extra, ready, timeout, true)
+pub fn sleep_with(
+    extra: Option<i32>,
+    word: Option<&SleepWord>,
+    ready: &dyn Fn() -> bool,
+    timeout: Option<Duration>,
+) -> Result<()> {
+    sleep_on_sleeper(extra, word, ready, timeout, true)
 }
 
 fn sleep_on_sleeper(
     extra: Option<i32>,
+    word: Option<&SleepWord>,
     ready: &dyn Fn() -> bool,
     timeout: Option<Duration>,
     cancellable: bool,
@@ -391,7 +502,13 @@ fn sleep_on_sleeper(
     let _asleep = Asleep::announce();
     let _noted_asleep = Asleep::note();
     sleeper.drain();
-    Membarrier.heavy_barrier();
+    match word {
+        Some(word) => {
+            word.announce_and_fence(wake::WIRE, sleeper.bell(), &Membarrier);
+        }
+        // The coordinator's words need no barrier of ours (SPEC 2.5), and our own threads fence.
+        None => fence(Ordering::SeqCst),
+    }
     if coordinator::arm() || ready() {
         return Ok(());
     }
@@ -418,6 +535,9 @@ pub fn lost(fd: i32) {
         if place.epoll.compare_exchange(fd, -1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
             segments::forget_sleepers();
         }
+        if place.bell.compare_exchange(fd, -1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            place.number.store(wake::EVERYBODY, Ordering::Relaxed);
+        }
     }
 }
 
@@ -425,6 +545,7 @@ pub fn lost(fd: i32) {
 pub fn forget_sleepers() {
     for place in &SLEEPERS {
         fds::discard(place.epoll.swap(-1, Ordering::AcqRel));
+        fds::discard(place.bell.swap(-1, Ordering::AcqRel));
         place.taken.store(0, Ordering::Release);
     }
     ASLEEP.store(0, Ordering::Relaxed);

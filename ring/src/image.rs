@@ -40,6 +40,10 @@ pub struct Head {
     pub agent: u32,
     /// Entries that follow.
     pub entries: u32,
+    /// Watches that follow those.
+    pub watches: u32,
+    /// Data word by which the shim knows descriptors of its own in epoll sets.
+    pub cookie: u64,
     /// Those with an inode of 0 are not there.
     pub arenas: [ArenaRef; ARENAS_MAX],
 }
@@ -75,6 +79,33 @@ pub struct Entry {
     pub sock: u32,
 }
 
+/// A registration in an epoll set that the leaver held, or a descriptor of such a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watch {
+    /// The leaver's number for the set, which is its lane's, too.
+    pub set: u32,
+    /// A descriptor of the set.
+    pub ep: u32,
+    /// `st_ino` of the member. 0: nothing is registered by this, it only names a descriptor.
+    pub inode: u64,
+    /// Number that the member was registered by.
+    pub fd: u32,
+    /// `EPOLL*` bits.
+    pub events: u32,
+    /// Returned with each event.
+    pub data: u64,
+    /// [`watch`] bits.
+    pub state: u32,
+}
+
+/// Bits of [`Watch::state`].
+pub mod watch {
+    /// Something came that nobody was told of yet.
+    pub const NEWS: u32 = 1;
+    /// One-shot, and shot.
+    pub const OFF: u32 = 2;
+}
+
 /// Why an image is not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadImage;
@@ -97,7 +128,8 @@ impl Head {
         let mut words = [0; HEAD_WORDS];
         let fixed = [MAGIC, pair(VERSION, self.entries), pair(self.function, self.agent), self.nonce];
         let arenas = self.arenas.iter().flat_map(|a| [u64::from(a.fd), a.inode]);
-        for (to, from) in words.iter_mut().zip(fixed.into_iter().chain(arenas)) {
+        let last = [u64::from(self.watches), self.cookie];
+        for (to, from) in words.iter_mut().zip(fixed.into_iter().chain(arenas).chain(last)) {
             *to = from;
         }
         words
@@ -117,7 +149,13 @@ impl Head {
             let [fd, inode] = from else { return Err(BadImage) };
             *arena = ArenaRef { fd: u32::try_from(*fd).map_err(|_| BadImage)?, inode: *inode };
         }
-        Ok(Head { function: lo(*ids), nonce: *nonce, agent: hi(*ids), entries: hi(*version), arenas })
+        let [watches, cookie, ..] = rest.get(2 * ARENAS_MAX..).unwrap_or(&[]) else { return Err(BadImage) };
+        let (watches, cookie) = (u32::try_from(*watches).map_err(|_| BadImage)?, *cookie);
+        if watches as usize > ENTRIES_MAX {
+            return Err(BadImage);
+        }
+        let entries = hi(*version);
+        Ok(Head { function: lo(*ids), nonce: *nonce, agent: hi(*ids), entries, watches, cookie, arenas })
     }
 }
 
@@ -160,6 +198,44 @@ impl Entry {
             family_type: lo(family_arena),
             arena: hi(family_arena),
             sock: u32::try_from(sock).map_err(|_| BadImage)?,
+        })
+    }
+}
+
+impl Watch {
+    /// Encodes.
+    #[must_use]
+    pub fn to_words(self) -> [u64; ENTRY_WORDS] {
+        [
+            self.inode,
+            self.data,
+            pair(self.events, self.state),
+            pair(self.set, self.ep),
+            u64::from(self.fd),
+            0,
+            0,
+            0,
+        ]
+    }
+
+    /// Validates; whether the descriptors are what they are said to be, the reader finds out.
+    ///
+    /// # Errors
+    /// [`BadImage`] for a field out of range.
+    pub fn from_words(words: &[u64; ENTRY_WORDS]) -> Result<Watch, BadImage> {
+        let [inode, data, events_state, set_ep, fd, ..] = *words;
+        let state = hi(events_state);
+        if state & !(watch::NEWS | watch::OFF) != 0 {
+            return Err(BadImage);
+        }
+        Ok(Watch {
+            set: lo(set_ep),
+            ep: hi(set_ep),
+            inode,
+            fd: u32::try_from(fd).map_err(|_| BadImage)?,
+            events: lo(events_state),
+            data,
+            state,
         })
     }
 }

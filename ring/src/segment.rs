@@ -3,7 +3,7 @@
 //! ```text
 //! 0        SegmentHeader
 //! 4096     Side 0 (clients): lanes, news
-//! 8192     Side 1 (servers): lanes, news
+//! 28672    Side 1 (servers): lanes, news
 //! 65536    Slot[256]: control lines of both directions
 //! 262144   rings: slot 0 client-to-server, slot 0 server-to-client, slot 1 ...
 //! ```
@@ -15,6 +15,7 @@
 use crate::VERSION;
 use crate::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use crate::shared::{Region, Shared};
+use crate::wake::SleepWord;
 
 /// "IPDG".
 pub const SEGMENT_MAGIC: u32 = u32::from_le_bytes(*b"IPDG");
@@ -23,11 +24,11 @@ pub const SLOTS: u16 = 256;
 /// Bytes of one direction's ring.
 pub const RING_BYTES: usize = 256 * 1024;
 /// Lanes of one side: epoll instances that are told of news separately.
-pub const LANES: usize = 8;
+pub const LANES: usize = 64;
 /// First byte of the sides.
 pub const SIDES_OFFSET: usize = 4096;
 /// Bytes from one side to the next.
-pub const SIDE_STRIDE: usize = 4096;
+pub const SIDE_STRIDE: usize = 24_576;
 /// First byte of the slots.
 pub const SLOTS_OFFSET: usize = 65_536;
 /// First byte of the rings.
@@ -55,8 +56,8 @@ unsafe impl Shared for SegmentHeader {}
 /// A lane's words, on a line of their own: the peer uses them after each message to a watched slot.
 #[repr(C, align(64))]
 pub struct Lane {
-    /// Sleep word ([`crate::wake`]): epoll instances of this lane that sleep (SPEC 6.4).
-    pub sleeping: AtomicU32,
+    /// Who sleeps for news of this lane (SPEC 6.4).
+    pub sleeping: SleepWord,
     /// The latest stamp of news ([`crate::wake::stamp`]). Peer-written.
     pub order: AtomicU32,
 }
@@ -102,12 +103,12 @@ pub struct Direction {
     /// The last urgent byte and where it stands ([`crate::urgent`]); 0: none so far. Writer-written.
     pub urgent: AtomicU64,
     pad1: [AtomicU64; 6],
-    /// Sleep word ([`crate::wake`]): who sleeps for data here. Reader-set.
-    pub rx_wait: AtomicU32,
+    /// Who sleeps for data here. Reader-set.
+    pub rx_wait: SleepWord,
+    /// Who sleeps for space here. Writer-set.
+    pub tx_wait: SleepWord,
     /// Lane plus one whose epoll instances watch for data, or 0, and [`crate::wake::RING_EACH`] and the like. Reader-set.
     pub rx_watch: AtomicU32,
-    /// Sleep word ([`crate::wake`]): who sleeps for space here. Writer-set.
-    pub tx_wait: AtomicU32,
     /// The same for space. Writer-set.
     pub tx_watch: AtomicU32,
     /// Generation that the reader's side has closed entirely: nobody will ever read. With [`READER_SHUT`]: it has shut down both
@@ -116,7 +117,7 @@ pub struct Direction {
     pad2: AtomicU32,
     /// The writer that waits or watches for space wants to be told when `consumed` gets here. Writer-set.
     pub tx_wake_at: AtomicU64,
-    pad3: [AtomicU64; 4],
+    pad3: [AtomicU64; 3],
 }
 // SAFETY: atomics only, repr(C).
 unsafe impl Shared for Direction {}
@@ -135,9 +136,9 @@ impl Direction {
             state: word(),
             urgent: AtomicU64::new(0),
             pad1: core::array::from_fn(|_| AtomicU64::new(0)),
-            rx_wait: word(),
+            rx_wait: SleepWord::new(),
+            tx_wait: SleepWord::new(),
             rx_watch: word(),
-            tx_wait: word(),
             tx_watch: word(),
             reader_closed: word(),
             pad2: word(),
@@ -159,14 +160,15 @@ unsafe impl Shared for Slot {}
 #[cfg(not(loom))]
 const _: () = {
     use core::mem::{offset_of, size_of};
-    assert!(size_of::<Lane>() == 64);
+    assert!(size_of::<SleepWord>() == 8 && size_of::<Lane>() == 64);
     assert!(size_of::<Side>() == 64 * LANES + LANES * SLOTS as usize);
     assert!(size_of::<Side>() <= SIDE_STRIDE);
     assert!(size_of::<Direction>() == 192);
     assert!(offset_of!(Direction, generation) == 64);
     assert!(offset_of!(Direction, urgent) == 72);
     assert!(offset_of!(Direction, rx_wait) == 128);
-    assert!(offset_of!(Direction, tx_wake_at) == 152);
+    assert!(offset_of!(Direction, rx_watch) == 144);
+    assert!(offset_of!(Direction, tx_wake_at) == 160);
     assert!(size_of::<Slot>() == 512);
     assert!(SIDES_OFFSET + 2 * SIDE_STRIDE <= SLOTS_OFFSET);
     assert!(SLOTS_OFFSET + SLOTS as usize * size_of::<Slot>() <= RINGS_OFFSET);

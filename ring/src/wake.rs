@@ -10,14 +10,234 @@
 //! Nobody takes an announcement back (SPEC 6.3): other threads and processes may sleep on the same word,
 //! and only a waker, who then wakes all of them, clears it. A sleeper that gave up costs one wake-up in vain.
 
-use crate::atomic::{AtomicU8, AtomicU32, Heavy, Ordering, light_barrier, store_against_rmw};
+//!
+//! A receiver that sleeps again and again would run a heavy barrier each time. So an announcement also asks the wakers for
+//! full fences of their own ([`FENCED`]); once a heavy barrier has passed since, all wakers are known to see that, and
+//! from then on sleepers fence as cheaply. A reader that does not sleep any more takes the request back ([`SleepWord::relax`]).
+//!
+//! `unsafe` is allowed here for the `Shared` marker only.
+#![allow(unsafe_code)]
+
+use crate::atomic::{
+    AtomicU8, AtomicU32, AtomicU64, Heavy, Ordering, fence, light_barrier, store_against_rmw,
+};
+use crate::shared::Shared;
 
 /// A sleeper waits on the word itself with futex(2): wake all waiters of the word.
 pub const FUTEX: u32 = 1;
-/// A sleeper waits in poll(2) or epoll(7): ring the segment's wire.
+/// A sleeper waits in poll(2) or epoll(7): ring the bell in the word, or the segment's wire if it is [`EVERYBODY`].
 pub const WIRE: u32 = 2;
+/// Wakers: run a full fence between publishing and reading this word.
+pub const FENCED: u32 = 4;
+/// A heavy barrier has passed since [`FENCED`] was set: no waker can miss it.
+pub const SETTLED: u32 = 8;
+/// From here on, below [`ROUND`]: how often the fences were taken back, so that nobody settles a later request for them.
+const RELAXED: u32 = 16;
 /// The other bits count the claims, so that a futex sleeper's value is not mistaken for a later one (SPEC 6.3).
-const ROUND: u32 = 4;
+const ROUND: u32 = 1 << 18;
+
+/// The bell of several sleepers, or of one that has none: the wire, which all of a side hear.
+pub const EVERYBODY: u32 = 0;
+
+/// A sleep word (SPEC 6.3): in the upper half the bits above, and a count; in the lower half the bell of who waits in poll(2)
+/// or epoll(7). A futex sleeper waits on the upper half.
+#[repr(transparent)]
+pub struct SleepWord(AtomicU64);
+// SAFETY: an atomic, repr(transparent), any bit pattern valid.
+unsafe impl Shared for SleepWord {}
+
+/// Bytes from a sleep word's address to that of its upper half.
+pub const FUTEX_OFFSET: usize = if cfg!(target_endian = "little") { 4 } else { 0 };
+
+/// A sleep word's value after an announcement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Announced(u64);
+
+/// What a waker has claimed: whom it must wake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claimed(u64);
+
+#[allow(clippy::cast_possible_truncation)] // halves of a word
+const fn halves(word: u64) -> (u32, u32) {
+    ((word >> 32) as u32, word as u32)
+}
+
+const fn word_of(bits: u32, bell: u32) -> u64 {
+    (bits as u64) << 32 | bell as u64
+}
+
+impl Announced {
+    /// Wakers are known to fence: so may the sleeper, instead of the heavy barrier.
+    #[must_use]
+    pub fn is_settled(self) -> bool {
+        halves(self.0).0 & SETTLED != 0
+    }
+
+    /// What a futex sleeper finds in the upper half as long as nobody has claimed anything.
+    #[must_use]
+    pub fn futex_value(self) -> u32 {
+        halves(self.0).0
+    }
+}
+
+impl Claimed {
+    /// Nobody.
+    pub const NONE: Claimed = Claimed(0);
+
+    /// [`FUTEX`] and [`WIRE`], as far as they were announced.
+    #[must_use]
+    pub fn how(self) -> u32 {
+        halves(self.0).0 & (FUTEX | WIRE)
+    }
+
+    /// The bell to be rung, if any; [`EVERYBODY`]: the wire.
+    #[must_use]
+    pub fn bell(self) -> Option<u32> {
+        let (bits, bell) = halves(self.0);
+        (bits & WIRE != 0).then_some(bell)
+    }
+}
+
+impl SleepWord {
+    /// Nobody sleeps.
+    #[must_use]
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Self {
+        SleepWord(AtomicU64::new(0))
+    }
+
+    /// As another connection left it: nobody of this one sleeps.
+    pub fn reset(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    /// [`FUTEX`] and [`WIRE`], as far as they are announced: for people, and for models of futex(2).
+    #[must_use]
+    pub fn bits(&self) -> u32 {
+        halves(self.0.load(Ordering::SeqCst)).0
+    }
+
+    /// Where the upper half is: what a futex sleeper waits on.
+    #[must_use]
+    pub fn futex_address(&self) -> *const u32 {
+        core::ptr::from_ref(self).cast::<u8>().wrapping_add(FUTEX_OFFSET).cast()
+    }
+
+    /// Changes the word by `change`; the new value. `None` from it leaves the word alone.
+    fn change(&self, order: Ordering, change: impl Fn(u32, u32) -> Option<(u32, u32)>) -> Option<u64> {
+        let mut before = self.0.load(Ordering::Relaxed);
+        loop {
+            let (bits, bell) = halves(before);
+            let (bits, bell) = change(bits, bell)?;
+            let after = word_of(bits, bell);
+            match self.0.compare_exchange(before, after, order, Ordering::Relaxed) {
+                Ok(_) => return Some(after),
+                Err(now) => before = now,
+            }
+        }
+    }
+
+    /// Sleeper, before its barrier: announces how it sleeps ([`FUTEX`], [`WIRE`]); `bell`: its own, for the latter.
+    pub fn announce(&self, how: u32, bell: u32) -> Announced {
+        // Relaxed: ordered against the second look by the barrier that follows.
+        let after = self.change(Ordering::Relaxed, |bits, others| {
+            let bell = match (how & WIRE != 0, bits & WIRE != 0) {
+                (false, _) => others,
+                (true, false) => bell,
+                (true, true) if others == bell => bell,
+                (true, true) => EVERYBODY,
+            };
+            Some((bits | how | FENCED, bell))
+        });
+        Announced(after.unwrap_or_default())
+    }
+
+    /// Sleeper, after a heavy barrier that followed the announcement: later ones need none. What a futex sleeper waits for.
+    pub fn settle(&self, announced: Announced) -> Announced {
+        let before = announced.futex_value();
+        // The same count: nobody has taken the request for fences back since, so it is the one that the barrier made known.
+        let same = |bits: u32| bits & FENCED != 0 && bits % ROUND / RELAXED == before % ROUND / RELAXED;
+        // Release: who reads the bit is behind the barrier, too.
+        let settled =
+            self.change(Ordering::Release, |bits, bell| same(bits).then_some((bits | SETTLED, bell)));
+        // Claimed since: what was announced must not be found any more.
+        settled.map(Announced).filter(|now| now.futex_value() / ROUND == before / ROUND).unwrap_or(announced)
+    }
+
+    /// Sleeper with one word: announces, and runs the barrier that is due. After it, the caller looks again.
+    pub fn announce_and_fence(&self, how: u32, bell: u32, heavy: &impl Heavy) -> Announced {
+        let announced = self.announce(how, bell);
+        if announced.is_settled() {
+            // Acquire: behind the barrier of who has settled it. SeqCst: pairs with the waker's fence in `claim_announced`.
+            fence(Ordering::SeqCst);
+            announced
+        } else {
+            heavy.heavy_barrier();
+            self.settle(announced)
+        }
+    }
+
+    /// Waker, after publishing and a [`light_barrier`]: might somebody sleep? For looking at several words of one line first.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_announced(&self) -> bool {
+        // Relaxed: the read is ordered after the publication by the barrier pair.
+        halves(self.0.load(Ordering::Relaxed)).0 & (FUTEX | WIRE | FENCED) != 0
+    }
+
+    /// Somebody has announced that it sleeps.
+    #[must_use]
+    pub fn is_sleeping(&self) -> bool {
+        halves(self.0.load(Ordering::Relaxed)).0 & (FUTEX | WIRE) != 0
+    }
+
+    /// Wakers are asked for fences.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_fenced(&self) -> bool {
+        halves(self.0.load(Ordering::Relaxed)).0 & FENCED != 0
+    }
+
+    /// Waker, after publishing: whom to wake. Of several wakers exactly one is told of an announcement, and must wake.
+    #[inline(always)]
+    #[must_use]
+    pub fn sleepers(&self) -> Claimed {
+        light_barrier();
+        if self.is_announced() { self.claim_announced() } else { Claimed::NONE }
+    }
+
+    /// [`SleepWord::sleepers`] without the light barrier: right where the word is known to be settled.
+    #[cold]
+    #[must_use]
+    pub fn claim_announced(&self) -> Claimed {
+        if self.is_fenced() {
+            // SeqCst: the publication is before, the next read behind it; a sleeper that knows of this has its announcement
+            // before its own fence and its second look behind that.
+            fence(Ordering::SeqCst);
+        }
+        if !self.is_sleeping() {
+            return Claimed::NONE;
+        }
+        // Two steps, in this order: a futex sleeper that looked before the publication holds a value with the old count,
+        // and does not fall asleep even if somebody else announces again after the second step. Who announces between
+        // the two looks afterwards, and finds the publication.
+        // AcqRel: a sleeper that reads the new count sees the publication; the wake-up itself stays after both.
+        self.0.fetch_add(word_of(ROUND, 0), Ordering::AcqRel);
+        Claimed(self.0.fetch_and(!word_of(FUTEX | WIRE, 0), Ordering::AcqRel))
+    }
+
+    /// Sleeper's side, awake for some time: wakers need not fence any more, unless somebody else sleeps.
+    #[cold]
+    pub fn relax(&self) {
+        // Counted, so that nobody settles what was taken back. Relaxed: a waker that reads the word without the request, and so
+        // does not fence, reads every announcement that counted on it, because that came earlier in the same word.
+        self.change(Ordering::Relaxed, |bits, bell| {
+            let asleep = bits & (FUTEX | WIRE) != 0 || bits & FENCED == 0;
+            let count = bits.wrapping_add(RELAXED) & (ROUND - RELAXED);
+            (!asleep).then_some((bits & !(ROUND - 1) | count, bell))
+        });
+    }
+}
 
 /// In a watch word, beside the lane: ring the wire for each publication, whoever sleeps (SPEC 6.4).
 pub const RING_EACH: u32 = 1 << 31;
@@ -45,59 +265,16 @@ pub fn set_lane(watch: &AtomicU32, lane_plus_one: u32) -> u32 {
     lane(before)
 }
 
-/// Sleeper, before the heavy barrier: announces in `word` how it sleeps ([`FUTEX`], [`WIRE`]). Returns the
-/// word's new value, which a futex sleeper waits on.
-pub fn announce(word: &AtomicU32, how: u32) -> u32 {
-    // Relaxed: ordered against the second look by the heavy barrier that follows. Read-modify-write
-    // because several sleepers of different kinds may announce at once.
-    word.fetch_or(how, Ordering::Relaxed) | how
-}
-
-/// Sleeper with one word: announces, and runs the barrier. After it, the caller looks again.
-pub fn announce_and_fence(word: &AtomicU32, how: u32, heavy: &impl Heavy) -> u32 {
-    let value = announce(word, how);
-    heavy.heavy_barrier();
-    value
-}
-
-/// Waker, after publishing and a [`light_barrier`]: might somebody sleep? For looking at several words of one line first.
-#[inline(always)]
-#[must_use]
-pub fn announced(word: &AtomicU32) -> bool {
-    // Relaxed: the read is ordered after the publication by the barrier pair.
-    word.load(Ordering::Relaxed) & (FUTEX | WIRE) != 0
-}
-
-/// Waker, after publishing: who sleeps, as a set of [`FUTEX`] and [`WIRE`]. Of several wakers exactly one is
-/// told of an announcement, and must wake.
-#[inline(always)]
-#[must_use]
-pub fn sleepers(word: &AtomicU32) -> u32 {
-    light_barrier();
-    if announced(word) { claim(word) } else { 0 }
-}
-
-/// Takes the announcements and counts the claim in the same word.
-#[cold]
-fn claim(word: &AtomicU32) -> u32 {
-    // Two steps, in this order: a futex sleeper that looked before the publication holds a value with the old count,
-    // and does not fall asleep even if somebody else announces again after the second step. Who announces between
-    // the two looks afterwards, and finds the publication.
-    // AcqRel: a sleeper that reads the new count sees the publication; the wake-up itself stays after both.
-    word.fetch_add(ROUND, Ordering::AcqRel);
-    word.fetch_and(!(FUTEX | WIRE), Ordering::AcqRel) & (FUTEX | WIRE)
-}
-
 /// Waker of a lane (SPEC 6.4): after publishing, tells the receiver that a slot has news. Returns who sleeps on
-/// the lane, as [`sleepers`] does. `stamp`, not 0, is the news' place in the order of arrival ([`stamp`]).
+/// the lane, as [`SleepWord::sleepers`] does. `stamp`, not 0, is the news' place in the order of arrival ([`stamp`]).
 ///
 /// The byte is stored even if it is set already: what is read there could be older than the receiver's look.
 #[inline(always)]
 #[must_use]
-pub fn post(news: &AtomicU8, stamp: u8, sleeping: &AtomicU32) -> u32 {
+pub fn post(news: &AtomicU8, stamp: u8, sleeping: &SleepWord) -> Claimed {
     // Release: pairs with the Acquire in `collect`: who takes the news sees the publication before it.
     store_against_rmw(news, stamp, Ordering::Release);
-    sleepers(sleeping)
+    sleeping.sleepers()
 }
 
 /// Waker of a lane: the next stamp of `order`, which is the lane's.

@@ -1,7 +1,7 @@
 //! SPEC 10: images survive the way into words and back, and foreign words never panic.
 
 use proptest::prelude::*;
-use ring::image::{ARENAS_MAX, ArenaRef, ENTRY_WORDS, Entry, EntryKind, HEAD_WORDS, Head};
+use ring::image::{ARENAS_MAX, ArenaRef, ENTRY_WORDS, Entry, EntryKind, HEAD_WORDS, Head, Watch};
 use ring::msg::ConnId;
 
 fn entry() -> impl Strategy<Value = Entry> {
@@ -28,11 +28,27 @@ proptest! {
 
     #[test]
     fn s10_1_heads_survive_the_way_into_words(
-        function: u32, nonce: u64, agent: u32, entries in 0..1000u32, arenas: [(u32, u64); ARENAS_MAX],
+        function: u32, nonce: u64, agent: u32, entries in 0..1000u32, watches in 0..1000u32, cookie: u64,
+        arenas: [(u32, u64); ARENAS_MAX],
     ) {
         let arenas = arenas.map(|(fd, inode)| ArenaRef { fd, inode });
-        let head = Head { function, nonce, agent, entries, arenas };
+        let head = Head { function, nonce, agent, entries, watches, cookie, arenas };
         prop_assert_eq!(Head::from_words(&head.to_words()), Ok(head));
+    }
+
+    #[test]
+    fn s10_5_watches_survive_the_way_into_words(
+        set: u32, ep: u32, inode: u64, fd: u32, events: u32, data: u64, state in 0..4u32,
+    ) {
+        let watch = Watch { set, ep, inode, fd, events, data, state };
+        prop_assert_eq!(Watch::from_words(&watch.to_words()), Ok(watch));
+    }
+
+    #[test]
+    fn s10_5_foreign_watches_never_panic(words: [u64; ENTRY_WORDS]) {
+        if let Ok(watch) = Watch::from_words(&words) {
+            prop_assert!(watch.state < 4);
+        }
     }
 
     #[test]

@@ -6,10 +6,10 @@
 
 mod support;
 
-use ring::atomic::{AtomicU32, Heavy, Ordering};
+use ring::atomic::{Heavy, Ordering};
 use ring::segment::state;
 use ring::stream::{self, Reader, Writer};
-use ring::wake::{self, FUTEX};
+use ring::wake::{EVERYBODY, FUTEX, SleepWord};
 use ring::window::{Consumer, Producer, Raw};
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,22 +48,22 @@ impl Heavy for Membarrier {
 
 /// How a side waits.
 trait Wait: Send + 'static {
-    fn wait(&self, word: &AtomicU32, ready: &mut dyn FnMut() -> bool);
-    fn wake(&self, word: &AtomicU32);
+    fn wait(&self, word: &SleepWord, ready: &mut dyn FnMut() -> bool);
+    fn wake(&self, word: &SleepWord);
 }
 
 struct Poll;
 impl Wait for Poll {
-    fn wait(&self, _: &AtomicU32, _: &mut dyn FnMut() -> bool) {
+    fn wait(&self, _: &SleepWord, _: &mut dyn FnMut() -> bool) {
         std::thread::yield_now();
     }
-    fn wake(&self, _: &AtomicU32) {}
+    fn wake(&self, _: &SleepWord) {}
 }
 
 struct Sleep;
 impl Wait for Sleep {
-    fn wait(&self, word: &AtomicU32, ready: &mut dyn FnMut() -> bool) {
-        let value = wake::announce_and_fence(word, FUTEX, &Membarrier);
+    fn wait(&self, word: &SleepWord, ready: &mut dyn FnMut() -> bool) {
+        let value = word.announce_and_fence(FUTEX, EVERYBODY, &Membarrier).futex_value();
         if ready() {
             return;
         }
@@ -73,7 +73,7 @@ impl Wait for Sleep {
         let result = unsafe {
             libc::syscall(
                 libc::SYS_futex,
-                word.as_ptr(),
+                word.futex_address(),
                 libc::FUTEX_WAIT,
                 value,
                 &raw const bound,
@@ -85,10 +85,10 @@ impl Wait for Sleep {
             result == -1 && std::io::Error::last_os_error().raw_os_error() == Some(libc::ETIMEDOUT);
         assert!(!(timed_out && ready()), "a wake-up was lost");
     }
-    fn wake(&self, word: &AtomicU32) {
-        if wake::sleepers(word) & FUTEX != 0 {
+    fn wake(&self, word: &SleepWord) {
+        if word.sleepers().how() & FUTEX != 0 {
             // SAFETY: the word lives across the call.
-            unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
+            unsafe { libc::syscall(libc::SYS_futex, word.futex_address(), libc::FUTEX_WAKE, i32::MAX) };
         }
     }
 }

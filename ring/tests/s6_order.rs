@@ -3,15 +3,15 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
-use ring::wake::{age, collect, post, stamp};
+use ring::wake::{Claimed, SleepWord, age, collect, post, stamp};
 
 #[test]
 fn s6_4_11_older_news_have_a_higher_age_from_any_start() {
     for start in 0..=u32::from(u8::MAX) {
-        let (order, sleeping) = (AtomicU32::new(start), AtomicU32::new(0));
+        let (order, sleeping) = (AtomicU32::new(start), SleepWord::new());
         let news: Vec<_> = (0..254).map(|_| AtomicU8::new(0)).collect();
         for byte in &news {
-            assert_eq!(post(byte, stamp(&order), &sleeping), 0, "nobody sleeps");
+            assert_eq!(post(byte, stamp(&order), &sleeping), Claimed::NONE, "nobody sleeps");
         }
         let stamps: Vec<_> = news.iter().map(collect).collect();
         assert!(stamps.iter().all(|stamp| *stamp != 0), "news without a stamp");

@@ -26,6 +26,12 @@ pub const CASES: &[Case] = &[
     ("accept::without_listen_is_einval", Any, without_listen),
     ("accept::on_connected_socket_is_einval", User, on_connected),
     ("accept::two_waiting_accepts", User, two_waiting),
+    ("accept::waiting_has_its_number_already", User, number_first),
+    ("accept::waiting_in_vain_gives_its_number_back", Any, number_back),
+    ("accept::a_forked_child_has_not_the_number_of_a_waiting_call", User, number_in_child),
+    ("accept::flags_after_waiting", User, flags_after_waiting),
+    ("accept::goes_on_when_the_listener_is_closed", User, closed_under_accept),
+    ("accept::goes_on_when_the_listener_is_replaced", User, replaced_under_accept),
     ("accept::backlog_beyond_what_was_asked", Any, backlog),
     ("accept::listener_closed_with_clients_waiting", Any, listener_closed),
     ("accept::shut_down_listener_wakes_accept", Any, listener_shutdown),
@@ -225,6 +231,97 @@ fn two_waiting(t: &Duo) {
     let mut fds: Vec<i64> = waiting.iter().map(|w| t.s.quiet(&Op::Join { ticket: *w }).ret).collect();
     fds.sort_unstable();
     t.s.remark(&format!("accepted {fds:?}"));
+}
+
+/// A call that waits, and its thread.
+fn waiting_accept(t: &Duo, l: i32, flags: i32) -> i64 {
+    let waiting = t.s.start(Op::Accept { fd: l, flags: Some(flags) });
+    t.s.until_blocked();
+    waiting
+}
+
+fn joined(t: &Duo, waiting: i64) -> i32 {
+    i32::try_from(t.s.join(waiting).ret).unwrap_or(-1)
+}
+
+fn number_first(t: &Duo) {
+    let (l, addr) = t.listener();
+    let c = t.c.tcp();
+    let free = t.s.tcp();
+    t.s.close(free);
+    let waiting = waiting_accept(t, l, 0);
+    // As if it were not there, but not to be had.
+    t.s.close(free);
+    t.s.call(Op::Dup2 { fd: l, to: free });
+    t.s.tcp();
+    t.c.connect(c, &addr);
+    let s = joined(t, waiting);
+    t.s.send(s, b"here");
+    t.c.recv(c, 4);
+    t.s.tcp();
+}
+
+fn number_back(t: &Duo) {
+    let (l, _) = t.listener();
+    let timeout: Vec<u8> = [0_i64, 20_000].iter().flat_map(|v| v.to_ne_bytes()).collect();
+    t.s.setopt_bytes(l, libc::SOL_SOCKET, libc::SO_RCVTIMEO, &timeout);
+    t.s.accept(l);
+    t.s.tcp();
+}
+
+fn number_in_child(t: &Duo) {
+    let (l, addr) = t.listener();
+    let waiting = waiting_accept(t, l, 0);
+    let Some(child) = t.s.fork("k") else { return };
+    child.tcp();
+    let c = t.c.tcp();
+    t.c.connect(c, &addr);
+    let s = joined(t, waiting);
+    t.s.send(s, b"parent");
+    t.c.recv(c, 8);
+    child.exit();
+}
+
+fn flags_after_waiting(t: &Duo) {
+    let (l, addr) = t.listener();
+    let c = t.c.tcp();
+    for flags in [0, SOCK_NONBLOCK, SOCK_CLOEXEC] {
+        let waiting = waiting_accept(t, l, flags);
+        let c = if flags == 0 { c } else { t.c.tcp() };
+        t.c.connect(c, &addr);
+        let s = joined(t, waiting);
+        t.s.fcntl(s, libc::F_GETFD, 0);
+        t.s.fcntl(s, libc::F_GETFL, 0);
+    }
+}
+
+/// The call holds the listening socket: one more connection comes, and then it is gone.
+fn closed_under_accept(t: &Duo) {
+    let (l, addr) = t.listener();
+    let clients = [t.c.tcp(), t.c.tcp()];
+    let waiting = waiting_accept(t, l, 0);
+    t.s.close(l);
+    t.c.connect(clients[0], &addr);
+    let s = joined(t, waiting);
+    t.c.send(clients[0], b"the last");
+    t.s.recv(s, 16);
+    t.c.connect(clients[1], &addr);
+}
+
+fn replaced_under_accept(t: &Duo) {
+    let (l, addr) = t.listener();
+    let (other, elsewhere) = t.listener();
+    let clients = [t.c.tcp(), t.c.tcp()];
+    let waiting = waiting_accept(t, l, 0);
+    t.s.call(Op::Dup2 { fd: other, to: l });
+    t.c.connect(clients[0], &addr);
+    let s = joined(t, waiting);
+    t.c.send(clients[0], b"of the old one");
+    t.s.recv(s, 16);
+    t.c.connect(clients[1], &elsewhere);
+    let s = t.s.accept(l);
+    t.c.send(clients[1], b"of the new one");
+    t.s.recv(s, 16);
 }
 
 fn backlog(t: &Duo) {

@@ -2,8 +2,8 @@
 
 use harness::wire::Op;
 use libc::{
-    AF_INET, EPOLLIN, O_NONBLOCK, POLLIN, POLLOUT, SO_ERROR, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM,
-    SOL_SOCKET,
+    AF_INET, EPOLLIN, O_NONBLOCK, POLLHUP, POLLIN, POLLOUT, POLLRDHUP, SO_ERROR, SOCK_CLOEXEC, SOCK_NONBLOCK,
+    SOCK_STREAM, SOL_SOCKET,
 };
 
 use crate::driver::{Duo, at, v4};
@@ -13,6 +13,9 @@ use crate::{
 };
 
 pub const CASES: &[Case] = &[
+    ("connect::asked_again_when_it_broke", Any, asked_when_broken),
+    ("connect::asked_again_when_the_server_has_closed", User, asked_when_closed),
+    ("connect::asked_again_after_so_error", User, asked_after_so_error),
     ("connect::blocking", User, blocking),
     ("connect::before_accept_is_called", User, before_accept),
     ("connect::send_and_close_before_accept", User, send_and_close_before_accept),
@@ -261,4 +264,47 @@ fn epoll_completion(t: &Duo) {
     t.s.send(s, b"hello");
     t.c.settle(c, POLLIN);
     t.c.epoll_wait(ep, 5000);
+}
+
+/// The connection that came of a non-blocking connect is reset before anybody asks: the socket can be used anew.
+fn asked_when_broken(t: &Duo) {
+    let (l, addr) = t.listener();
+    let c = t.c.socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK);
+    t.c.connect(c, &addr);
+    t.c.settle(c, POLLOUT);
+    t.s.close(l);
+    t.c.settle(c, POLLHUP);
+    t.c.connect(c, &addr);
+    t.c.poll(&[(c, POLLIN | POLLOUT)], 0);
+    let (l, addr) = t.listener();
+    t.c.connect(c, &addr);
+    t.c.settle(c, POLLOUT);
+    t.c.connect(c, &addr);
+    let s = t.s.accept(l);
+    t.s.send(s, b"anew");
+    t.c.settle(c, POLLIN);
+    t.c.recv(c, 8);
+}
+
+fn asked_when_closed(t: &Duo) {
+    let (l, addr) = t.listener();
+    let c = t.c.socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK);
+    t.c.connect(c, &addr);
+    let s = t.s.accept(l);
+    t.s.close(s);
+    t.c.settle(c, POLLRDHUP);
+    t.c.connect(c, &addr);
+    t.c.connect(c, &addr);
+    t.c.recv(c, 4);
+}
+
+/// `SO_ERROR` does not count as asking how the connect went.
+fn asked_after_so_error(t: &Duo) {
+    let (_l, addr) = t.listener();
+    let c = t.c.socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK);
+    t.c.connect(c, &addr);
+    t.c.settle(c, POLLOUT);
+    t.c.getopt(c, SOL_SOCKET, SO_ERROR);
+    t.c.connect(c, &addr);
+    t.c.connect(c, &addr);
 }

@@ -38,6 +38,7 @@ pub const CASES: &[Case] = &[
     ("end::client_process_exits", User, client_exits),
     ("end::server_process_exits", User, server_exits),
     ("end::exit_with_unread_data", User, exit_unread),
+    ("end::exit_with_unread_data_after_shutdown", User, exit_unread_shut),
     ("end::blocked_sender_sees_the_peer_go", User, blocked_sender),
     ("end::data_before_half_close_is_complete", User, data_before_fin),
     ("end::close_twice", User, close_twice),
@@ -292,6 +293,21 @@ fn exit_unread(t: &Duo) {
     t.s.settle(s, POLLIN);
     t.s.exit();
     t.c.settle(c, POLLIN);
+    t.c.recv(c, 4);
+}
+
+fn exit_unread_shut(t: &Duo) {
+    if t.only_apart() {
+        return;
+    }
+    let Pair { s, c, .. } = t.pair();
+    t.c.send(c, b"nobody reads this");
+    t.s.settle(s, POLLIN);
+    t.s.shutdown(s, SHUT_RDWR);
+    t.c.settle(c, POLLRDHUP);
+    t.s.exit();
+    t.c.settle(c, POLLHUP);
+    t.c.send(c, b"x");
     t.c.recv(c, 4);
 }
 

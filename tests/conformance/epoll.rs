@@ -13,6 +13,8 @@ use crate::{
 };
 
 pub const CASES: &[Case] = &[
+    ("epoll::one_shot_that_was_shot_before_the_connection", User, shot_before),
+    ("epoll::data_is_no_edge_for_a_writer", User, data_no_edge),
     ("epoll::level_triggered", User, level),
     ("epoll::level_with_partial_reads", User, level_partial),
     ("epoll::edge_triggered", User, edge),
@@ -541,4 +543,37 @@ fn rounds(t: &Duo) {
         t.s.send(p.s, &[b'A' + round]);
         t.c.recv(p.c, 16);
     }
+}
+
+/// A socket that is not connected yet is ready for an event, which uses a one-shot registration up.
+fn shot_before(t: &Duo) {
+    let (_l, addr) = t.listener();
+    let ep = t.c.epoll();
+    for (events, wait) in [(EPOLLOUT, true), (EPOLLOUT | EPOLLET, true), (EPOLLOUT, false)] {
+        let c = t.c.tcp();
+        t.c.epoll_add(ep, c, events | EPOLLONESHOT);
+        if wait {
+            t.c.epoll_wait(ep, 0);
+        }
+        t.c.connect(c, &addr);
+        t.c.epoll_wait(ep, 0);
+        t.c.epoll_ctl(ep, libc::EPOLL_CTL_MOD, c, EPOLLOUT | EPOLLONESHOT);
+        t.c.epoll_wait(ep, 0);
+        t.c.epoll_wait(ep, 0);
+    }
+}
+
+/// Whoever asks edge-triggered for room alone does not hear of data, but of the end.
+fn data_no_edge(t: &Duo) {
+    let p = t.pair();
+    let ep = t.s.epoll();
+    t.s.epoll_add(ep, p.s, EPOLLOUT | EPOLLET);
+    t.s.epoll_wait(ep, 0);
+    t.c.send(p.c, b"x");
+    t.s.settle(p.s, libc::POLLIN);
+    t.s.epoll_wait(ep, 0);
+    t.c.shutdown(p.c, libc::SHUT_WR);
+    t.s.settle(p.s, libc::POLLRDHUP);
+    t.s.epoll_wait(ep, 0);
+    t.s.epoll_wait(ep, 0);
 }

@@ -39,6 +39,7 @@ mod udp;
 mod unix_messages;
 mod unix_stream;
 mod urgent;
+mod watches;
 mod zerocopy;
 
 use std::path::Path;
@@ -116,6 +117,7 @@ const GROUPS: &[Group] = &[
     two(Family::UnixSeqpacket, unix_messages::SEQPACKET),
     two(Family::UnixDgram, unix_messages::DGRAM),
     two(Family::Tcp, urgent::CASES),
+    two(Family::Tcp, watches::CASES),
     two(Family::Tcp, zerocopy::CASES),
     one(Family::Tcp, alike::TCP),
     one(Family::UnixStream, alike::UNIX_STREAM),

@@ -57,6 +57,8 @@ pub const CASES: &[Case] = &[
     ("passing::listener", Any, pass_listener),
     ("passing::never_received", Mixed, pass_never),
     ("passing::there_and_back", Mixed, pass_back),
+    ("passing::receiver_ends_and_the_giver_goes_on", Mixed, pass_and_keep),
+    ("passing::receiver_shuts_down_and_the_giver_goes_on", Mixed, pass_and_shut),
 ];
 
 fn exchange(c: &Side, cfd: i32, s: &Side, sfd: i32) {
@@ -463,4 +465,26 @@ fn pass_back(t: &Duo) {
     t.c.recv(p.c, 13);
     t.c.recv(p.c, 64);
     exchange(&t.c, p.c, &t.s, again);
+}
+
+fn pass_and_keep(t: &Duo) {
+    let (p, u) = pass_pairs(t);
+    t.s.send_fds(u.s, b"for both of us", &[p.s]);
+    let got = t.c.recv_fd(u.c);
+    exchange(&t.c, p.c, &t.c, got);
+    t.c.close(got);
+    t.c.poll(&[(p.c, POLLIN)], 300);
+    exchange(&t.c, p.c, &t.s, p.s);
+    t.s.close(p.s);
+    t.c.recv(p.c, 64);
+}
+
+fn pass_and_shut(t: &Duo) {
+    let (p, u) = pass_pairs(t);
+    t.s.send_fds(u.s, b"for both of us", &[p.s]);
+    let got = t.c.recv_fd(u.c);
+    t.c.shutdown(got, SHUT_WR);
+    t.c.recv(p.c, 64);
+    t.c.close(got);
+    t.s.close(p.s);
 }

@@ -421,8 +421,6 @@ impl Generator {
             self.random.pick(&[EPOLL_CTL_ADD, EPOLL_CTL_ADD, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL], 1);
         let what = self.random.pick(&[EPOLLIN, EPOLLIN | EPOLLOUT, EPOLLOUT, EPOLLIN | EPOLLRDHUP], EPOLLIN);
         let how = self.random.pick(&[0, 0, EPOLLET, EPOLLET, EPOLLONESHOT, EPOLLET | EPOLLONESHOT], 0);
-        // Known to differ: data that comes is an edge for a set that asks for EPOLLOUT alone.
-        let how = if what == EPOLLOUT { how & !EPOLLET } else { how };
         Some(Act::EpollCtl { s, op, member, events: (what | how).cast_unsigned() })
     }
 
@@ -433,15 +431,6 @@ impl Generator {
             self.names.remove(&p);
             for (_, things) in self.blocked.remove(&p).unwrap_or_default() {
                 self.set_awaited(&things, false);
-            }
-        }
-        if matches!(step.act, Act::Exec {}) {
-            // Known to differ: a set that exec inherits.
-            let names = self.names.get(&p).cloned().unwrap_or_default();
-            for thing in names.values() {
-                if let Some(thing) = self.things.get_mut(*thing).filter(|t| t.kind == Kind::Epoll) {
-                    thing.inherited = true;
-                }
             }
         }
         let number = self.program.0.len();

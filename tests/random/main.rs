@@ -12,6 +12,7 @@
 //! | `RANDOM_SECONDS` | how long new programs are tried; 0: the corpus alone | 60 |
 //! | `RANDOM_STEPS` | steps in each | 40 |
 //! | `RANDOM_FAILURES` | how many programs may differ before it stops | 1 |
+//! | `RANDOM_LANES` | programs that run at the same time | 2 |
 //! | `RANDOM_PRINT` | if set, each program is printed, with what the kernel gave | |
 
 mod compare;
@@ -33,15 +34,13 @@ use harness::instance::Instance;
 use harness::{Failure, Outcome, ensure};
 use program::Program;
 
-/// Programs that run at the same time.
-const LANES: usize = 2;
-
 /// What the environment asks for.
 struct Settings {
     seed: u64,
     time: Duration,
     steps: usize,
     failures: usize,
+    lanes: usize,
     print: bool,
 }
 
@@ -89,6 +88,7 @@ fn run() -> Outcome {
         time: Duration::from_secs(number("RANDOM_SECONDS", 60)?),
         steps: usize::try_from(number("RANDOM_STEPS", 40)?)?,
         failures: usize::try_from(number("RANDOM_FAILURES", 1)?)?,
+        lanes: usize::try_from(number("RANDOM_LANES", 2)?)?,
         print: std::env::var_os("RANDOM_PRINT").is_some(),
     };
     let before = Census::take();
@@ -104,7 +104,7 @@ fn run() -> Outcome {
         score: Mutex::default(),
     };
     thread::scope(|scope| {
-        let lanes: Vec<_> = (0..LANES).map(|_| scope.spawn(|| lane(&work))).collect();
+        let lanes: Vec<_> = (0..work.settings.lanes).map(|_| scope.spawn(|| lane(&work))).collect();
         lanes.into_iter().try_for_each(|l| l.join().unwrap_or_else(|_| harness::fail("a lane panicked")))
     })?;
     let score = work.score.into_inner().map_err(|_| Failure("a lane panicked".to_owned()))?;

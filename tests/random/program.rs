@@ -249,17 +249,42 @@ impl Program {
     }
 
     /// True if one listener has clients of both kinds when `shimmed` of the first processes are shimmed: in which order the
-    /// two kinds are accepted is not what the kernel does.
+    /// two kinds are accepted is not what the kernel does. A client of a shimmed process is of the other kind if its socket
+    /// was shared by fork, or inherited by a program, before it was connected.
     #[must_use]
     pub fn mixes_clients(&self, shimmed: [bool; ROOTS]) -> bool {
         let mut is_shimmed: BTreeMap<usize, bool> = shimmed.into_iter().enumerate().collect();
         let mut clients: BTreeMap<u32, bool> = BTreeMap::new();
+        // What each process has made since its last fork or exec.
+        let mut fresh: BTreeMap<usize, BTreeSet<Name>> = BTreeMap::new();
         self.0.iter().any(|step| {
             let own = is_shimmed.get(&step.p).copied().unwrap_or(false);
-            match step.act {
-                Act::Fork { child } => is_shimmed.insert(child, own).is_some(),
-                Act::Connect { place, .. } => clients.insert(place, own).is_some_and(|other| other != own),
-                _ => false,
+            let names = fresh.entry(step.p).or_default();
+            match &step.act {
+                Act::Fork { child } => {
+                    names.clear();
+                    is_shimmed.insert(*child, own).is_some()
+                }
+                Act::Exec {} => {
+                    names.clear();
+                    false
+                }
+                Act::Dup { s, new: to } | Act::Dup2 { s, to } => {
+                    if names.contains(s) {
+                        names.insert(*to)
+                    } else {
+                        names.remove(to)
+                    };
+                    false
+                }
+                Act::Connect { s, place, .. } => {
+                    let in_user = own && names.contains(s);
+                    clients.insert(*place, in_user).is_some_and(|other| other != in_user)
+                }
+                act => {
+                    names.extend(act.makes());
+                    false
+                }
             }
         })
     }

@@ -193,7 +193,7 @@ impl SegmentReport {
 }
 
 fn lanes_asleep(side: &Side) -> Vec<usize> {
-    let asleep = |i: &usize| side.lanes.get(*i).is_some_and(|lane| wake::announced(&lane.sleeping));
+    let asleep = |i: &usize| side.lanes.get(*i).is_some_and(|lane| lane.sleeping.is_sleeping());
     (0..side.lanes.len()).filter(asleep).collect()
 }
 
@@ -237,8 +237,8 @@ impl DirectionReport {
             tail,
             head,
             fill: tail.map(|t| t.saturating_sub(head)),
-            reader_sleeps: sleeps(d.rx_wait.load(Ordering::Relaxed)),
-            writer_sleeps: sleeps(d.tx_wait.load(Ordering::Relaxed)),
+            reader_sleeps: sleeps(d.rx_wait.bits()),
+            writer_sleeps: sleeps(d.tx_wait.bits()),
             writer_wakes_at: d.tx_wake_at.load(Ordering::Relaxed),
             reader_lane: wake::lane(d.rx_watch.load(Ordering::Relaxed)),
             writer_lane: wake::lane(d.tx_watch.load(Ordering::Relaxed)),
@@ -272,10 +272,10 @@ mod tests {
         let there = &slots[3].directions[0];
         there.generation.store(9, Ordering::Relaxed);
         there.consumed.store(100, Ordering::Relaxed);
-        wake::announce(&there.rx_wait, wake::FUTEX);
+        there.rx_wait.announce(wake::FUTEX, wake::EVERYBODY);
         let side: &Side = map.region().get(SIDES_OFFSET + SIDE_STRIDE).unwrap();
         side.news[2][3].store(1, Ordering::Relaxed);
-        wake::announce(&side.lanes[2].sleeping, wake::WIRE);
+        side.lanes[2].sleeping.announce(wake::WIRE, wake::EVERYBODY);
         let tails = Tails([((ConnId::new(7, 3, 9).0, 0), 164)].into());
         let seen = SegmentReport::of(7, ([1, 2], [true; 2]), fd.as_fd(), &tails, 10).unwrap();
         assert_eq!((&seen.news[1], &seen.lanes_asleep[1]), (&vec!["2/3".to_owned()], &vec![2]));

@@ -8,11 +8,15 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// The connection of ours, and the kernel's (SPEC 10.4).
 const CONNECTION_FD: i32 = 3;
 const KERNEL_FD: i32 = 4;
 const BUFFER_BYTES: usize = 64 * 1024;
+/// Looks at who holds the kernel's other end, and the time before each.
+const LOOKS: u32 = 3;
+const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// Copies both ways until both ends are over.
 #[must_use]
@@ -22,8 +26,9 @@ pub fn pump() -> ExitCode {
         unsafe { (TcpStream::from_raw_fd(CONNECTION_FD), TcpStream::from_raw_fd(KERNEL_FD)) };
     let ends = ours.try_clone().and_then(|o| Ok((o, kernel.try_clone()?)));
     let Ok((ours_too, kernel_too)) = ends else { return ExitCode::FAILURE };
-    let outward = std::thread::spawn(move || copy(&ours_too, &kernel_too));
-    let inward = copy(&kernel, &ours);
+    let outward = std::thread::spawn(move || copy(&ours_too, &kernel_too, || false));
+    // Whoever gave the connection away may go on with it: a program that has closed it ends nothing but this relay.
+    let inward = copy(&kernel, &ours, || is_abandoned(&kernel));
     if outward.join().unwrap_or(false) && inward {
         ExitCode::SUCCESS
     } else {
@@ -33,11 +38,12 @@ pub fn pump() -> ExitCode {
     }
 }
 
-/// Copies until the end, and passes the end on. False: one of the two broke; nothing more can come the other way either.
-fn copy(mut from: &TcpStream, mut to: &TcpStream) -> bool {
+/// Copies until the end, and passes the end on; or ends this process there, which lets go of both, if that is due. False: one of the two broke; nothing more can come the other way either.
+fn copy(mut from: &TcpStream, mut to: &TcpStream, is_over: impl Fn() -> bool) -> bool {
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
         let copied = match patiently(from, libc::POLLIN, || from.read(&mut buffer)) {
+            Ok(0) if is_over() => std::process::exit(0),
             Ok(0) => return to.shutdown(Shutdown::Write).is_ok(),
             Ok(n) => write_all(&mut to, buffer.get(..n).unwrap_or(&[])),
             Err(_) => false,
@@ -47,6 +53,32 @@ fn copy(mut from: &TcpStream, mut to: &TcpStream) -> bool {
             return false;
         }
     }
+}
+
+/// Nobody holds the other end of `socket`, a connection on loopback, any more: not only was it shut down.
+fn is_abandoned(socket: &TcpStream) -> bool {
+    let (Ok(own), Ok(other)) = (socket.local_addr(), socket.peer_addr()) else { return true };
+    let table = if own.is_ipv4() { "/proc/self/net/tcp" } else { "/proc/self/net/tcp6" };
+    // Linux lets the end of the stream out before it lets go of the socket: a later look is right.
+    (0..LOOKS).any(|_| {
+        std::thread::sleep(LOOK_EVERY);
+        let Ok(table) = std::fs::read_to_string(table) else { return false };
+        table.lines().filter(|line| is_between(line, other.port(), own.port())).all(|line| inode(line) == "0")
+    })
+}
+
+/// A line of /proc/net/tcp (proc_pid_net(5)) about a socket with these ports.
+fn is_between(line: &str, local: u16, remote: u16) -> bool {
+    let port = |at| {
+        let address: &str = line.split_whitespace().nth(at)?;
+        u16::from_str_radix(address.rsplit(':').next()?, 16).ok()
+    };
+    port(1) == Some(local) && port(2) == Some(remote)
+}
+
+/// The inode in such a line; "0": no file stands for that socket any more.
+fn inode(line: &str) -> &str {
+    line.split_whitespace().nth(9).unwrap_or("0")
 }
 
 fn write_all(to: &mut &TcpStream, mut data: &[u8]) -> bool {
@@ -81,5 +113,23 @@ fn patiently(
 
 /// What broke here ends as a reset there.
 fn reset(socket: &TcpStream) {
-    let _ = rustix::net::sockopt::set_socket_linger(socket, Some(std::time::Duration::ZERO));
+    let _ = rustix::net::sockopt::set_socket_linger(socket, Some(Duration::ZERO));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn shut_down_is_not_abandoned() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (near, _) = listener.accept().unwrap();
+        far.shutdown(Shutdown::Write).unwrap();
+        assert_eq!((&near).read(&mut [0; 4]).unwrap(), 0);
+        assert!(!is_abandoned(&near));
+        drop(far);
+        assert!(is_abandoned(&near));
+    }
 }

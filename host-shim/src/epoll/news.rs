@@ -8,7 +8,9 @@ use ring::wake;
 use super::set::State;
 use crate::segments::{self, Mapped};
 
-/// A found slot and its age are a byte each.
+/// Looks with news between two times that the senders' fences are taken back: who sleeps again asks for them again.
+const RELAX_EVERY: u32 = 64;
+/// A found slot and its stamp, later its age, are a byte each of one number.
 const FOUND_MAX: usize = SLOTS as usize;
 const _: () = assert!(FOUND_MAX <= 1 << u8::BITS);
 /// Stamps of a greater age are taken for newer ones, which the stamp's byte does not tell apart.
@@ -19,6 +21,12 @@ impl State {
     pub(super) fn scan(&mut self, lane: usize) {
         for (_, m) in segments::all() {
             let Some(first) = m.next_news(lane, 0) else { continue };
+            self.found = self.found.wrapping_add(1);
+            if self.found.is_multiple_of(RELAX_EVERY)
+                && let Some(l) = m.ours().and_then(|side| side.lanes.get(lane))
+            {
+                l.sleeping.relax();
+            }
             // Acquire: what came before these news, we see from here on.
             fence(Ordering::Acquire);
             if m.next_news(lane, first + 1).is_none() && m.next_news(lane, 0) == Some(first) {

@@ -14,8 +14,8 @@ pub(super) const SHARED_LANE: usize = 0;
 /// Sets within sets, as deep as the kernel allows them.
 pub(super) const NESTING_MAX: u32 = 4;
 
-const ET: u32 = libc::EPOLLET.cast_unsigned();
-const ONESHOT: u32 = libc::EPOLLONESHOT.cast_unsigned();
+pub(super) const ET: u32 = libc::EPOLLET.cast_unsigned();
+pub(super) const ONESHOT: u32 = libc::EPOLLONESHOT.cast_unsigned();
 /// Bits that are not events.
 const OPTIONS: u32 = ET | ONESHOT | libc::EPOLLWAKEUP.cast_unsigned() | libc::EPOLLEXCLUSIVE.cast_unsigned();
 impl State {
@@ -30,6 +30,15 @@ impl State {
 
     /// A registration of a connection or listener in user space starts (again) to be watched.
     pub(super) fn watch(&mut self, index: usize) {
+        self.set_watch(index);
+        if let Some(r) = self.regs.get_mut(index) {
+            r.armed = true;
+        }
+        self.queue(index);
+    }
+
+    /// The peer tells our sets of news from now on.
+    pub(super) fn set_watch(&mut self, index: usize) {
         let Some(h) = self.handle_of(index) else { return };
         let Some((instance, events)) = self.regs.get(index).map(|r| (r.instance, r.interest.events)) else {
             return;
@@ -46,7 +55,6 @@ impl State {
                 if events & ET != 0 { barrier() } else { self.set_fresh(index, true) }
             }
         }
-        self.queue(index);
     }
 
     /// After fork, in both: the news of a connection that is watched goes to the shared lane. True if it did not before.
@@ -83,31 +91,61 @@ impl State {
 
     /// Current events of a registration, `EPOLLERR` and `EPOLLHUP` included unasked.
     pub(super) fn events(&mut self, index: usize) -> u32 {
-        let Some(h) = self.handle_of(index) else { return 0 };
+        self.look_at(index).0
+    }
+
+    /// [`State::events`], and what else a connection is ready for.
+    fn look_at(&mut self, index: usize) -> (u32, u32) {
+        let Some(h) = self.handle_of(index) else { return (0, 0) };
         let Some((interest, instance)) = self.regs.get(index).map(|r| (r.interest.events, r.instance)) else {
-            return 0;
+            return (0, 0);
         };
         let mask = (interest & !OPTIONS) | poll::ALWAYS;
         match h.kind() {
-            Kind::Listener if listener::ready_in_user(h) => poll::IN & mask,
-            Kind::Epoll if self.is_ready(h, NESTING_MAX) => poll::IN & mask,
+            Kind::Listener if listener::ready_in_user(h) => (poll::IN & mask, 0),
+            Kind::Epoll if self.is_ready(h, NESTING_MAX) => (poll::IN & mask, 0),
             Kind::Stream => {
-                let Some(s) = h.stream() else { return 0 };
-                let now = poll::events(h, &s) & mask;
-                if interest & poll::OUT != 0 && now & poll::OUT == 0 {
+                let Some(s) = h.stream() else { return (0, 0) };
+                let mut all = poll::events(h, &s);
+                if interest & poll::OUT != 0 && all & poll::OUT == 0 {
                     let lane = self.lane_for(h, instance);
                     let value = u32::try_from(lane + 1).unwrap_or(1);
                     if wake::set_lane(&s.out_dir.tx_watch, value) != value {
                         if interest & ET != 0 {
                             barrier();
-                            return poll::events(h, &s) & mask;
+                            all = poll::events(h, &s);
+                        } else {
+                            self.set_fresh(index, true);
                         }
-                        self.set_fresh(index, true);
                     }
                 }
-                now
+                (all & mask, all)
             }
-            _ => 0,
+            _ => (0, 0),
+        }
+    }
+
+    /// Is there something new for an edge-triggered registration of a connection that is ready for `all`? As in Linux: whatever it
+    /// was not ready for at the last look, and input that arrived since, for those who ask for input.
+    fn is_edge(&self, index: usize, all: u32) -> (bool, u64) {
+        let Some((r, h)) = self.regs.get(index).zip(self.handle_of(index)) else { return (false, 0) };
+        let Some(s) = h.stream() else { return (true, 0) };
+        let input = r.interest.events & poll::IN != 0;
+        // Looked at without news, or news that a forked relative may have taken: the input itself must tell.
+        let arrived = if input && (r.idle || is_shared(h)) { Some(s.arrived()) } else { None };
+        let anew = all & !r.last & if input { u32::MAX } else { !poll::IN };
+        let more = input && arrived.is_none_or(|at| at != r.seen);
+        (r.armed || anew != 0 || more, arrived.unwrap_or(0))
+    }
+
+    /// Before a connection gets shared: what its registrations were not told of yet stays so in both processes.
+    pub(super) fn note_edge(&mut self, index: usize) {
+        let s = self.handle_of(index).and_then(|h| Some((h, h.stream()?)));
+        let (Some((h, s)), Some(r)) = (s, self.regs.get_mut(index)) else { return };
+        if r.queued {
+            r.armed |= !r.idle;
+        } else {
+            (r.last, r.seen) = (poll::events(h, &s), s.arrived());
         }
     }
 
@@ -121,7 +159,11 @@ impl State {
             let Some(r) = self.regs.get(index).copied() else { break };
             next = r.next_ready;
             let nested = self.handle_of(index).is_some_and(|h| h.kind() == Kind::Epoll);
-            if !r.dead && (!nested || depth > 0) && self.events(index) != 0 {
+            if r.dead || (nested && depth == 0) {
+                continue;
+            }
+            let (events, all) = self.look_at(index);
+            if events != 0 && (r.interest.events & ET == 0 || self.is_edge(index, all).0) {
                 return true;
             }
         }
@@ -174,9 +216,12 @@ impl State {
             if settled {
                 self.set_fresh(index, false);
             }
-            let events = self.events(index);
+            let (events, all) = self.look_at(index);
+            let level = self.regs.get(index).is_some_and(|r| r.interest.events & ET == 0);
+            let (edge, seen) = if level { (true, 0) } else { self.is_edge(index, all) };
             let Some(r) = self.regs.get_mut(index) else { continue };
-            if events != 0 {
+            (r.armed, r.last, r.seen) = (false, all, seen);
+            if events != 0 && edge {
                 *place = libc::epoll_event { events, u64: r.interest.data };
                 *n += 1;
                 if r.interest.events & ONESHOT != 0 {
@@ -185,10 +230,9 @@ impl State {
                     continue;
                 }
             }
-            let level = r.interest.events & ET == 0;
             let (fresh, h) = (r.fresh, self.handle_of(index));
             let ready = level && (events != 0 || fresh);
-            let looked_at = level && !ready && h.is_some_and(needs_looking);
+            let looked_at = !ready && h.is_some_and(needs_looking);
             if let Some(r) = self.regs.get_mut(index) {
                 r.idle = looked_at;
             }

@@ -31,6 +31,11 @@ pub(super) struct Reg {
     pub(super) off: bool,
     /// The kernel serves it (so far): the connection is not in user space.
     pub(super) in_kernel: bool,
+    /// Edge-triggered: added or changed, and not looked at since.
+    pub(super) armed: bool,
+    /// Edge-triggered: what the connection was ready for, and how far its input had come, at the last look.
+    pub(super) last: u32,
+    pub(super) seen: u64,
     pub(super) handle: u32,
     pub(super) incarnation: u32,
     pub(super) instance: u32,
@@ -49,6 +54,9 @@ pub(super) const NO_REG: Reg = Reg {
     fresh: false,
     off: false,
     in_kernel: false,
+    armed: false,
+    last: 0,
+    seen: 0,
     handle: 0,
     incarnation: 0,
     instance: 0,
@@ -97,6 +105,8 @@ pub(super) struct State {
     pub(super) regs: [Reg; REGS_MAX],
     pub(super) cursor: usize,
     pub(super) shared_lane: bool,
+    /// Looks that found news.
+    pub(super) found: u32,
     /// A registration of a sleeping instance got ready: others must be kicked.
     pub(super) kick: bool,
 }
@@ -250,6 +260,7 @@ impl State {
         regs: [NO_REG; REGS_MAX],
         cursor: 0,
         shared_lane: false,
+        found: 0,
         kick: false,
     };
 }

@@ -33,7 +33,6 @@ const SO_PEERNAME: i32 = 28;
 
 /// `SO_ERROR` of a connection: the pending error, once.
 fn take_error(h: &Handle, s: &Stream) -> i32 {
-    s.sock.fresh_connect.store(0, Ordering::Relaxed);
     s.take_error(h).map_or(0, |e| e.0)
 }
 
@@ -98,7 +97,7 @@ fn peer_name(h: &Handle, s: &Stream, value: *mut u8, len: *mut libc::socklen_t) 
     let (storage, full) = encode(peer, h.family().0);
     // SAFETY: the application's pointer, checked.
     let too_long = is_nowhere(len) || full < unsafe { *len };
-    if too_long || poll::is_dead(s) {
+    if too_long || poll::is_dead(h, s) {
         sys::set_errno(Errno(if too_long { libc::EINVAL } else { libc::ENOTCONN }));
         return -1;
     }
@@ -107,9 +106,9 @@ fn peer_name(h: &Handle, s: &Stream, value: *mut u8, len: *mut libc::socklen_t) 
 }
 
 /// `tcpi_state`, as in include/net/tcp_states.h.
-fn tcp_state(s: &Stream) -> u8 {
+fn tcp_state(h: &Handle, s: &Stream) -> u8 {
     let ours = s.out_dir.state.load(Ordering::Relaxed);
-    match (poll::is_dead(s), ours == state::OPEN, s.input_state() == state::OPEN) {
+    match (poll::is_dead(h, s), ours == state::OPEN, s.input_state() == state::OPEN) {
         (true, ..) => 7,
         (_, true, true) => 1,
         (_, false, _) => 5,
@@ -132,7 +131,7 @@ fn info(fd: i32, h: &Handle, s: &Stream, value: *mut u8, len: *mut libc::socklen
         }
     };
     // Offsets in struct tcp_info (include/uapi/linux/tcp.h): state, options (timestamps, SACK, window scaling), scale.
-    put(0, &[tcp_state(s)]);
+    put(0, &[tcp_state(h, s)]);
     put(5, &[0x07, 0xaa]);
     let traffic = stats::traffic(h.index());
     let unsent = u32::try_from(s.unacknowledged()).unwrap_or(u32::MAX);

@@ -2,7 +2,8 @@
 //! wake-up empties the queue. Somebody still counted when all threads are done has slept through the news.
 
 use loom::sync::Mutex;
-use ring::atomic::{AtomicU32, Ordering};
+use ring::atomic::Ordering;
+use ring::wake::{Announced, SleepWord};
 
 /// The kernel's queue for one word: comparing and enqueuing are one step.
 pub struct Futex {
@@ -14,12 +15,12 @@ impl Futex {
         Futex { asleep: Mutex::new(0) }
     }
 
-    /// `FUTEX_WAIT`: false, if the word is not `expected`.
-    pub fn wait(&self, word: &AtomicU32, expected: u32) -> bool {
+    /// `FUTEX_WAIT`: false, if the word is not as it was announced.
+    pub fn wait(&self, word: &SleepWord, announced: Announced) -> bool {
         let mut asleep = self.asleep.lock().unwrap();
         // The kernel's own full barrier.
         ring::atomic::fence(Ordering::SeqCst);
-        let same = word.load(Ordering::SeqCst) == expected;
+        let same = word.bits() == announced.futex_value();
         *asleep += u32::from(same);
         same
     }

@@ -7,7 +7,7 @@ use loom::thread;
 use ring::atomic::Ordering;
 use ring::segment::{Direction, state};
 use ring::stream::{self, Reader, Span, Writer};
-use ring::wake::{self, FUTEX};
+use ring::wake::{EVERYBODY, FUTEX};
 
 struct Stream {
     mem: ModelRing,
@@ -185,7 +185,7 @@ fn fin_after_data(ask_first: bool) {
                     };
                     for looked_again in [false, true] {
                         let value =
-                            looked_again.then(|| wake::announce_and_fence(&s.dir.rx_wait, FUTEX, &Full));
+                            looked_again.then(|| s.dir.rx_wait.announce_and_fence(FUTEX, EVERYBODY, &Full));
                         match step(&mut r) {
                             (Some(v), _) => return Some(v),
                             (None, state::FIN) => return Some(0),
@@ -200,7 +200,7 @@ fn fin_after_data(ask_first: bool) {
         });
         assert!(s.write(&mut w, 7));
         s.finish(state::FIN);
-        if wake::sleepers(&s.dir.rx_wait) & FUTEX != 0 {
+        if s.dir.rx_wait.sleepers().how() & FUTEX != 0 {
             s.data_queue.wake();
         }
         let got = reader.join().unwrap();
@@ -233,7 +233,7 @@ fn writer_waits_for_space(look_again: bool) {
                 while !stream::has_room(&s.mem, &s.dir, &mut w, 8).unwrap() {
                     let at = stream::room_at(&s.mem, &w, 8);
                     s.dir.tx_wake_at.store(at, Ordering::Relaxed);
-                    let value = wake::announce_and_fence(&s.dir.tx_wait, FUTEX, &Full);
+                    let value = s.dir.tx_wait.announce_and_fence(FUTEX, EVERYBODY, &Full);
                     if look_again && stream::has_room(&s.mem, &s.dir, &mut w, 8).unwrap() {
                         break;
                     }
@@ -250,9 +250,9 @@ fn writer_waits_for_space(look_again: bool) {
             stream::take(&mut r, 8);
             let consumed = stream::release(&s.dir, &r);
             ring::atomic::light_barrier();
-            if s.dir.tx_wait.load(Ordering::Relaxed) != 0
+            if s.dir.tx_wait.is_announced()
                 && consumed >= s.dir.tx_wake_at.load(Ordering::Relaxed)
-                && wake::sleepers(&s.dir.tx_wait) & FUTEX != 0
+                && s.dir.tx_wait.sleepers().how() & FUTEX != 0
             {
                 s.space_queue.wake();
             }

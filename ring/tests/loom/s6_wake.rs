@@ -5,18 +5,18 @@ use crate::model::{Full, Nothing, explore};
 use loom::sync::Arc;
 use loom::thread;
 use ring::atomic::{AtomicU8, AtomicU32, AtomicU64, Heavy, Ordering};
-use ring::wake::{self, FUTEX, WIRE};
+use ring::wake::{self, Claimed, EVERYBODY, FUTEX, SleepWord, WIRE};
 
 /// Somebody waits for `data` on a futex word.
 struct Waiting {
     data: AtomicU64,
-    word: AtomicU32,
+    word: SleepWord,
     queue: Futex,
 }
 
 impl Waiting {
     fn new() -> Arc<Self> {
-        Arc::new(Waiting { data: AtomicU64::new(0), word: AtomicU32::new(0), queue: Futex::new() })
+        Arc::new(Waiting { data: AtomicU64::new(0), word: SleepWord::new(), queue: Futex::new() })
     }
 
     fn there(&self) -> bool {
@@ -26,7 +26,7 @@ impl Waiting {
     /// Returns with the data there, or asleep.
     fn sleep(&self, heavy: &impl Heavy) {
         while !self.there() {
-            let value = wake::announce_and_fence(&self.word, FUTEX, heavy);
+            let value = self.word.announce_and_fence(FUTEX, EVERYBODY, heavy);
             if !self.there() && self.queue.wait(&self.word, value) {
                 return;
             }
@@ -35,7 +35,7 @@ impl Waiting {
 
     fn publish(&self) {
         self.data.store(1, Ordering::Release);
-        if wake::sleepers(&self.word) & FUTEX != 0 {
+        if self.word.sleepers().how() & FUTEX != 0 {
             self.queue.wake();
         }
     }
@@ -99,14 +99,14 @@ struct Laned {
     published: AtomicU64,
     watch: AtomicU32,
     news: AtomicU8,
-    sleeping: AtomicU32,
+    sleeping: SleepWord,
     wire: Wire,
 }
 
-type Post = fn(&AtomicU8, &AtomicU32) -> u32;
+type Post = fn(&AtomicU8, &SleepWord) -> Claimed;
 
 /// One slot alone has no order.
-fn post(news: &AtomicU8, sleeping: &AtomicU32) -> u32 {
+fn post(news: &AtomicU8, sleeping: &SleepWord) -> Claimed {
     wake::post(news, 1, sleeping)
 }
 
@@ -116,7 +116,7 @@ impl Laned {
             published: AtomicU64::new(0),
             watch: AtomicU32::new(watch),
             news: AtomicU8::new(0),
-            sleeping: AtomicU32::new(0),
+            sleeping: SleepWord::new(),
             wire: Wire::new(),
         })
     }
@@ -126,7 +126,7 @@ impl Laned {
     }
 
     fn tell(&self, post: Post) {
-        if post(&self.news, &self.sleeping) & WIRE != 0 {
+        if post(&self.news, &self.sleeping).bell().is_some() {
             self.wire.ring();
         }
     }
@@ -147,7 +147,7 @@ fn a_watched_slot(post: Post, heavy: impl Heavy + Copy + Send + Sync + 'static) 
                 let mut seen = 0;
                 for sleeping in [false, true] {
                     if sleeping {
-                        wake::announce_and_fence(&l.sleeping, WIRE, &heavy);
+                        l.sleeping.announce_and_fence(WIRE, 7, &heavy);
                     }
                     if wake::collect(&l.news) != 0 {
                         seen = l.look();
@@ -184,7 +184,7 @@ fn s6_4_twin_that_does_not_set_a_set_byte_again_loses_news() {
             if news.load(Ordering::Relaxed) == 0 {
                 ring::atomic::store_against_rmw(news, 1, Ordering::Release);
             }
-            wake::sleepers(sleeping)
+            sleeping.sleepers()
         },
         Full,
     );
@@ -199,7 +199,7 @@ fn a_newly_watched_slot(last_look: bool) {
             move || {
                 l.watch.store(1, Ordering::Relaxed);
                 let mut seen = l.look();
-                wake::announce_and_fence(&l.sleeping, WIRE, &Full);
+                l.sleeping.announce_and_fence(WIRE, 7, &Full);
                 if last_look || wake::collect(&l.news) != 0 {
                     seen = l.look();
                 }
@@ -239,12 +239,12 @@ fn s6_3_one_sleeps_on_the_word_and_one_on_the_wire() {
         let on_wire = thread::spawn({
             let w = w.clone();
             move || {
-                wake::announce_and_fence(&w.word, WIRE, &Full);
+                w.word.announce_and_fence(WIRE, 7, &Full);
                 w.there()
             }
         });
         w.data.store(1, Ordering::Release);
-        let who = wake::sleepers(&w.word);
+        let who = w.word.sleepers().how();
         if who & FUTEX != 0 {
             w.queue.wake();
         }
@@ -256,4 +256,112 @@ fn s6_3_one_sleeps_on_the_word_and_one_on_the_wire() {
         assert_eq!(w.queue.asleep(), 0, "slept through the news");
         assert!(saw || wire.readable(), "polled through the news");
     });
+}
+
+/// A settled word: sleeper and waker fence, and there is no barrier pair (no heavy one, and the waker's light one is none).
+fn settled() -> Arc<Waiting> {
+    let w = Waiting::new();
+    let announced = w.word.announce(FUTEX, EVERYBODY);
+    w.word.settle(announced);
+    assert_eq!(w.word.claim_announced().how(), FUTEX);
+    w
+}
+
+type Claim = fn(&SleepWord) -> Claimed;
+
+/// `announce`: the sleeper's part before its second look; `None`: it does not sleep.
+fn a_settled_word(announce: fn(&SleepWord) -> Option<wake::Announced>, claim: Claim, relax: bool) {
+    explore(3, move || {
+        let w = settled();
+        let sleeper = thread::spawn({
+            let w = w.clone();
+            move || {
+                if let Some(announced) = announce(&w.word)
+                    && !w.there()
+                {
+                    w.queue.wait(&w.word, announced);
+                }
+            }
+        });
+        let other = relax.then(|| {
+            let w = w.clone();
+            thread::spawn(move || w.word.relax())
+        });
+        w.data.store(1, Ordering::Release);
+        if claim(&w.word).how() & FUTEX != 0 {
+            w.queue.wake();
+        }
+        sleeper.join().unwrap();
+        if let Some(other) = other {
+            other.join().unwrap();
+        }
+        assert_eq!(w.queue.asleep(), 0, "slept through the news");
+    });
+}
+
+/// Fences if it may; where the heavy barrier would be due, the model, which has none, stays awake.
+fn announce_and_fence(word: &SleepWord) -> Option<wake::Announced> {
+    let announced = word.announce(FUTEX, EVERYBODY);
+    ring::atomic::fence(Ordering::SeqCst);
+    announced.is_settled().then_some(announced)
+}
+
+#[test]
+fn s6_7_fences_on_both_sides_are_enough_for_a_settled_word() {
+    a_settled_word(announce_and_fence, SleepWord::claim_announced, false);
+}
+
+#[test]
+#[should_panic(expected = "slept through the news")]
+fn s6_7_twin_without_the_sleepers_fence_a_wake_up_is_lost() {
+    a_settled_word(|word| Some(word.announce(FUTEX, EVERYBODY)), SleepWord::claim_announced, false);
+}
+
+#[test]
+#[should_panic(expected = "slept through the news")]
+fn s6_7_twin_without_the_wakers_fence_a_wake_up_is_lost() {
+    // The word's own claim is behind a look that nothing orders.
+    let hasty = |word: &SleepWord| if word.is_sleeping() { word.claim_announced() } else { Claimed::NONE };
+    a_settled_word(announce_and_fence, hasty, false);
+}
+
+#[test]
+fn s6_7_who_takes_the_fences_back_leaves_no_sleeper_behind() {
+    a_settled_word(announce_and_fence, SleepWord::claim_announced, true);
+}
+
+/// Two sleepers in poll(2) with bells of their own, and a waker that rings what it has claimed.
+fn two_bells(hears_all: bool) {
+    explore(3, move || {
+        let w = Waiting::new();
+        let bells = Arc::new([Wire::new(), Wire::new(), Wire::new()]);
+        let sleep = |bell: u32| {
+            let w = w.clone();
+            thread::spawn(move || {
+                w.word.announce_and_fence(WIRE, bell, &Full);
+                w.there()
+            })
+        };
+        let sleepers = [sleep(1), sleep(2)];
+        w.data.store(1, Ordering::Release);
+        if let Some(bell) = w.word.sleepers().bell() {
+            bells[bell as usize].ring();
+        }
+        for (bell, sleeper) in (1..).zip(sleepers) {
+            let saw = sleeper.join().unwrap();
+            let rung = (hears_all && bells[0].readable()) || bells[bell].readable();
+            assert!(saw || rung, "polled through the news");
+        }
+    });
+}
+
+#[test]
+fn s6_8_of_two_sleepers_with_bells_both_are_woken() {
+    two_bells(true);
+}
+
+#[test]
+#[should_panic(expected = "polled through the news")]
+fn s6_8_twin_whose_sleepers_hear_their_own_bells_only() {
+    two_bells(false);
 }
