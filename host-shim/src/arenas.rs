@@ -70,11 +70,13 @@ impl Arenas {
 
     fn make_own(&self) -> Option<usize> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let fd = rustix::fs::memfd_create(self.name, flags).ok()?;
-        rustix::fs::ftruncate(&fd, self.bytes as u64).ok()?;
-        rustix::fs::fcntl_add_seals(&fd, SEALS).ok()?;
-        let fd = fds::adopt(fd.into_raw_fd());
-        let Some(index) = self.enter(fd) else {
+        let numbering = fds::numbering().take();
+        let fd = fds::adopt(rustix::fs::memfd_create(self.name, flags).ok()?.into_raw_fd());
+        drop(numbering);
+        let memory = sys::borrow(fd);
+        let sized = rustix::fs::ftruncate(memory, self.bytes as u64)
+            .and_then(|()| rustix::fs::fcntl_add_seals(memory, SEALS));
+        let Some(index) = sized.ok().and_then(|()| self.enter(fd)) else {
             fds::discard(fd);
             return None;
         };

@@ -10,7 +10,7 @@ use ring::stats::{Reason, SocketState};
 
 use crate::handle::{Handle, Kind, touched};
 use crate::sys::{Errno, NoSignals, Result};
-use crate::{arrivals, coordinator, listener, options, poll, process, real, socket, stats, sys, table};
+use crate::{arrivals, coordinator, fds, listener, options, poll, process, real, socket, stats, sys, table};
 
 /// What connect(2) should do next.
 pub enum Path {
@@ -117,6 +117,7 @@ fn is_local(dst: Addr) -> bool {
         return true;
     }
     let domain = if dst.is_v4() { libc::AF_INET } else { libc::AF_INET6 };
+    let numbering = fds::numbering().take();
     // SAFETY: no pointers.
     let probe = unsafe { real::socket(domain, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
     if probe < 0 {
@@ -126,6 +127,7 @@ fn is_local(dst: Addr) -> bool {
     let local =
         process::is_home(probe) && options::kernel_bind(probe, domain, Addr { port: 0, ..dst }).is_ok();
     sys::close(probe);
+    drop(numbering);
     if local {
         a.store(halves[0], Ordering::Relaxed);
         b.store(halves[1], Ordering::Relaxed);

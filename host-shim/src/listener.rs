@@ -284,6 +284,8 @@ impl Call {
 
     fn take_from_kernel(&mut self) -> Result<Option<i32>> {
         let flags = self.flags | if self.reserved.is_some() { libc::SOCK_CLOEXEC } else { 0 };
+        // The kernel takes a number before it looks whether anybody is there.
+        let numbering = fds::numbering().take();
         // SAFETY: the application's own arguments.
         let mut new = unsafe { real::accept4(self.listener(), self.out.addr, self.out.len, flags) };
         if new < 0 {
@@ -298,6 +300,7 @@ impl Call {
             }
             new = reserved.keep();
         }
+        drop(numbering);
         let (domain, ty) = self.h.family();
         socket::made(new, domain, ty);
         if let Some(n) = table::get(new) {
