@@ -256,9 +256,15 @@ pub fn option_set(fd: i32, h: &Handle, level: i32, name: i32) {
         }
         (Kind::Stream, Some(sock)) if ours => {
             reload(fd, sock);
-            // A lower mark may make it readable.
-            crate::epoll::handle_changed(h);
-            crate::wait::kick_others();
+            // As in Linux (tcp_set_rcvlowat), any mark makes what is readable then news; no other option does.
+            let is_news = |s: &Stream| s.readable() || s.input_ended();
+            if level == libc::SOL_SOCKET
+                && name == libc::SO_RCVLOWAT
+                && h.stream().as_ref().is_some_and(is_news)
+            {
+                crate::epoll::handle_changed(h);
+                crate::wait::kick_others();
+            }
         }
         (Kind::Kernel, _) => {
             h.options.fetch_or(inherit::bit(level, name), Ordering::Relaxed);

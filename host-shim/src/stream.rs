@@ -528,11 +528,14 @@ impl Stream {
     #[inline(always)]
     #[must_use]
     pub fn readable(&self) -> bool {
-        if self.sock.modes.load(Ordering::Relaxed) & modes::LOWAT == 0 {
-            self.has_data()
-        } else {
-            self.reaches_lowat()
-        }
+        if self.has_lowat() { self.reaches_lowat() } else { self.has_data() }
+    }
+
+    /// `SO_RCVLOWAT` is more than one byte.
+    #[inline(always)]
+    #[must_use]
+    pub fn has_lowat(&self) -> bool {
+        self.sock.modes.load(Ordering::Relaxed) & modes::LOWAT != 0
     }
 
     #[cold]

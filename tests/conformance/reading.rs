@@ -2,8 +2,8 @@
 
 use harness::wire::{Op, PollBy, RecvBy, SendBy};
 use libc::{
-    EPOLLET, EPOLLIN, MSG_DONTWAIT, MSG_ERRQUEUE, MSG_NOSIGNAL, MSG_PEEK, MSG_TRUNC, MSG_WAITALL, POLLIN,
-    SO_RCVLOWAT, SOL_SOCKET,
+    EPOLLET, EPOLLIN, EPOLLOUT, MSG_DONTWAIT, MSG_ERRQUEUE, MSG_NOSIGNAL, MSG_PEEK, MSG_TRUNC, MSG_WAITALL,
+    POLLIN, SHUT_WR, SO_KEEPALIVE, SO_LINGER, SO_OOBINLINE, SO_RCVLOWAT, SOL_SOCKET,
 };
 
 use crate::driver::{Duo, Pair};
@@ -73,6 +73,8 @@ pub const CASES: &[Case] = &[
     }),
     ("reading::lowat_in_epoll", User, |t| lowat_epoll(t, 0)),
     ("reading::lowat_in_epoll_edge", User, |t| lowat_epoll(t, EPOLLET)),
+    ("reading::lowat_is_news_to_who_reads", User, |t| options_as_news(t, EPOLLIN | EPOLLOUT)),
+    ("reading::lowat_is_no_news_to_who_writes", User, |t| options_as_news(t, EPOLLOUT)),
     ("reading::lowat_from_the_listener", User, |t| {
         let (l, addr) = t.listener();
         t.s.setopt(l, SOL_SOCKET, SO_RCVLOWAT, 4);
@@ -163,4 +165,28 @@ fn lowat_epoll(t: &Duo, how: i32) {
     t.s.epoll_wait(ep, 0);
     more(t, &p, b"ef");
     t.s.epoll_wait(ep, 1000);
+}
+
+/// Which options are an edge, without and with something to read.
+fn options_as_news(t: &Duo, events: i32) {
+    let p = t.pair();
+    let ep = t.s.epoll();
+    t.s.epoll_add(ep, p.s, events | EPOLLET);
+    t.s.epoll_wait(ep, 0);
+    let each_option = || {
+        for (name, value) in [(SO_KEEPALIVE, 1), (SO_RCVLOWAT, 2), (SO_RCVLOWAT, 8), (SO_OOBINLINE, 1)] {
+            t.s.setopt(p.s, SOL_SOCKET, name, value);
+            t.s.epoll_wait(ep, 0);
+        }
+        t.s.setopt_bytes(p.s, SOL_SOCKET, SO_LINGER, &[0; 8]);
+        t.s.epoll_wait(ep, 0);
+    };
+    each_option();
+    more(t, &p, b"abcd");
+    t.s.epoll_wait(ep, 0);
+    each_option();
+    t.c.shutdown(p.c, SHUT_WR);
+    t.pause();
+    t.s.epoll_wait(ep, 0);
+    each_option();
 }

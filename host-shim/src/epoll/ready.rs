@@ -134,7 +134,9 @@ impl State {
         // Looked at without news, or news that a forked relative may have taken: the input itself must tell.
         let arrived = if input && (r.idle || is_shared(h)) { Some(s.arrived()) } else { None };
         let anew = all & !r.last & if input { u32::MAX } else { !poll::IN };
-        let more = input && arrived.is_none_or(|at| at != r.seen);
+        // Input below a low-water mark is no news.
+        let enough = all & poll::IN != 0 || !s.has_lowat();
+        let more = input && enough && arrived.is_none_or(|at| at != r.seen);
         (r.armed || anew != 0 || more, arrived.unwrap_or(0))
     }
 
