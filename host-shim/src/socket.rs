@@ -253,11 +253,18 @@ pub fn shutdown(h: &Handle, s: &Stream, how: i32) -> crate::sys::Result<()> {
         // What comes from now on is answered with a reset. Relaxed: as in `end_stream`.
         s.in_dir.reader_closed.store(s.conn.generation() | READER_SHUT, Ordering::Relaxed);
     }
-    if bits & shut::WRITE != 0 && s.out_dir.state.load(Ordering::Relaxed) == state::OPEN {
+    let ends = bits & shut::WRITE != 0 && s.out_dir.state.load(Ordering::Relaxed) == state::OPEN;
+    if ends {
         s.out_dir.state.store(state::FIN, Ordering::Release);
     }
     drop(tx);
-    h.notify_all(s);
+    // The peer hears of its input's end, once; that we read no more only who waits for room does.
+    if ends {
+        h.notify_reader(s);
+    }
+    if bits & shut::READ != 0 {
+        h.notify_every_writer(s);
+    }
     // Our own threads that sleep on it look again, too.
     Handle::wake_own(s);
     epoll::handle_changed(h);

@@ -469,9 +469,14 @@ impl Handle {
         }
     }
 
-    /// Both directions changed (shutdown, close): everybody on the other side looks again.
+    /// Both directions changed (close): everybody on the other side looks again.
     pub fn notify_all(&self, s: &Stream) {
         self.notify_reader(s);
+        self.notify_every_writer(s);
+    }
+
+    /// Tells who waits for space on the other side, however much they want, that none will come.
+    pub fn notify_every_writer(&self, s: &Stream) {
         self.notify(&s.in_dir.tx_wait, s.in_dir.tx_watch.swap(0, Ordering::AcqRel), s.conn.slot());
     }
 }
