@@ -35,6 +35,14 @@ const SWITCH_TICKS: u64 = 3_000;
 /// Waits for which cores count as crowded after such a yield.
 const CROWDED_WAITS: u32 = 16;
 
+/// A yield that took longer than this was a time slice of somebody who computes. The scheduler would have let who wakes from a sleep
+/// run before them, but not who only yields.
+const SLICE: Duration = Duration::from_micros(500);
+/// Waits that sleep at once after such a yield.
+const SLEEPY_WAITS: u32 = 64;
+
+/// Waits left that sleep at once.
+static SLEEPY: AtomicU32 = AtomicU32::new(0);
 /// Waits left for which cores count as crowded.
 static CROWDED: AtomicU32 = AtomicU32::new(0);
 /// Current length of the busy wait, in microseconds: learns from how long waits were.
@@ -52,7 +60,13 @@ impl Spin {
     /// Starts now, with the current budget.
     #[must_use]
     pub fn new() -> Self {
-        let us = SPIN_US.load(Ordering::Relaxed).min(config::spin_us_max());
+        let sleepy = SLEEPY.load(Ordering::Relaxed);
+        let us = if sleepy == 0 {
+            SPIN_US.load(Ordering::Relaxed).min(config::spin_us_max())
+        } else {
+            SLEEPY.store(sleepy - 1, Ordering::Relaxed);
+            0
+        };
         let crowded = CROWDED.load(Ordering::Relaxed);
         let rounds_before_yield = if crowded == 0 {
             ROUNDS_BEFORE_YIELD
@@ -86,6 +100,10 @@ impl Spin {
         rustix::thread::sched_yield();
         if sys::ticks().wrapping_sub(before) > SWITCH_TICKS {
             CROWDED.store(CROWDED_WAITS, Ordering::Relaxed);
+            if sys::now() - now > SLICE {
+                SLEEPY.store(SLEEPY_WAITS, Ordering::Relaxed);
+                return false;
+            }
         }
         true
     }

@@ -29,6 +29,11 @@ const SNAPSHOT_EVERY_US: u64 = 100_000;
 const NO_TIME: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 /// Packets that one turn takes from the port.
 const RX_BURST: u16 = 32;
+/// A yield that took longer was a time slice of a program that computes: who sleeps gets the core from it when work comes, who
+/// yields does not.
+const SLICE_US: u64 = 500;
+/// Sleeps without a look for more work before them, after such a yield.
+const SLEEPY_TURNS: u32 = 64;
 /// The port that is polled if none is named.
 const DEFAULT_PORT: &str = "net_null0";
 /// Packet buffers: the receive descriptors, a burst, and some air.
@@ -243,13 +248,15 @@ impl Card<'_> {
     ) -> Result<End, RunError> {
         let mut bus_due_us = 0;
         let mut worked_us = 0;
+        let mut sleepy: u32 = 0;
         loop {
             let now_us = self.now_us();
             if self.turn(now_us, &mut ethernet)? {
                 worked_us = now_us;
             }
             let mut woken = Woken::default();
-            if now_us.saturating_sub(worked_us) >= spin_us {
+            if sleepy != 0 || now_us.saturating_sub(worked_us) >= spin_us {
+                sleepy = sleepy.saturating_sub(1);
                 let until_us = self.wake_at_us(now_us).map(|at| at.saturating_sub(now_us));
                 let others = (self.bus.fd().unwrap_or(self.end.as_fd()), self.end.as_fd());
                 woken = sleep(&mut self.poller, heavy, doorbell, others, (now_us, until_us), self.shown);
@@ -262,6 +269,9 @@ impl Card<'_> {
                 woken = peek(self.bus, self.end, NO_TIME);
             } else {
                 rustix::thread::sched_yield();
+                if self.now_us() - now_us > SLICE_US {
+                    sleepy = SLEEPY_TURNS;
+                }
             }
             if let Some(end) = self.bus_turn(woken)? {
                 return Ok(end);
