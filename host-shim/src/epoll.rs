@@ -30,6 +30,9 @@ use set::{Instance, NO_INSTANCE, NO_REG, Reg, State};
 
 /// Registrations that are polled directly until the next barrier, before one is made for them.
 const FRESH_MAX: u32 = 32;
+/// The same of those for input. Two that are looked at one after the other show no order of arrival, and a client that sends on one
+/// connection, then on another, counts on it.
+const FRESH_INPUTS_MAX: u32 = 1;
 static STATE: Guarded<State> = Guarded::new(State::EMPTY);
 
 /// For the fork handlers.
@@ -331,7 +334,7 @@ pub fn look(e: &Handle, out: &mut [libc::epoll_event], settled: bool) -> Look {
     let n = st.harvest(instance, out, settled);
     let inst = st.instances.get(instance).copied().unwrap_or(NO_INSTANCE);
     st.finish();
-    if inst.fresh > FRESH_MAX {
+    if inst.fresh > FRESH_MAX || inst.fresh_inputs > FRESH_INPUTS_MAX {
         settle(instance);
     }
     Look { n, kernel: inst.kernel, listeners: inst.listeners }
