@@ -222,14 +222,18 @@ pub fn undo_add(e: &Handle, fd: i32, h: &Handle) {
     }
 }
 
+/// A one-shot registration that the kernel has reported already: a socket that does nothing yet is ready for an event.
+fn was_shot(r: &Reg) -> bool {
+    r.interest.events & ready::ONESHOT != 0 && kernel::has_shot(r.ep, r.fd)
+}
+
 /// A kernel socket became a connection of ours: its registrations move here.
 pub fn became_stream(h: &Handle) {
     let Some(mut st) = STATE.take() else { return };
     st.each(h, |st, index| {
         let Some(r) = st.regs.get_mut(index) else { return };
         r.in_kernel = false;
-        // An unconnected socket is ready for an event already.
-        r.off = r.interest.events & ready::ONESHOT != 0 && kernel::has_shot(r.ep, r.fd);
+        r.off = was_shot(r);
         crate::epoll_wait::kernel_delete(r.ep, r.fd);
         st.watch(index);
     });
@@ -257,6 +261,7 @@ pub fn became_listener(h: &Handle) {
     st.each(h, |st, index| {
         let Some(r) = st.regs.get_mut(index) else { return };
         r.in_kernel = false;
+        r.off = was_shot(r);
         let instance = r.instance as usize;
         if let Some(inst) = st.instances.get_mut(instance) {
             inst.listeners = true;
