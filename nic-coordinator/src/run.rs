@@ -29,11 +29,11 @@ const SNAPSHOT_EVERY_US: u64 = 100_000;
 const NO_TIME: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 /// Packets that one turn takes from the port.
 const RX_BURST: u16 = 32;
-/// A yield that took longer was a time slice of a program that computes: who sleeps gets the core from it when work comes, who
-/// yields does not.
-const SLICE_US: u64 = 500;
+/// A yield that took longer was more than one time slice of programs that compute: who sleeps gets the core from them when work
+/// comes, who yields does not.
+const SLICES_US: u64 = 4_000;
 /// Sleeps without a look for more work before them, after such a yield.
-const SLEEPY_TURNS: u32 = 64;
+const SLEEPY_TURNS: u32 = 256;
 /// The port that is polled if none is named.
 const DEFAULT_PORT: &str = "net_null0";
 /// Packet buffers: the receive descriptors, a burst, and some air.
@@ -269,7 +269,7 @@ impl Card<'_> {
                 woken = peek(self.bus, self.end, NO_TIME);
             } else {
                 rustix::thread::sched_yield();
-                if self.now_us() - now_us > SLICE_US {
+                if self.now_us() - now_us > SLICES_US {
                     sleepy = SLEEPY_TURNS;
                 }
             }
