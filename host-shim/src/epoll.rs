@@ -60,14 +60,18 @@ pub fn created(h: &Handle) -> bool {
 pub fn closed(h: &Handle) {
     let index = h.place.load(Ordering::Relaxed);
     let Some(mut st) = STATE.take() else { return };
-    for i in 0..st.regs.len() {
-        if st.regs.get(i).is_some_and(|r| r.used && r.instance == index) {
-            st.unlink(i);
-            if let Some(r) = st.regs.get_mut(i) {
-                *r = NO_REG;
-            }
+    // First those in the ready list: some are dead, and counted nowhere else.
+    while let Some(i) = st.pop_ready(index as usize) {
+        if let Some(r) = st.regs.get_mut(i).filter(|r| r.dead) {
+            *r = NO_REG;
         }
     }
+    st.each_of(index, |st, i| {
+        st.unlink(i);
+        if let Some(r) = st.regs.get_mut(i) {
+            *r = NO_REG;
+        }
+    });
     if let Some(inst) = st.instances.get_mut(index as usize) {
         let sleeper = inst.sleeper;
         *inst = NO_INSTANCE;
@@ -75,6 +79,20 @@ pub fn closed(h: &Handle) {
             drop(core::mem::ManuallyDrop::into_inner(wait::Sleeper::kept(sleeper - 1)));
         }
     }
+}
+
+/// The application has closed its last descriptor of an instance, for which calls wait; `kept` is one of ours.
+pub fn moved(h: &Handle, kept: i32) {
+    if h.kind() != Kind::Epoll {
+        return;
+    }
+    let index = h.place.load(Ordering::Relaxed);
+    let Some(mut st) = STATE.take() else { return };
+    st.each_of(index, |st, i| {
+        if let Some(r) = st.regs.get_mut(i) {
+            r.ep = kept;
+        }
+    });
 }
 
 fn is_shared(h: &Handle) -> bool {

@@ -76,7 +76,7 @@ pub struct Handle {
     pub epoch: AtomicU32,
     /// Inode of its descriptors, 0 while nobody has asked: see [`crate::leave`].
     pub inode: AtomicU64,
-    /// Listener: a descriptor of ours plus one, for calls that wait on it when the application has closed its own; 0: none.
+    /// Listener, set: a descriptor of ours plus one, for calls that wait on it when the application has closed its own; 0: none.
     pub kept: AtomicI32,
 }
 

@@ -145,6 +145,7 @@ pub fn release(h: &Handle) {
 #[cold]
 fn tear_down(h: &Handle) {
     epoll::forget_handle(h);
+    fds::discard(h.kept.load(Ordering::Acquire) - 1);
     match h.kind() {
         Kind::Stream => {
             if let Some(s) = h.stream() {
@@ -154,7 +155,6 @@ fn tear_down(h: &Handle) {
         Kind::Listener => {
             listener::forget(h);
             listener::unlisten(h);
-            fds::discard(h.kept.load(Ordering::Acquire) - 1);
             if let Some(sock) = h.sock()
                 && sock.processes.fetch_sub(1, Ordering::AcqRel) == 1
             {
@@ -281,8 +281,8 @@ pub fn closing(fd: i32) {
     // Locks are taken only for these.
     let locks = !matches!(h.kind(), Kind::Kernel | Kind::Overlay) || h.regs.load(Ordering::Relaxed) != 0;
     let _no_signals = locks.then(NoSignals::new);
-    if h.kind() == Kind::Listener {
-        listener::keep_for_calls(fd, h);
+    if matches!(h.kind(), Kind::Listener | Kind::Epoll) && h.is_held_by_calls_alone() {
+        keep_for_calls(fd, h);
     }
     if let Some(h) = table::remove(fd) {
         if h.has_others() {
@@ -290,6 +290,23 @@ pub fn closing(fd: i32) {
         }
         release(h);
     }
+}
+
+/// Before close(2) of the last descriptor of a listener or a set: calls that wait on it go on, as in Linux.
+fn keep_for_calls(fd: i32, h: &Handle) {
+    if let Some(kept) = fds::duplicate(fd) {
+        h.kept.store(kept + 1, Ordering::Release);
+        epoll::moved(h, kept);
+    }
+}
+
+/// A descriptor of what a call waits on: the one that it was given, unless another thread has closed that.
+pub fn descriptor(fd: i32, h: &Handle) -> i32 {
+    if table::get(fd).is_some_and(|other| core::ptr::eq(other, h)) {
+        return fd;
+    }
+    let kept = h.kept.load(Ordering::Acquire).checked_sub(1).filter(|fd| *fd >= 0);
+    kept.or_else(|| table::find(h)).unwrap_or(-1)
 }
 
 /// After dup(2) and the like: `new` is what `old` is.

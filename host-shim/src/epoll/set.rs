@@ -185,6 +185,20 @@ impl State {
         self.count_reg(instance, -1);
     }
 
+    /// Does something with each registration of an instance.
+    pub(super) fn each_of(&mut self, instance: u32, mut act: impl FnMut(&mut State, usize)) {
+        let mut left = self.instances.get(instance as usize).map_or(0, |i| i.regs);
+        for index in 0..self.regs.len() {
+            if left == 0 {
+                break;
+            }
+            if self.regs.get(index).is_some_and(|r| r.used && !r.dead && r.instance == instance) {
+                left -= 1;
+                act(self, index);
+            }
+        }
+    }
+
     /// Keeps count of an instance's registrations, in its handle, too.
     pub(super) fn count_reg(&mut self, instance: u32, by: i32) {
         let Some(inst) = self.instances.get_mut(instance as usize) else { return };
