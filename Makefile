@@ -26,7 +26,7 @@ demo: bench-build ## Measure redis over kernel TCP, AF_UNIX and IPC-Direct; writ
 
 test: test-unit test-loom test-e2e ## Run every test but the long ones
 
-test-all: test suites random ## Also the long parts: programs' own tests, ten minutes of random programs
+test-all: test test-pci suites random ## Also the long parts: the card behind PCI, programs' own tests, ten minutes of random programs
 
 test-unit: setup ## Unit, property and integration tests of every crate
 	$(CARGO) test --workspace --exclude ipc-direct-tests
