@@ -62,15 +62,13 @@ pub fn closed(h: &Handle) {
     let Some(mut st) = STATE.take() else { return };
     // First those in the ready list: some are dead, and counted nowhere else.
     while let Some(i) = st.pop_ready(index as usize) {
-        if let Some(r) = st.regs.get_mut(i).filter(|r| r.dead) {
-            *r = NO_REG;
+        if st.regs.get(i).is_some_and(|r| r.dead) {
+            st.give_place(i);
         }
     }
     st.each_of(index, |st, i| {
         st.unlink(i);
-        if let Some(r) = st.regs.get_mut(i) {
-            *r = NO_REG;
-        }
+        st.give_place(i);
     });
     if let Some(inst) = st.instances.get_mut(index as usize) {
         let sleeper = inst.sleeper;

@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering;
 
 use ring::wake;
 
-use super::set::{NO_REG, State};
+use super::set::State;
 use super::{barrier, is_shared};
 use crate::handle::{self, Handle, Kind};
 use crate::{listener, poll, segments};
@@ -207,7 +207,7 @@ impl State {
             let Some(index) = self.pop_ready(instance) else { break };
             let Some(r) = self.regs.get_mut(index) else { continue };
             if r.dead {
-                *r = NO_REG;
+                self.give_place(index);
                 continue;
             }
             if r.idle != idle {
