@@ -331,6 +331,20 @@ pub fn handle_changed(h: &Handle) {
     }
 }
 
+/// As [`handle_changed`], by a call of our own that is an edge for whatever is watched: Linux (`sk_state_change`) says no event then.
+pub fn state_changed(h: &Handle) {
+    if h.regs.load(Ordering::Relaxed) != 0
+        && let Some(mut st) = STATE.take()
+    {
+        st.each(h, |st, index| {
+            if let Some(r) = st.regs.get_mut(index) {
+                r.armed = true;
+            }
+        });
+    }
+    handle_changed(h);
+}
+
 /// Does the instance need us at all? If not, the kernel's epoll_wait(2) is all there is.
 #[inline(always)]
 pub fn has_regs(e: &Handle) -> bool {

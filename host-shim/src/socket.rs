@@ -267,7 +267,7 @@ pub fn shutdown(h: &Handle, s: &Stream, how: i32) -> crate::sys::Result<()> {
     }
     // Our own threads that sleep on it look again, too.
     Handle::wake_own(s);
-    epoll::handle_changed(h);
+    epoll::state_changed(h);
     crate::wait::kick_others();
     Ok(())
 }
