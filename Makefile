@@ -7,7 +7,7 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 export CARGO_TARGET_DIR := $(TARGET)
 export IPC_DIRECT_BIN_DIR := $(TARGET)/release
 PRODUCT := -p ipc-direct -p nic-coordinator -p ipc-direct-shim
-E2E := exports conformance c pipes programs operator namespaces faults idle
+E2E := exports conformance c pipes programs operator namespaces lab faults idle
 
 .PHONY: help setup build demo test test-all test-unit test-loom test-e2e test-pci arm64 deb suites random matrix
 .PHONY: bench bench-build bench-quick criterion guard baseline fmt lint clean
