@@ -4,10 +4,11 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use harness::child::{Guarded, alive, run, run_ok, wait_for};
+use harness::voice::Voice;
 use harness::{Outcome, bins, ensure};
 use rustix::process::Signal;
 
-use crate::scene::{BOUND, Lab, Machine, Voice, command, fresh_name};
+use crate::scene::{BOUND, Lab, Machine, command, fresh_name};
 
 /// A lab with servers in it, and broken links: more to clean up.
 fn busy(lab: &Lab) -> Outcome<[Voice; 2]> {
