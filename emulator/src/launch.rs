@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use ring::queue::Kind;
+
 use crate::inherit::inherit;
 use crate::pci::{PciError, PciId};
 use crate::runtime_dir::RuntimeDir;
@@ -22,6 +24,8 @@ pub struct BootOptions {
     pub coordinator: Option<PathBuf>,
     /// Take DPDK's memory from hugepages (they must be free) instead of ordinary pages.
     pub hugepages: bool,
+    /// How processes' requests go to an emulated card; to a real one they always go by private rings.
+    pub request_queue: Kind,
     /// How long the card may take until it is up.
     pub up_timeout: Duration,
     /// Use this card, on which the coordinator runs already, instead of starting one.
@@ -30,7 +34,13 @@ pub struct BootOptions {
 
 impl Default for BootOptions {
     fn default() -> Self {
-        BootOptions { coordinator: None, hugepages: false, up_timeout: Duration::from_secs(10), pci: None }
+        BootOptions {
+            coordinator: None,
+            hugepages: false,
+            request_queue: Kind::default(),
+            up_timeout: Duration::from_secs(10),
+            pci: None,
+        }
     }
 }
 
@@ -114,15 +124,15 @@ fn first_allowed_cpu() -> usize {
 /// Starts the program with its end of the bus.
 pub(crate) fn spawn(
     program: &Path,
-    hugepages: bool,
+    options: &BootOptions,
     runtime: &RuntimeDir,
     bus: OwnedFd,
 ) -> Result<Child, BootError> {
     let mut command = Command::new(program);
     let number = inherit(&mut command, bus);
     command
-        .args(eal_arguments(hugepages, runtime))
-        .args(["--", "--bus-fd", &number.to_string()])
+        .args(eal_arguments(options.hugepages, runtime))
+        .args(["--", "--bus-fd", &number.to_string(), "--request-queue", options.request_queue.name()])
         // The coordinator must not run under the shim that it serves.
         .env_remove("LD_PRELOAD")
         .stdin(Stdio::null())

@@ -50,6 +50,14 @@ macro_rules! counters {
 counters! {
     /// Requests taken out of rings.
     requests,
+    /// Of those, taken out of the shared ring.
+    requests_shared,
+    /// Functions looked at because of a hint.
+    hints,
+    /// Tickets of the shared ring that were not published in time.
+    gaps,
+    /// Entries of the shared ring that were not made by whom they name.
+    forged,
     /// Completions, credits included.
     completions,
     /// Completions that carry nothing but credit.

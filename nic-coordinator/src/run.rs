@@ -10,6 +10,7 @@ use dpdk::mbuf::{Mbuf, PktPool, PoolError};
 use dpdk::telemetry::RegisterError;
 use nic_coordinator::bus::{Bus, BusError, Host, Incoming, Payload};
 use nic_coordinator::counters::Shown;
+use nic_coordinator::intake::Intake;
 use nic_coordinator::logic::{Limits, Logic};
 use nic_coordinator::mapping::MapError;
 use nic_coordinator::poll::Poller;
@@ -54,6 +55,8 @@ pub enum RunError {
     Telemetry(#[from] RegisterError),
     #[error(transparent)]
     Bus(#[from] BusError),
+    #[error(transparent)]
+    Common(#[from] MapError),
     #[error(transparent)]
     NoMembarrier(#[from] NoMembarrier),
     #[error("the kernel refused {0}: {1}")]
@@ -146,16 +149,19 @@ fn with_host(
     rustix::rand::getrandom(&mut epoch, rustix::rand::GetRandomFlags::empty())
         .map_err(|e| RunError::Kernel("random numbers", e.into()))?;
     let epoch = u32::from_ne_bytes(epoch);
-    let poller = Poller::new(Logic::new(Limits::default()), Arc::clone(shown), epoch);
-    if matches!(host, Host::None) {
-        return Ok(End::Signal);
-    }
+    let (doorbell, common) = match host {
+        Host::WithDoorbell { doorbell, common } => (Some(doorbell), common),
+        Host::Polled => (None, None),
+        Host::None => return Ok(End::Signal),
+    };
+    let intake = Intake::new(options.request_queue, common)?;
+    let poller = Poller::new(Logic::new(Limits::default()), Arc::clone(shown), epoch, intake);
     bus.send(BusMsg::Up { epoch })?;
     tracing::info!("up: epoch {epoch:08x}");
     let mut card =
         Card { poller, bus, end, shown, snapshot_us: None, changed: true, started: Instant::now() };
-    match (host, options.idle) {
-        (Host::WithDoorbell(doorbell), Idle::Sleep) => {
+    match (doorbell, options.idle) {
+        (Some(doorbell), Idle::Sleep) => {
             card.poll_and_sleep(ethernet, &doorbell, &Membarrier::new()?, options.spin_us)
         }
         (_, Idle::Nap) => card.poll(ethernet, Some(options.spin_us)),
@@ -292,7 +298,7 @@ impl Card<'_> {
     /// The earliest time at which there is something to do without being called.
     fn wake_at_us(&self, now_us: u64) -> Option<u64> {
         let snapshot = self.changed.then(|| self.snapshot_us.map_or(now_us, |at| at + SNAPSHOT_EVERY_US));
-        self.poller.logic().next_deadline_us().into_iter().chain(snapshot).min()
+        self.poller.next_deadline_us().into_iter().chain(snapshot).min()
     }
 
     /// Leaves a picture of the tables for telemetry, now and then.

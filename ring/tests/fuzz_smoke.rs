@@ -37,6 +37,11 @@ fn s2_3_window() {
 }
 
 #[test]
+fn s2_8_queue() {
+    feed(targets::queue, 160);
+}
+
+#[test]
 fn s3_3_msg() {
     feed(targets::msg, 58);
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use emulator::{BootOptions, PciId};
+use ring::queue::Kind;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::address::Address;
@@ -74,6 +75,29 @@ pub struct CardArgs {
     /// Take the card's memory from hugepages (they must be reserved and accessible)
     #[arg(long)]
     pub hugepages: bool,
+    /// How programs' requests go to a card that this command starts: per-process, hybrid, or shared (only for programs that
+    /// trust each other) [default: $IPC_DIRECT_REQUEST_QUEUE or per-process]
+    #[arg(long, value_name = "KIND")]
+    pub request_queue: Option<Kind>,
+}
+
+/// Which request queue a card gets that is started without `--request-queue`.
+pub const REQUEST_QUEUE_VARIABLE: &str = "IPC_DIRECT_REQUEST_QUEUE";
+
+impl CardArgs {
+    /// By option, environment or default.
+    ///
+    /// # Errors
+    /// One sentence: the variable names none.
+    pub fn choose_queue(&self) -> Result<Kind, String> {
+        match (self.request_queue, std::env::var(REQUEST_QUEUE_VARIABLE)) {
+            (Some(kind), _) => Ok(kind),
+            (None, Ok(text)) if !text.is_empty() => {
+                text.parse().map_err(|e| format!("{REQUEST_QUEUE_VARIABLE}={text}: {e}"))
+            }
+            _ => Ok(Kind::default()),
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -120,9 +144,7 @@ pub fn main() -> ExitCode {
         Command::Pump => pump::pump(),
         Command::Up(UpArgs { card, pci, log }) => {
             log_to_stderr(log);
-            let mut settings = settings(&card, None);
-            settings.boot.pci = pci;
-            serve(&settings)
+            serve(&card, None, pci)
         }
         Command::Agent(arguments) if arguments.detach => {
             match start::respawn_detached(arguments.log_file.as_deref()) {
@@ -135,34 +157,46 @@ pub fn main() -> ExitCode {
             if arguments.detached {
                 start::leave_session();
             }
-            serve(&settings(&arguments.card, arguments.idle_exit_ms.map(Duration::from_millis)))
+            serve(&arguments.card, arguments.idle_exit_ms.map(Duration::from_millis), None)
         }
     }
 }
 
-fn settings(card: &CardArgs, idle_exit: Option<Duration>) -> Settings {
-    Settings {
-        address: Address::choose(card.socket.as_deref()),
-        idle_exit,
-        boot: BootOptions { hugepages: card.hugepages, ..BootOptions::default() },
-    }
+fn settings(card: &CardArgs, idle_exit: Option<Duration>, pci: Option<PciId>) -> Result<Settings, String> {
+    let request_queue = match (pci, card.request_queue) {
+        (None, _) => card.choose_queue()?,
+        (Some(_), None | Some(Kind::PerProcess)) => Kind::PerProcess,
+        (Some(_), Some(kind)) => {
+            return Err(format!(
+                "--request-queue {kind} is for an emulated card; a real one has per-process only"
+            ));
+        }
+    };
+    let boot = BootOptions { hugepages: card.hugepages, request_queue, pci, ..BootOptions::default() };
+    Ok(Settings { address: Address::choose(card.socket.as_deref()), idle_exit, boot })
 }
 
 /// The agent's life: one line on standard output when it is up (or why it is not), then none.
-fn serve(settings: &Settings) -> ExitCode {
-    let mut agent = match Agent::start(settings) {
+fn serve(card: &CardArgs, idle_exit: Option<Duration>, pci: Option<PciId>) -> ExitCode {
+    let settings = match settings(card, idle_exit, pci) {
+        Ok(settings) => settings,
+        Err(sentence) => return not_up(&sentence),
+    };
+    let mut agent = match Agent::start(&settings) {
         Ok(agent) => agent,
         Err(e) => return not_up(&e.to_string()),
     };
     let card = agent.card();
-    let (own, epoch) = (std::process::id(), card.epoch());
+    let (own, epoch, queue) = (std::process::id(), card.epoch(), card.request_queue());
     let at = format!("{}: agent {own} at {}", start::READY, settings.address);
     let line = match (card.coordinator_pid(), card.telemetry_prefix()) {
         (Some(pid), Some(prefix)) => {
-            format!("{at}, coordinator {pid} (epoch {epoch:08x}), telemetry -f {prefix}")
+            format!(
+                "{at}, coordinator {pid} (epoch {epoch:08x}), {queue} request queue, telemetry -f {prefix}"
+            )
         }
         _ => format!(
-            "{at}, coordinator on the card (epoch {epoch:08x}), {} functions for processes",
+            "{at}, coordinator on the card (epoch {epoch:08x}), {queue} request queue, {} functions for processes",
             card.capacity()
         ),
     };

@@ -91,12 +91,20 @@ pub fn run(arguments: &RunArgs) -> ExitCode {
         return ExitCode::from(STATUS_FAILED);
     }
     let address = Address::choose(arguments.card.socket.as_deref());
+    let request_queue = match arguments.card.choose_queue() {
+        Ok(kind) => kind,
+        Err(why) => {
+            say(&why);
+            return ExitCode::from(STATUS_FAILED);
+        }
+    };
     let mut command = Command::new(program);
     command.args(rest);
     let agent_log = arguments.agent_log.as_deref().and_then(|p| std::path::absolute(p).ok());
     let background = Background {
         address: &address,
         hugepages: arguments.card.hugepages,
+        request_queue,
         log: agent_log.as_deref().map(|p| (LogLevel::Info, p)),
     };
     // Lives until exec, which leaves its descriptor open for the program and its children.
