@@ -15,6 +15,8 @@ use crate::window::{Entry, Full, Raw, sequence, slot_of};
 pub const LATE_MAX: usize = 64;
 /// Tickets drawn in vain, or lost to others, before a push gives up as if the ring were full.
 const DRAWS_MAX: usize = 1024;
+/// Slots that the card can keep account of. Loom's stacks hold few.
+const SLOTS_MAX: usize = if cfg!(loom) { 8 } else { SHARED_ENTRIES };
 /// In [`Ring::usable`]: no ticket.
 const NEVER: u64 = u64::MAX;
 
@@ -212,7 +214,7 @@ pub struct Taker<'a> {
     late: [u64; LATE_MAX],
     lates: usize,
     /// What we have said in [`Ring::usable`], which hosts can write.
-    usable: [u64; SHARED_ENTRIES],
+    usable: [u64; SLOTS_MAX],
 }
 
 impl<'a> Taker<'a> {
@@ -225,9 +227,9 @@ impl<'a> Taker<'a> {
     /// Over a ring whose tickets so far, `next` of them, are done with.
     #[must_use]
     pub fn starting_at(ring: Ring<'a>, next: u64) -> Taker<'a> {
-        debug_assert!(ring.entries.len().is_power_of_two() && ring.entries.len() <= SHARED_ENTRIES);
+        debug_assert!(ring.entries.len().is_power_of_two() && ring.entries.len() <= SLOTS_MAX);
         debug_assert!(ring.usable.len() == ring.entries.len());
-        let (drawn, told, usable) = (next, next, [0; SHARED_ENTRIES]);
+        let (drawn, told, usable) = (next, next, [0; SLOTS_MAX]);
         Taker { ring, next, drawn, told, gap_since_us: None, late: [0; LATE_MAX], lates: 0, usable }
     }
 
