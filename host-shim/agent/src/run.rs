@@ -68,7 +68,7 @@ pub struct RunArgs {
 impl RunArgs {
     /// `run --require-agent --socket ADDRESS -- PROGRAM`.
     pub(crate) fn at(address: &Address, program: Vec<OsString>) -> RunArgs {
-        let card = CardArgs { socket: Some(address.to_string()), hugepages: false };
+        let card = CardArgs { socket: Some(address.to_string()), hugepages: false, request_queue: None };
         let (log, spin_us, agent_log) = (None, None, None);
         RunArgs { card, log, spin_us, require_agent: true, require: false, agent_log, program }
     }
