@@ -48,6 +48,15 @@ pub fn kernel_delete(ep: i32, fd: i32) {
     unsafe { real::epoll_ctl(ep, libc::EPOLL_CTL_DEL, fd, core::ptr::null_mut()) };
 }
 
+/// Changes what the kernel's set tells of a descriptor, which comes into it if it is not there.
+pub fn kernel_set(ep: i32, fd: i32, interest: epoll::Interest) {
+    let mut event = libc::epoll_event { events: interest.events, u64: interest.data };
+    // SAFETY: an event of ours.
+    if unsafe { real::epoll_ctl(ep, libc::EPOLL_CTL_MOD, fd, &raw mut event) } != 0 {
+        kernel_add(ep, fd, interest);
+    }
+}
+
 /// Puts a descriptor into the kernel's set: its connection has left user space.
 pub fn kernel_add(ep: i32, fd: i32, interest: epoll::Interest) {
     let mut event = libc::epoll_event { events: interest.events, u64: interest.data };

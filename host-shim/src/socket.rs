@@ -12,14 +12,15 @@ use crate::sock::{self, Sock, shut};
 use crate::sys::NoSignals;
 use crate::{
     bells, config, coordinator, epoll, fds, file, leave, listener, overlay, process, segments, stats, sys,
-    table, wait,
+    table, unix, wait,
 };
 
 /// A socket that the kernel has just made: from now on we know it. TCP sockets attach the process first.
 pub fn made(fd: i32, domain: i32, ty: i32) {
     let kind = ty & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
     let tcp = (domain == libc::AF_INET || domain == libc::AF_INET6) && kind == libc::SOCK_STREAM;
-    let attached = if tcp { process::ensure_attached() } else { process::is_attached() };
+    // A name decides whether an AF_UNIX socket needs an agent.
+    let attached = if tcp { process::ensure_attached() } else { !process::is_inert() };
     forget(fd);
     let Some(h) = handle::allocate(Kind::Kernel, fd, domain, kind) else { return };
     if !table::set(fd, h) {
@@ -125,7 +126,10 @@ fn join_mapped(
         stream::open(&s.out_ring, s.out_dir, conn.generation());
     }
     mapped.enter(conn.slot(), h);
-    if let Some(how) = coordinator::gone_early(conn) {
+    // Of AF_UNIX, the kernel tells the end of a peer that has never joined.
+    if let Some(how) = coordinator::gone_early(conn)
+        && (!h.is_unix() || stream::is_open(in_dir, conn.generation()))
+    {
         sock.dead.store(how, Ordering::Release);
     }
     stats::set_conn(h.index(), conn, side);
@@ -163,6 +167,7 @@ fn tear_down(h: &Handle) {
         }
         Kind::Epoll => epoll::closed(h),
         Kind::Overlay => overlay::closed(h),
+        Kind::Kernel if h.is_unix() => unix::closed(h),
         Kind::Kernel | Kind::Free => {}
     }
     h.free();
@@ -211,7 +216,7 @@ pub fn dissolve(h: &Handle, s: &Stream) {
 
 /// As close(2) of the last descriptor: unread data, or a linger time of 0, makes it a reset.
 fn end_stream(s: &Stream) {
-    let reset = s.has_data() || s.sock.linger_reset.load(Ordering::Relaxed) != 0;
+    let reset = s.has_data() || (!s.is_unix() && s.sock.linger_reset.load(Ordering::Relaxed) != 0);
     // Relaxed: published by the state below; a writer that sees it late writes into the void, as on a network.
     s.in_dir.reader_closed.store(s.conn.generation(), Ordering::Relaxed);
     let end = match (s.out_dir.state.load(Ordering::Relaxed), reset) {
@@ -242,15 +247,15 @@ pub fn shutdown(h: &Handle, s: &Stream, how: i32) -> crate::sys::Result<()> {
     }
     // The coordinator may have word of a reset: Linux knows of it by itself.
     crate::coordinator::pump();
-    if crate::poll::is_dead(h, s) {
+    if !s.is_unix() && crate::poll::is_dead(h, s) {
         return Err(crate::sys::Errno(libc::ENOTCONN));
     }
     let tx = s.sock.tx.take();
     // In Linux, too, a later connect is not the one that asks how the first went.
     s.sock.fresh_connect.store(0, Ordering::Relaxed);
     let both = s.sock.shut.fetch_or(bits, Ordering::Relaxed) | bits;
-    if both & shut::READ != 0 && both & shut::WRITE != 0 {
-        // What comes from now on is answered with a reset. Relaxed: as in `end_stream`.
+    if both & shut::READ != 0 && (both & shut::WRITE != 0 || s.is_unix()) {
+        // What comes from now on is answered with a reset (AF_UNIX: not sent). Relaxed: as in `end_stream`.
         s.in_dir.reader_closed.store(s.conn.generation() | READER_SHUT, Ordering::Relaxed);
     }
     let ends = bits & shut::WRITE != 0 && s.out_dir.state.load(Ordering::Relaxed) == state::OPEN;
@@ -279,7 +284,9 @@ pub fn closing(fd: i32) {
         return leave::moves(h);
     }
     // Locks are taken only for these.
-    let locks = !matches!(h.kind(), Kind::Kernel | Kind::Overlay) || h.regs.load(Ordering::Relaxed) != 0;
+    let locks = !matches!(h.kind(), Kind::Kernel | Kind::Overlay)
+        || h.regs.load(Ordering::Relaxed) != 0
+        || h.was(touched::OFFERED);
     let _no_signals = locks.then(NoSignals::new);
     if matches!(h.kind(), Kind::Listener | Kind::Epoll) && h.is_held_by_calls_alone() {
         keep_for_calls(fd, h);

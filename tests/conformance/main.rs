@@ -36,8 +36,12 @@ mod threads;
 mod transcript;
 mod transfers;
 mod udp;
+mod unix_lives;
 mod unix_messages;
+mod unix_names;
+mod unix_rights;
 mod unix_stream;
+mod unix_switch;
 mod urgent;
 mod watches;
 mod zerocopy;
@@ -113,6 +117,10 @@ const GROUPS: &[Group] = &[
     two(Family::Tcp, threads::CASES),
     two(Family::Tcp, transfers::CASES),
     two(Family::Udp, udp::CASES),
+    two(Family::UnixStream, unix_lives::CASES),
+    two(Family::UnixStream, unix_names::CASES),
+    two(Family::UnixStream, unix_switch::CASES),
+    two(Family::UnixStream, unix_rights::CASES),
     two(Family::UnixStream, unix_stream::CASES),
     two(Family::UnixSeqpacket, unix_messages::SEQPACKET),
     two(Family::UnixDgram, unix_messages::DGRAM),

@@ -32,6 +32,7 @@ pub mod groups;
 pub mod identity;
 pub mod inspect;
 pub mod lab;
+mod names;
 mod peer;
 pub mod program;
 pub mod ps;

@@ -106,6 +106,7 @@ impl State {
             Kind::Epoll if self.is_ready(h, NESTING_MAX) => (poll::IN & mask, 0),
             Kind::Stream => {
                 let Some(s) = h.stream() else { return (0, 0) };
+                self.sync_kernel(index, h);
                 let mut all = poll::events(h, &s);
                 if interest & poll::OUT != 0 && all & poll::OUT == 0 {
                     let lane = self.lane_for(h, instance);

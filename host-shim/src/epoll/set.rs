@@ -33,6 +33,8 @@ pub(super) struct Reg {
     pub(super) off: bool,
     /// The kernel serves it (so far): the connection is not in user space.
     pub(super) in_kernel: bool,
+    /// A connection in both places ([`crate::dual`]): what the kernel was told to tell of it; `u32::MAX`: something else than is due.
+    pub(super) kernel_events: Option<u32>,
     /// Edge-triggered: added or changed, and not looked at since.
     pub(super) armed: bool,
     /// Edge-triggered: what the connection was ready for, and how far its input had come, at the last look.
@@ -57,6 +59,7 @@ pub(super) const NO_REG: Reg = Reg {
     fresh_input: false,
     off: false,
     in_kernel: false,
+    kernel_events: None,
     armed: false,
     last: 0,
     seen: 0,
