@@ -25,9 +25,9 @@ use crate::sock::{Sock, modes, shut};
 use crate::sys::NoSignals;
 use crate::{coordinator, epoll, options, process, real, socket, stats, sys, table};
 
-/// Calls on a connection before its client offers it.
+/// Calls on a connection before its client offers it; if that was not possible, again after twice as many, and so on.
 const OFFER_AT: u32 = 16;
-/// Calls before its server looks whether it was offered; then after twice as many, and so on.
+/// Calls before its server looks whether it was offered; likewise.
 const CLAIM_AT: u32 = 20;
 /// So often in all.
 const CLAIMS_MAX: u32 = 12;
@@ -127,14 +127,12 @@ pub fn decide(fd: i32, h: &'static Handle) -> Way {
 }
 
 fn is_due(h: &Handle, calls: u32) -> bool {
-    if h.was(touched::ACCEPTED) {
-        calls.is_multiple_of(CLAIM_AT) && (calls / CLAIM_AT).is_power_of_two()
-    } else if h.was(touched::OFFERED) {
+    if h.was(touched::OFFERED) {
         coordinator::pump();
-        h.conn.load(Ordering::Relaxed) != 0
-    } else {
-        calls >= OFFER_AT
+        return h.conn.load(Ordering::Relaxed) != 0;
     }
+    let at = if h.was(touched::ACCEPTED) { CLAIM_AT } else { OFFER_AT };
+    calls.is_multiple_of(at) && (calls / at).is_power_of_two()
 }
 
 /// Why a connection does not leave.
@@ -221,6 +219,9 @@ pub fn paired(serial: u32, conn: ConnId) -> bool {
 
 /// Whom the kernel shows at the other end, if everything else allows to leave it, too.
 fn peer(fd: i32, h: &Handle) -> Result<[u32; 2], Not> {
+    if h.sock().is_some_and(|s| s.processes.load(Ordering::Acquire) > 1) {
+        return Err(Not::Yet);
+    }
     if !process::ensure_attached() {
         return Err(Not::Ever(Reason::NoAgent));
     }
@@ -232,9 +233,6 @@ fn peer(fd: i32, h: &Handle) -> Result<[u32; 2], Not> {
     }
     if !process::is_home(fd) || !process::is_seen_as_itself() {
         return Err(Not::Ever(Reason::Namespace));
-    }
-    if h.sock().is_some_and(|s| s.processes.load(Ordering::Acquire) > 1) {
-        return Err(Not::Yet);
     }
     match options::kernel_peer_credentials(fd) {
         Some([pid, uid, _]) if pid != 0 => Ok([pid, uid]),
