@@ -190,6 +190,7 @@ fn reset(socket: &TcpStream) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read as _;
     use std::net::TcpListener;
 
     #[test]
