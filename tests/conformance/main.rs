@@ -16,6 +16,7 @@ mod driver;
 mod end;
 mod epoll;
 mod families;
+mod fifos;
 mod figures;
 mod forks;
 mod inherit;
@@ -25,12 +26,14 @@ mod matrix;
 mod names;
 mod opening;
 mod options;
+mod pipe_children;
 mod pipes;
 mod polling;
 mod programs;
 mod reading;
 mod sets;
 mod signals;
+mod socketpairs;
 mod symbols;
 mod threads;
 mod transcript;
@@ -135,9 +138,10 @@ const GROUPS: &[Group] = &[
     one(Family::Pipe, alike::PIPE),
     one(Family::Fifo, alike::FIFO),
     one(Family::Udp, alike::UDP),
-    one(Family::Pipe, pipes::PIPES),
-    one(Family::Fifo, pipes::FIFOS),
-    one(Family::Socketpair, pipes::SOCKETPAIRS),
+    one(Family::Pipe, pipes::CASES),
+    one(Family::Pipe, pipe_children::CASES),
+    one(Family::Fifo, fifos::CASES),
+    one(Family::Socketpair, socketpairs::CASES),
 ];
 
 const WORKER: &str = env!("CARGO_BIN_EXE_case-worker");
