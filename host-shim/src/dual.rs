@@ -20,7 +20,7 @@ use crate::handle::{Handle, Stream};
 use crate::sock::{modes, shut};
 use crate::stream::{Buffers, Cursor, ReadHow};
 use crate::sys::{Errno, Result};
-use crate::unix::{Busy, Way};
+use crate::unix::Busy;
 use crate::{epoll, poll, real, sys, table, wait};
 
 impl Stream {
@@ -63,7 +63,7 @@ pub fn kernel_part(s: &Stream, events: u32) -> Option<u32> {
 /// Before a write of a connection that wrote to the kernel so far: begins with the ring if the other side has joined. Else the
 /// call is the kernel's.
 #[cold]
-pub fn before_write(h: &'static Handle, s: Stream) -> Way {
+pub fn before_write(h: &Handle, s: Stream) -> core::result::Result<(), Option<Busy>> {
     {
         // In a handler of a signal that came in the middle of this: before any switch.
         let Some(_tx) = s.sock.tx.take() else { return Err(Some(Busy::writer(s.sock))) };
@@ -79,7 +79,7 @@ pub fn before_write(h: &'static Handle, s: Stream) -> Way {
         }
     }
     epoll::handle_changed(h);
-    Ok((h, s))
+    Ok(())
 }
 
 /// Before ancillary data is sent: by the kernel, since nothing is in the ring yet? Else it goes beside the ring.

@@ -111,19 +111,16 @@ impl Drop for Busy {
 /// What a call on a descriptor goes to.
 pub type Way = Result<(&'static Handle, Stream), Option<Busy>>;
 
-/// A read or write of a young connection: counts it, and lets it leave when that is due.
+/// A read or write of a young connection: counts it, and lets it leave when that is due. `None`: it is not the kernel's any more.
 #[cold]
-pub fn decide(fd: i32, h: &'static Handle) -> Way {
+pub fn decide(fd: i32, h: &'static Handle) -> Option<Busy> {
     let calls = h.turns.fetch_add(1, Ordering::Relaxed) + 1;
     if is_due(h, calls) {
         let errno = sys::errno();
         leave(fd, h);
         sys::set_errno(errno);
     }
-    match Busy::new(h) {
-        Some(busy) => Err(Some(busy)),
-        None => h.stream().map(|s| (h, s)).ok_or(None),
-    }
+    Busy::new(h)
 }
 
 fn is_due(h: &Handle, calls: u32) -> bool {

@@ -24,7 +24,10 @@ fn ours(fd: c_int) -> Way {
     cancel::point();
     match h.stream() {
         Some(s) => Ok((h, s)),
-        None if h.was(touched::YOUNG) => unix::decide(fd, h),
+        None if h.was(touched::YOUNG) => match unix::decide(fd, h) {
+            Some(busy) => Err(Some(busy)),
+            None => h.stream().map(|s| (h, s)).ok_or(None),
+        },
         None => Err(None),
     }
 }
@@ -33,7 +36,7 @@ fn ours(fd: c_int) -> Way {
 #[inline(always)]
 fn ours_to_write(fd: c_int) -> Way {
     match ours(fd) {
-        Ok((h, s)) if s.is_to_kernel() => dual::before_write(h, s),
+        Ok((h, s)) if s.is_to_kernel() => dual::before_write(h, s).map(|()| (h, s)),
         way => way,
     }
 }
