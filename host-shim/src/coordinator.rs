@@ -11,8 +11,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, fence};
 use core::time::Duration;
 
 use ring::msg::{Completion, ConnId, Request, Status};
-use ring::queue::Requests;
-use ring::window::{Consumer, HostMemory, Raw, Window};
+use ring::window::{Consumer, HostMemory, Producer, Raw, Window};
 
 use crate::handle::{self, Handle};
 use crate::lock::{Guarded, Lock};
@@ -30,7 +29,7 @@ const BATCH: usize = 16;
 struct Rings {
     window: Window<'static>,
     host: HostMemory<'static>,
-    requests: Requests<'static>,
+    requests: Producer<'static>,
     completions: Consumer<'static>,
 }
 
@@ -78,7 +77,7 @@ pub struct Ticket {
 }
 
 /// Uses newly mapped rings.
-pub fn install(requests: Requests<'static>, window: Window<'static>, host: HostMemory<'static>) {
+pub fn install(window: Window<'static>, host: HostMemory<'static>) {
     // What a former coordinator sent is acted on before, or never.
     let _in_order = DISPATCH.take();
     for (about, _) in &EARLY {
@@ -88,7 +87,7 @@ pub fn install(requests: Requests<'static>, window: Window<'static>, host: HostM
     if let Some(mut rings) = RINGS.take() {
         let completions = Consumer::new(host.completions, 0);
         show_next(&completions);
-        *rings = Some(Rings { requests, completions, window, host });
+        *rings = Some(Rings { requests: Producer::new(window.requests, 0), completions, window, host });
     }
 }
 
@@ -389,11 +388,6 @@ fn dispatch(raw: &Raw) -> Option<Request> {
                 tell_gone(conn, how);
             }
         }
-        Ok(Completion::Paired { serial, conn }) => {
-            if !crate::unix::paired(serial, conn) {
-                return Some(Request::Close { conn, side: 0, finished: false });
-            }
-        }
         Ok(Completion::Credit | Completion::MakeSegment { .. } | Completion::DropSegment { .. }) | Err(_) => {
         }
         Ok(answer) => {
@@ -402,9 +396,6 @@ fn dispatch(raw: &Raw) -> Option<Request> {
                     Completion::Accepted { status: Status::Ok, conn, .. } => Some(Request::Requeue { conn }),
                     Completion::Connected { status: Status::Ok, conn } => {
                         Some(Request::Close { conn, side: 0, finished: false })
-                    }
-                    Completion::Claimed { status: Status::Ok, conn } => {
-                        Some(Request::Close { conn, side: 1, finished: false })
                     }
                     Completion::Done { status: Status::Ok, value } => {
                         Some(Request::Unlisten { listener: value })
@@ -421,10 +412,6 @@ fn dispatch(raw: &Raw) -> Option<Request> {
 pub fn peer_gone(h: &'static Handle, how: u32) {
     let Some(_pinned) = h.pin() else { return };
     let Some(s) = h.stream() else { return };
-    if s.is_unix() && !ring::stream::is_open(s.in_dir, s.conn.generation()) {
-        // It has never joined: the kernel tells its end.
-        return;
-    }
     s.sock.dead.store(how, Ordering::Release);
     Handle::wake_own(&s);
     crate::epoll::handle_changed(h);
@@ -501,7 +488,6 @@ pub fn arm() -> bool {
     let consumed = rings.completions.consumed();
     // A posted write; the coordinator compares it with what it has pushed, so no fence is needed (SPEC 2.5).
     rings.window.header.armed.store(consumed + 1, Ordering::Release);
-    rings.requests.armed();
     ring::atomic::light_barrier();
     rings.completions.ready()
 }

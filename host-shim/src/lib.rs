@@ -23,7 +23,6 @@
 
 mod adopt;
 mod agent;
-mod ancillary;
 mod arenas;
 mod arrivals;
 mod bells;
@@ -31,7 +30,6 @@ mod cancel;
 mod config;
 mod connect;
 mod coordinator;
-mod dual;
 mod epoll;
 mod epoll_wait;
 mod exports;
@@ -64,7 +62,6 @@ mod stream;
 mod sys;
 mod table;
 mod target;
-mod unix;
 mod urgent;
 mod wait;
 mod zerocopy;

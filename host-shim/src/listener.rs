@@ -24,8 +24,6 @@ use crate::{arrivals, coordinator, fds, holds, options, process, real, socket, s
 
 /// Every so many accepts the kernel's queue goes first, so that neither starves.
 const KERNEL_TURN: u32 = 8;
-/// Rounds of a busy wait between two looks at the kernel's queue, which are a system call each.
-const SPIN_TURN: u32 = 32;
 /// Longest sleep of a blocked accept before it looks at the kernel's queue by itself.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -240,14 +238,9 @@ impl Call {
     fn wait(&mut self, limit: Option<Duration>) -> Result<i32> {
         let start = sys::now();
         let mut spin = Spin::new();
-        let mut turn = 0u32;
         loop {
-            turn = turn.wrapping_add(1);
             if process::is_attached() && spin.turn() {
                 coordinator::pump();
-                if self.h.ready.load(Ordering::Acquire) == 0 && !turn.is_multiple_of(SPIN_TURN) {
-                    continue;
-                }
             } else {
                 let timeout = limit.map(|l| l.saturating_sub(sys::now() - start));
                 if timeout.is_some_and(|t| t.is_zero()) {
@@ -266,7 +259,11 @@ impl Call {
 
     /// A descriptor of the listening socket: the one that the call was given, unless another thread has closed that.
     fn listener(&self) -> i32 {
-        socket::descriptor(self.fd, self.h)
+        if table::get(self.fd).is_some_and(|other| ptr::eq(other, self.h)) {
+            return self.fd;
+        }
+        let kept = self.h.kept.load(Ordering::Acquire).checked_sub(1).filter(|fd| *fd >= 0);
+        kept.or_else(|| table::find(self.h)).unwrap_or(-1)
     }
 
     /// Whatever waits in either queue, without waiting for it.
@@ -394,6 +391,16 @@ impl Call {
             Err(e) => Err(e),
             Ok(()) => Ok(None),
         }
+    }
+}
+
+/// Before close(2) of a descriptor of a listener: calls that wait on it go on, and take one more connection each.
+pub fn keep_for_calls(fd: i32, h: &Handle) {
+    if !h.is_held_by_calls_alone() {
+        return;
+    }
+    if let Some(kept) = fds::duplicate(fd) {
+        h.kept.store(kept + 1, Ordering::Release);
     }
 }
 

@@ -8,7 +8,6 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use ring::attach::{Call, Reply};
-use ring::queue::{COMMON_BYTES, CommonMemory, Requests};
 use ring::shared::Region;
 use ring::stats::STATS_BYTES;
 use ring::window::{HOST_BYTES, HostMemory, WINDOW_BYTES, Window};
@@ -29,11 +28,6 @@ static STATE: AtomicU64 = AtomicU64::new(UNTRIED);
 static ATTACHING: Guarded<()> = Guarded::new(());
 static PID: AtomicU32 = AtomicU32::new(0);
 static FUNCTION: AtomicU32 = AtomicU32::new(0);
-/// Our process id as the agent sees it.
-static SEEN_PID: AtomicU32 = AtomicU32::new(0);
-/// [`attach_later`]: as whose child, and by what nonce; 0: as a process of its own.
-static PARENT: AtomicU32 = AtomicU32::new(0);
-static NONCE: AtomicU64 = AtomicU64::new(0);
 static UID: AtomicU32 = AtomicU32::new(0);
 /// Incarnation of the coordinator that we are attached to, or were last. Never 0 then.
 static EPOCH: AtomicU32 = AtomicU32::new(0);
@@ -67,17 +61,6 @@ pub fn identity_changed() -> bool {
 /// Asked on the slow calls that such a child makes between vfork and exec.
 pub fn is_borrowed() -> bool {
     PID.load(Ordering::Relaxed) != sys::getpid()
-}
-
-/// True if agent and kernel mean us by the same process id: we are in the agent's pid namespace.
-pub fn is_seen_as_itself() -> bool {
-    SEEN_PID.load(Ordering::Relaxed) == sys::getpid()
-}
-
-/// A forked child that the parent announced, and that holds nothing of ours yet: it attaches as that when it attaches.
-pub fn attach_later(parent: u32, nonce: u64) {
-    PARENT.store(parent, Ordering::Relaxed);
-    NONCE.store(nonce, Ordering::Release);
 }
 
 /// Attached now, without trying.
@@ -135,9 +118,7 @@ pub fn ensure_attached() -> bool {
         _ => true,
     };
     let _no_signals = may.then(NoSignals::new);
-    // A child whose parent has forgotten it, or is gone, is a process like any other.
-    let nonce = if may { NONCE.swap(0, Ordering::AcqRel) } else { 0 };
-    (nonce != 0 && attach(PARENT.load(Ordering::Relaxed), nonce)) || (may && attach(0, 0))
+    may && attach(0, 0)
 }
 
 /// Of all threads that ask, one is told so.
@@ -233,15 +214,9 @@ fn try_attach(parent: u32, nonce: u64) -> Result<(), Why> {
     // The agent looks at the other end of this socket, and sees the same.
     HOME.store(options::kernel_netns(agent::fd()).ok_or(Why::Kernel)?, Ordering::Relaxed);
     let answer = agent::call(Call::Hello { parent, nonce }).map_err(Why::Agent)?;
-    let Reply::Welcome { function, epoch, pid, .. } = answer.reply else { return Err(Why::Answer) };
-    let [window, host, counters, doorbell, irq0, irq1, common] = answer.fds;
+    let Reply::Welcome { function, epoch, .. } = answer.reply else { return Err(Why::Answer) };
+    let [window, host, counters, doorbell, irq0, irq1] = answer.fds;
     let maps = (map(window, WINDOW_BYTES), map(host, HOST_BYTES), map(counters, STATS_BYTES));
-    // There is none (-1) if the rings are private.
-    let common = Some(common).filter(|fd| *fd >= 0).map(|fd| {
-        let region = map(fd, COMMON_BYTES);
-        sys::close(fd);
-        region.and_then(CommonMemory::over)
-    });
     for fd in [window, host, counters] {
         sys::close(fd);
     }
@@ -258,12 +233,10 @@ fn try_attach(parent: u32, nonce: u64) -> Result<(), Why> {
     if !w.valid() || !h.valid() {
         return Err(Why::Memory);
     }
-    let requests = Requests::over(function, &w, &h, common.flatten()).ok_or(Why::Memory)?;
     FUNCTION.store(function, Ordering::Relaxed);
-    SEEN_PID.store(pid, Ordering::Relaxed);
     UID.store(rustix::process::geteuid().as_raw(), Ordering::Relaxed);
     EPOCH.store(epoch, Ordering::Relaxed);
-    coordinator::install(requests, w, h);
+    coordinator::install(w, h);
     wait::watch_again();
     stats::install(counters);
     Ok(())
@@ -294,7 +267,6 @@ fn map(fd: i32, bytes: usize) -> Option<Region> {
 /// After fork, in the child: the parent's attachment is not ours.
 pub fn detach_child() {
     set_pid();
-    NONCE.store(0, Ordering::Relaxed);
     agent::close();
     for fd in [&DOORBELL].into_iter().chain(&IRQ) {
         fds::discard(fd.swap(-1, Ordering::AcqRel));

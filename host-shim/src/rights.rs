@@ -11,11 +11,9 @@ use core::ptr;
 use libc::{cmsghdr, msghdr};
 use rustix::fd::{AsRawFd, OwnedFd};
 
-use ring::stats::Reason;
-
 use crate::handle::{Handle, Kind};
 use crate::sys::{Errno, NoSignals, Result};
-use crate::{overlay, process, relay, table, unix};
+use crate::{overlay, process, relay, table};
 
 /// As the kernel: no message carries more (`SCM_MAX_FD`).
 const FDS_MAX: usize = 253;
@@ -90,7 +88,6 @@ pub unsafe fn substitute(msg: *const msghdr) -> Result<Option<Substitute>> {
     unsafe {
         each_right(control, length, |p| {
             overlay::never(p.read_unaligned());
-            unix::stays(p.read_unaligned(), Reason::Relayed);
             any |= ours(p).is_some();
         });
     }

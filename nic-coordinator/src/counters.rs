@@ -1,5 +1,6 @@
 //! What the coordinator counts and shows, for the telemetry thread to read while the lcore goes on.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -50,14 +51,6 @@ macro_rules! counters {
 counters! {
     /// Requests taken out of rings.
     requests,
-    /// Of those, taken out of the shared ring.
-    requests_shared,
-    /// Functions looked at because of a hint.
-    hints,
-    /// Tickets of the shared ring that were not published in time.
-    gaps,
-    /// Entries of the shared ring that were not made by whom they name.
-    forged,
     /// Completions, credits included.
     completions,
     /// Completions that carry nothing but credit.
@@ -92,6 +85,8 @@ counters! {
     irqs,
     /// Packets received on the Ethernet port.
     port_rx,
+    /// Packets sent there.
+    port_tx,
 }
 
 impl Counters {
@@ -103,11 +98,8 @@ impl Counters {
             Completion::PeerGone { .. } => return self.peers_gone.add(1),
             Completion::Connected { status: Status::Ok, .. } => return self.connects.add(1),
             Completion::Accepted { status: Status::Ok, .. } => return self.accepts.add(1),
-            Completion::Claimed { status: Status::Ok, .. } => return self.connects.add(1),
-            Completion::Paired { .. } => return self.accepts.add(1),
             Completion::Connected { status, .. }
             | Completion::Accepted { status, .. }
-            | Completion::Claimed { status, .. }
             | Completion::Done { status, .. } => status,
             Completion::Ready { .. } | Completion::MakeSegment { .. } | Completion::DropSegment { .. } => {
                 return;
@@ -190,12 +182,28 @@ impl Snapshot {
     }
 }
 
+/// Another host's coordinator, as it was a moment ago.
+#[derive(Clone, Debug)]
+pub struct PeerShown {
+    /// Address of its card.
+    pub card: Ipv4Addr,
+    /// `sought`, `up` or `lost`.
+    pub state: &'static str,
+    /// Epoch of its coordinator.
+    pub epoch: Option<u32>,
+    /// When it was last heard, in milliseconds before.
+    pub heard_ms_ago: Option<u64>,
+    /// Addresses that reach its host.
+    pub addresses: Vec<Ipv6Addr>,
+}
+
 /// What the lcore writes and telemetry reads.
 #[derive(Debug, Default)]
 pub struct Shown {
     /// Counters.
     pub counters: Counters,
     snapshot: Mutex<Snapshot>,
+    hosts: Mutex<(Vec<PeerShown>, Vec<(&'static str, u64)>)>,
 }
 
 impl Shown {
@@ -204,6 +212,19 @@ impl Shown {
         let Ok(mut place) = self.snapshot.try_lock() else { return false };
         *place = Snapshot::of(logic);
         true
+    }
+
+    /// Replaces what is shown of other hosts, and the counters of datagrams, unless somebody reads it at this moment.
+    pub fn show_peers(&self, hosts: (Vec<PeerShown>, Vec<(&'static str, u64)>)) {
+        if let Ok(mut place) = self.hosts.try_lock() {
+            *place = hosts;
+        }
+    }
+
+    /// What was last shown of other hosts.
+    #[must_use]
+    pub fn peers(&self) -> (Vec<PeerShown>, Vec<(&'static str, u64)>) {
+        self.hosts.lock().map(|h| h.clone()).unwrap_or_default()
     }
 
     /// The last snapshot.

@@ -4,6 +4,8 @@
 #![deny(unsafe_code)]
 
 mod cli;
+mod ethernet;
+mod meeting;
 mod os;
 mod run;
 mod telemetry;

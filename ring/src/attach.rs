@@ -10,9 +10,9 @@ pub const BYTES: usize = 128;
 /// Longest text in a refusal, in bytes.
 pub const TEXT_BYTES: usize = 96;
 
-/// Descriptors with [`Reply::Welcome`], at most, in this order: window, host memory, stats, doorbell, interrupt vector 0 (answers),
-/// interrupt vector 1 (events), and the common memory, unless the requests go by private rings alone.
-pub const WELCOME_FDS: usize = 7;
+/// Descriptors with [`Reply::Welcome`], in this order: window, host memory, stats, doorbell,
+/// interrupt vector 0 (answers), interrupt vector 1 (events).
+pub const WELCOME_FDS: usize = 6;
 /// Descriptors with [`Reply::Segment`]: the memory, this side's end of the wire.
 pub const SEGMENT_FDS: usize = 2;
 /// Descriptors with [`Reply::Report`]: a sealed memfd with JSON text.
@@ -64,8 +64,6 @@ pub enum Reply {
         group: u32,
         /// Incarnation of the coordinator.
         epoch: u32,
-        /// Process id, as the agent sees it.
-        pid: u32,
     },
     /// [`SEGMENT_FDS`] descriptors follow.
     Segment {
@@ -227,9 +225,7 @@ impl Reply {
     #[must_use]
     pub fn to_wire(self) -> Wire {
         match self {
-            Reply::Welcome { function, group, epoch, pid } => {
-                frame(65, [function, group, epoch], u64::from(pid), None)
-            }
+            Reply::Welcome { function, group, epoch } => frame(65, [function, group, epoch], 0, None),
             Reply::Segment { side } => frame(66, [side, 0, 0], 0, None),
             Reply::Report => frame(67, [0; 3], 0, None),
             Reply::Leased => frame(68, [0; 3], 0, None),
@@ -243,12 +239,9 @@ impl Reply {
     /// # Errors
     /// [`BadMessage`] says what is wrong.
     pub fn from_wire(bytes: &[u8]) -> Result<Reply, BadMessage> {
-        let (kind, [a, b, c], nonce, text) = unframe(bytes)?;
+        let (kind, [a, b, c], _, text) = unframe(bytes)?;
         match kind {
-            65 if a != 0 => {
-                let pid = u32::try_from(nonce).map_err(|_| BadMessage::Malformed)?;
-                Ok(Reply::Welcome { function: a, group: b, epoch: c, pid })
-            }
+            65 if a != 0 => Ok(Reply::Welcome { function: a, group: b, epoch: c }),
             66 if a < 2 => Ok(Reply::Segment { side: a }),
             67 => Ok(Reply::Report),
             68 => Ok(Reply::Leased),

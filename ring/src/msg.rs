@@ -234,32 +234,6 @@ pub enum Request {
         /// From the `Listen` answer.
         listener: u32,
     },
-    /// A connected `AF_UNIX` socket of this process, soon bound to a name that tells its function and `serial`, wants memory
-    /// together with its peer (SPEC 3.10). The answer's value is 0; `Paired` says that there is some.
-    Offer {
-        /// This process's number for it.
-        serial: u32,
-        /// The peer by `SO_PEERCRED`: process id.
-        pid: u32,
-        /// Its user id.
-        uid: u32,
-    },
-    /// The offer does not stand any more. No answer.
-    Retract {
-        /// Which.
-        serial: u32,
-    },
-    /// This process has the other end of the socket that was offered. Answered by `Claimed`.
-    Claim {
-        /// Who offered it.
-        function: u32,
-        /// Under which number.
-        serial: u32,
-        /// The peer by `SO_PEERCRED`: process id.
-        pid: u32,
-        /// Its user id.
-        uid: u32,
-    },
     /// Agent only: a process is attached as `function`.
     Attach {
         /// New function number.
@@ -321,7 +295,7 @@ impl Request {
             Request::Unlisten { listener } => (2, [u64::from(listener), 0, 0, 0, 0, 0]),
             Request::Connect { dst, src } => {
                 let ([a, b], [c, d]) = (dst.words(), src.words());
-                (3, [a, b, c, d, u64::from(dst.port) | u64::from(src.port) << 16, 0])
+                (3, [a, b, c, d, u64::from(dst.port), u64::from(src.port)])
             }
             Request::Accept { listener, flags } => (4, [pair(listener, flags), 0, 0, 0, 0, 0]),
             Request::CancelAccept { listener, token } => (5, [pair(listener, token), 0, 0, 0, 0, 0]),
@@ -333,11 +307,6 @@ impl Request {
             Request::ForkFailed { nonce } => (9, [nonce, 0, 0, 0, 0, 0]),
             Request::Lend { nonce, conn, side } => (10, [nonce, conn.0, u64::from(side), 0, 0, 0]),
             Request::Withdraw { listener } => (11, [u64::from(listener), 0, 0, 0, 0, 0]),
-            Request::Offer { serial, pid, uid } => (12, [u64::from(serial), pair(pid, uid), 0, 0, 0, 0]),
-            Request::Retract { serial } => (13, [u64::from(serial), 0, 0, 0, 0, 0]),
-            Request::Claim { function, serial, pid, uid } => {
-                (14, [pair(function, serial), pair(pid, uid), 0, 0, 0, 0])
-            }
             Request::Attach { function, group, parent, nonce, uid, pid, netns } => {
                 (32, [pair(function, group), pair(parent, uid), nonce, u64::from(pid), netns, 0])
             }
@@ -352,14 +321,13 @@ impl Request {
     /// # Errors
     /// [`Malformed`] for an unknown kind or a field out of range.
     pub fn from_raw(raw: &Raw) -> Result<Request, Malformed> {
-        // The last word is the seal's in the shared ring (SPEC 2.8).
-        let [a, b, c, d, e, _] = raw.body;
+        let [a, b, c, d, e, f] = raw.body;
         Ok(match raw.kind {
             1 => Request::Listen { addr: Addr::from_words(a, b, port(c)?), backlog: lo(d), flags: hi(d) },
             2 => Request::Unlisten { listener: u32::try_from(a).map_err(|_| Malformed)? },
             3 => Request::Connect {
-                dst: Addr::from_words(a, b, port(e & 0xffff)?),
-                src: Addr::from_words(c, d, port(e >> 16)?),
+                dst: Addr::from_words(a, b, port(e)?),
+                src: Addr::from_words(c, d, port(f)?),
             },
             4 => Request::Accept { listener: lo(a), flags: hi(a) },
             5 => Request::CancelAccept { listener: lo(a), token: hi(a) },
@@ -369,9 +337,6 @@ impl Request {
             9 => Request::ForkFailed { nonce: a },
             10 if c < 2 => Request::Lend { nonce: a, conn: ConnId(b), side: lo(c) },
             11 => Request::Withdraw { listener: u32::try_from(a).map_err(|_| Malformed)? },
-            12 => Request::Offer { serial: u32::try_from(a).map_err(|_| Malformed)?, pid: lo(b), uid: hi(b) },
-            13 => Request::Retract { serial: u32::try_from(a).map_err(|_| Malformed)? },
-            14 => Request::Claim { function: lo(a), serial: hi(a), pid: lo(b), uid: hi(b) },
             32 => Request::Attach {
                 function: lo(a),
                 group: hi(a),
@@ -399,7 +364,7 @@ impl Request {
 pub enum Completion {
     /// Carries nothing but the credit.
     Credit,
-    /// Answer to `Listen`, `Offer` and `Attach`.
+    /// Answer to `Listen` and `Attach`.
     Done {
         /// Outcome.
         status: Status,
@@ -440,20 +405,6 @@ pub enum Completion {
         /// As a reset, whatever was read (the listener was closed).
         reset: bool,
     },
-    /// Answer to `Claim`.
-    Claimed {
-        /// `Ok`, `Empty` (not offered, or not yet), or why not.
-        status: Status,
-        /// The claimer's side of it (side 1).
-        conn: ConnId,
-    },
-    /// An offer was claimed: the offerer holds side 0 of this connection now.
-    Paired {
-        /// Which offer.
-        serial: u32,
-        /// The connection.
-        conn: ConnId,
-    },
     /// Agent only: make the memory of a segment for two groups. Answered by `SegmentMade`.
     MakeSegment {
         /// Number to give it.
@@ -487,8 +438,6 @@ impl Completion {
                 (68, Status::Ok, [pair(listener, u32::from(waiting)), 0, 0, 0, 0, 0])
             }
             Completion::PeerGone { conn, reset } => (69, Status::Ok, [conn.0, u64::from(reset), 0, 0, 0, 0]),
-            Completion::Claimed { status, conn } => (70, status, [conn.0, 0, 0, 0, 0, 0]),
-            Completion::Paired { serial, conn } => (71, Status::Ok, [u64::from(serial), conn.0, 0, 0, 0, 0]),
             Completion::MakeSegment { segment, client_group, server_group } => {
                 (96, Status::Ok, [u64::from(segment), pair(client_group, server_group), 0, 0, 0, 0])
             }
@@ -517,8 +466,6 @@ impl Completion {
             },
             68 => Completion::Ready { listener: lo(a), waiting: hi(a) != 0 },
             69 => Completion::PeerGone { conn: ConnId(a), reset: b != 0 },
-            70 => Completion::Claimed { status, conn: ConnId(a) },
-            71 => Completion::Paired { serial: u32::try_from(a).map_err(|_| Malformed)?, conn: ConnId(b) },
             96 => Completion::MakeSegment {
                 segment: u32::try_from(a).map_err(|_| Malformed)?,
                 client_group: lo(b),

@@ -4,11 +4,10 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use harness::child::{Guarded, alive, run, run_ok, wait_for};
-use harness::voice::Voice;
 use harness::{Outcome, bins, ensure};
 use rustix::process::Signal;
 
-use crate::scene::{BOUND, Lab, Machine, command, fresh_name};
+use crate::scene::{BOUND, Lab, Machine, Voice, command, fresh_name};
 
 /// A lab with servers in it, and broken links: more to clean up.
 fn busy(lab: &Lab) -> Outcome<[Voice; 2]> {
@@ -69,25 +68,12 @@ pub fn killed() -> Outcome {
     })
 }
 
-/// The same command without an ignored SIGINT, as whatever a shell starts in the background inherits it.
-fn interruptible(command: &Command) -> Command {
-    let mut same = Command::new("env");
-    same.arg("--default-signal=INT").arg(command.get_program()).args(command.get_args());
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => same.env(name, value),
-            None => same.env_remove(name),
-        };
-    }
-    same
-}
-
 /// Ended at some moment of its start, in three ways.
 pub fn half_started() -> Outcome {
     for (signal, step_ms) in [(Signal::KILL, 17), (Signal::INT, 29), (Signal::TERM, 41)] {
         for step in 0..8 {
             let before = Machine::take()?;
-            let mut up = interruptible(&command(&fresh_name())?);
+            let mut up = command(&fresh_name())?;
             up.args(["up", "--hosts", "3"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
             let mut process = Guarded::spawn(&mut up)?;
             std::thread::sleep(Duration::from_millis(step * step_ms));

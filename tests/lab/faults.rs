@@ -1,10 +1,9 @@
 //! What `lab fault` breaks, and only that.
 
 use harness::child::{run_ok, wait_for};
-use harness::voice::Voice;
 use harness::{Failure, Outcome, ensure};
 
-use crate::scene::{BOUND, Lab, with_lab};
+use crate::scene::{BOUND, Lab, Voice, with_lab};
 
 /// Datagrams that a test sends.
 const SENT: u32 = 500;

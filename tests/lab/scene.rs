@@ -8,7 +8,6 @@ use std::time::Duration;
 use harness::census::{self, Census};
 use harness::child::{Guarded, run_ok, wait_for};
 use harness::counters::Report;
-use harness::voice::Voice;
 use harness::{Failure, Outcome, bins, ensure, fail};
 use rustix::process::Signal;
 use serde::Deserialize;
@@ -248,6 +247,27 @@ fn links() -> Outcome<String> {
     // Those of other suites carry their process' number.
     let spaces = spaces.lines().filter(|l| !l.starts_with('t')).collect::<Vec<_>>();
     Ok(format!("{names:?}\n{spaces:?}\n"))
+}
+
+/// A process that says lines.
+pub struct Voice {
+    pub process: Guarded,
+    lines: std::cell::RefCell<BufReader<ChildStdout>>,
+}
+
+impl Voice {
+    pub fn of(mut command: Command) -> Outcome<Voice> {
+        let mut process = Guarded::spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()))?;
+        let out = process.stdout().ok_or_else(|| Failure("its output is not piped".into()))?;
+        Ok(Voice { process, lines: BufReader::new(out).into() })
+    }
+
+    /// The next line. Bounded, because the programs' own waits are.
+    pub fn line(&self) -> Outcome<String> {
+        let mut line = String::new();
+        self.lines.borrow_mut().read_line(&mut line)?;
+        Ok(line.trim().to_owned())
+    }
 }
 
 fn line_of(out: ChildStdout) -> Outcome<String> {

@@ -4,11 +4,10 @@ use std::process::Stdio;
 
 use harness::child::{Guarded, run, run_ok, wait_for};
 use harness::counters::Totals;
-use harness::voice::Voice;
 use harness::{Outcome, ensure};
 use rustix::process::Signal;
 
-use crate::scene::{BOUND, Lab, with_lab};
+use crate::scene::{BOUND, Lab, Voice, with_lab};
 
 const SERVER: &[&str] =
     &["--save", "", "--appendonly", "no", "--bind", "0.0.0.0", "--protected-mode", "no", "--port", "7000"];

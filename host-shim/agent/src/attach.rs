@@ -110,7 +110,7 @@ impl Agent {
     fn welcome(&mut self, number: u32) {
         let epoch = self.card.epoch();
         let Some(function) = self.functions.get_mut(&number).filter(|f| !f.is_live()) else { return };
-        let (id, group, pid) = (function.client, function.group, function.identity.pid);
+        let (id, group) = (function.client, function.group);
         let watched = self
             .poller
             .watch(function.identity.pidfd.as_fd(), Watch::Death(number))
@@ -118,8 +118,8 @@ impl Agent {
         if let Err(e) = watched {
             return self.refuse(id, &format!("the agent can't watch your process: {e}"));
         }
-        let welcome = Reply::Welcome { function: number, group, epoch, pid };
-        let sent = match (self.clients.get(id), function.welcome_fds(&self.card)) {
+        let welcome = Reply::Welcome { function: number, group, epoch };
+        let sent = match (self.clients.get(id), function.welcome_fds(self.card.doorbell())) {
             (Some(client), Some(fds)) => packet::send(&client.socket, &welcome.to_wire(), &fds).is_ok(),
             _ => false,
         };

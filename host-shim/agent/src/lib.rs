@@ -7,6 +7,7 @@
 //! | [`check`], [`program`] | `ipc-direct check`: what a command line would run, and what keeps the shim out of it |
 //! | [`ps`], [`report`] | `ipc-direct ps`, and the report that it prints |
 //! | [`inspect`] | `ipc-direct ps --verbose`: rings and sleepers |
+//! | [`status`] | `ipc-direct status`: other hosts |
 //! | [`address`], [`dial`] | where an agent is, and talking to it |
 //! | [`serve`] | the agent: its event loop |
 //! | [`clients`], `calls` | client sockets, and what they ask |
@@ -32,7 +33,6 @@ pub mod groups;
 pub mod identity;
 pub mod inspect;
 pub mod lab;
-mod names;
 mod peer;
 pub mod program;
 pub mod ps;
@@ -42,3 +42,4 @@ pub mod report;
 pub mod run;
 pub mod serve;
 pub mod start;
+pub mod status;

@@ -9,15 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::function::Function;
 use crate::inspect::{ProcessRings, SegmentReport};
-use crate::names::Names;
 
 /// Version of the schema; new fields may come without a new version.
 pub const SCHEMA_VERSION: u32 = 1;
 /// Sockets that one report lists; the rest are counted in `sockets_omitted`.
 pub const SOCKETS_MAX: usize = 65_536;
-
-/// `libc::AF_UNIX`, as the counters have it.
-const AF_UNIX: u32 = libc::AF_UNIX.cast_unsigned();
 
 /// The whole report.
 #[derive(Debug, Serialize, Deserialize)]
@@ -50,8 +46,6 @@ pub struct AgentReport {
     pub uptime_s: u64,
     /// For `dpdk-telemetry.py -f`; empty: on the card.
     pub telemetry_prefix: String,
-    /// How programs' requests go to the card: `per-process`, `shared` or `hybrid`.
-    pub request_queue: String,
     /// Segments in use.
     pub segments: u64,
     /// Leases held by `ipc-direct run`.
@@ -125,7 +119,7 @@ pub struct SocketReport {
     pub reason: String,
     /// The reason as a sentence.
     pub reason_text: String,
-    /// `ADDRESS:PORT`; of an `AF_UNIX` socket its path, or `@` and its abstract name; `-` without either.
+    /// `ADDRESS:PORT`.
     pub local: String,
     /// `ADDRESS:PORT`; `-` without a peer.
     pub peer: String,
@@ -205,7 +199,7 @@ impl Totals {
 }
 
 impl SocketReport {
-    fn of(socket: &SocketStats, names: &Names) -> Option<SocketReport> {
+    fn of(socket: &SocketStats) -> Option<SocketReport> {
         let (state, path) = match SocketState::from_wire(socket.state.load(Ordering::Relaxed)) {
             SocketState::Unused => return None,
             SocketState::Idle => ("idle", "-"),
@@ -217,21 +211,14 @@ impl SocketReport {
         // A listener that user-space clients can't reach says so by its reason.
         let path = if state == "listening" && reason != Reason::None { "kernel" } else { path };
         let (local, peer) = socket.addrs();
-        let fd = socket.fd.load(Ordering::Relaxed).cast_signed();
-        let is_unix = socket.family_type.load(Ordering::Relaxed) & 0xffff == AF_UNIX;
-        let name = if is_unix { names.get(fd) } else { None };
         let traffic = self::path(&socket.traffic, 0);
         Some(SocketReport {
-            fd,
+            fd: socket.fd.load(Ordering::Relaxed).cast_signed(),
             state: state.into(),
             path: path.into(),
             reason: reason.code().into(),
             reason_text: reason.text().into(),
-            local: match name {
-                Some(name) => name,
-                None if local.port == 0 => "-".into(),
-                None => local.to_string(),
-            },
+            local: if local.port == 0 { "-".into() } else { local.to_string() },
             peer: if peer.port == 0 { "-".into() } else { peer.to_string() },
             conn: match ConnId(socket.conn.load(Ordering::Relaxed)) {
                 conn if path == "user-space" => format!("{conn:?}"),
@@ -250,8 +237,7 @@ impl ProcessReport {
     #[must_use]
     pub fn of(number: u32, function: &Function, room: usize) -> (ProcessReport, u64) {
         let stats = function.stats();
-        let names = Names::of(function.identity.pid);
-        let mut sockets = used(stats).iter().filter_map(|s| SocketReport::of(s, &names));
+        let mut sockets = used(stats).iter().filter_map(SocketReport::of);
         let listed: Vec<_> = sockets.by_ref().take(room).collect();
         let omitted = sockets.count() as u64;
         let report = ProcessReport {
@@ -293,10 +279,9 @@ mod tests {
         socket.set_addrs(Addr::v4([127, 0, 0, 1], 80), Addr::v4([127, 0, 0, 1], 4000));
         let totals = Totals::of(&stats);
         assert_eq!((totals.user.tx_bytes, totals.user.connections), (10, 2));
-        let names = Names::of(std::process::id());
-        let shown = SocketReport::of(socket, &names).unwrap();
+        let shown = SocketReport::of(socket).unwrap();
         assert_eq!((shown.local.as_str(), shown.path.as_str()), ("127.0.0.1:80", "user-space"));
         assert_eq!(shown.reason, "unknown");
-        assert!(SocketReport::of(&stats.sockets[4], &names).is_none());
+        assert!(SocketReport::of(&stats.sockets[4]).is_none());
     }
 }

@@ -68,7 +68,7 @@ pub struct RunArgs {
 impl RunArgs {
     /// `run --require-agent --socket ADDRESS -- PROGRAM`.
     pub(crate) fn at(address: &Address, program: Vec<OsString>) -> RunArgs {
-        let card = CardArgs { socket: Some(address.to_string()), hugepages: false, request_queue: None };
+        let card = CardArgs { socket: Some(address.to_string()), hugepages: false };
         let (log, spin_us, agent_log) = (None, None, None);
         RunArgs { card, log, spin_us, require_agent: true, require: false, agent_log, program }
     }
@@ -91,20 +91,12 @@ pub fn run(arguments: &RunArgs) -> ExitCode {
         return ExitCode::from(STATUS_FAILED);
     }
     let address = Address::choose(arguments.card.socket.as_deref());
-    let request_queue = match arguments.card.choose_queue() {
-        Ok(kind) => kind,
-        Err(why) => {
-            say(&why);
-            return ExitCode::from(STATUS_FAILED);
-        }
-    };
     let mut command = Command::new(program);
     command.args(rest);
     let agent_log = arguments.agent_log.as_deref().and_then(|p| std::path::absolute(p).ok());
     let background = Background {
         address: &address,
         hugepages: arguments.card.hugepages,
-        request_queue,
         log: agent_log.as_deref().map(|p| (LogLevel::Info, p)),
     };
     // Lives until exec, which leaves its descriptor open for the program and its children.

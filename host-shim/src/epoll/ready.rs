@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering;
 
 use ring::wake;
 
-use super::set::State;
+use super::set::{NO_REG, State};
 use super::{barrier, is_shared};
 use crate::handle::{self, Handle, Kind};
 use crate::{listener, poll, segments};
@@ -52,7 +52,7 @@ impl State {
             if before != value {
                 // The peer may not see the watch yet. Level-triggered: look directly until a barrier has passed.
                 // Edge-triggered: have the barrier now, since looking twice would make an edge of it.
-                if events & ET != 0 { barrier() } else { self.set_fresh_input(index) }
+                if events & ET != 0 { barrier() } else { self.set_fresh(index, true) }
             }
         }
     }
@@ -106,7 +106,6 @@ impl State {
             Kind::Epoll if self.is_ready(h, NESTING_MAX) => (poll::IN & mask, 0),
             Kind::Stream => {
                 let Some(s) = h.stream() else { return (0, 0) };
-                self.sync_kernel(index, h);
                 let mut all = poll::events(h, &s);
                 if interest & poll::OUT != 0 && all & poll::OUT == 0 {
                     let lane = self.lane_for(h, instance);
@@ -208,7 +207,7 @@ impl State {
             let Some(index) = self.pop_ready(instance) else { break };
             let Some(r) = self.regs.get_mut(index) else { continue };
             if r.dead {
-                self.give_place(index);
+                *r = NO_REG;
                 continue;
             }
             if r.idle != idle {

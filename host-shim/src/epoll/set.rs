@@ -27,14 +27,10 @@ pub(super) struct Reg {
     pub(super) idle: bool,
     /// The watch was set after the last barrier: look at the connection itself.
     pub(super) fresh: bool,
-    /// That watch is for input.
-    pub(super) fresh_input: bool,
     /// One-shot, and shot.
     pub(super) off: bool,
     /// The kernel serves it (so far): the connection is not in user space.
     pub(super) in_kernel: bool,
-    /// A connection in both places ([`crate::dual`]): what the kernel was told to tell of it; `u32::MAX`: something else than is due.
-    pub(super) kernel_events: Option<u32>,
     /// Edge-triggered: added or changed, and not looked at since.
     pub(super) armed: bool,
     /// Edge-triggered: what the connection was ready for, and how far its input had come, at the last look.
@@ -56,10 +52,8 @@ pub(super) const NO_REG: Reg = Reg {
     queued: false,
     idle: false,
     fresh: false,
-    fresh_input: false,
     off: false,
     in_kernel: false,
-    kernel_events: None,
     armed: false,
     last: 0,
     seen: 0,
@@ -79,7 +73,6 @@ pub(super) struct Instance {
     pub(super) handle: u32,
     pub(super) regs: u32,
     pub(super) fresh: u32,
-    pub(super) fresh_inputs: u32,
     pub(super) ready_head: u32,
     pub(super) ready_tail: u32,
     pub(super) ready_len: u32,
@@ -97,7 +90,6 @@ pub(super) const NO_INSTANCE: Instance = Instance {
     handle: 0,
     regs: 0,
     fresh: 0,
-    fresh_inputs: 0,
     ready_head: 0,
     ready_tail: 0,
     ready_len: 0,
@@ -111,10 +103,7 @@ pub(super) const NO_INSTANCE: Instance = Instance {
 pub(super) struct State {
     pub(super) instances: [Instance; INSTANCES_MAX],
     pub(super) regs: [Reg; REGS_MAX],
-    /// Unused registrations: the first, plus one; each names the next as if in a ready list.
-    free: u32,
-    /// Registrations from here on were never used: their memory is untouched.
-    untouched: usize,
+    pub(super) cursor: usize,
     pub(super) shared_lane: bool,
     /// Looks that found news.
     pub(super) found: u32,
@@ -152,30 +141,15 @@ impl State {
     }
 
     pub(super) fn add(&mut self, h: &Handle, new: Reg) -> Option<usize> {
-        let index = self.take_place()?;
+        let n = self.regs.len();
+        let index =
+            (0..n).map(|k| (self.cursor + k) % n).find(|i| self.regs.get(*i).is_some_and(|r| !r.used))?;
+        self.cursor = index + 1;
         let first = h.regs.load(Ordering::Relaxed);
         *self.regs.get_mut(index)? = Reg { used: true, next_of_handle: first, ..new };
         h.regs.store(link(index), Ordering::Relaxed);
         self.count_reg(new.instance, 1);
         Some(index)
-    }
-
-    fn take_place(&mut self) -> Option<usize> {
-        let Some(index) = (self.free as usize).checked_sub(1) else {
-            let index = self.untouched;
-            self.untouched += usize::from(index < self.regs.len());
-            return (index < self.regs.len()).then_some(index);
-        };
-        self.free = self.regs.get(index)?.next_ready;
-        Some(index)
-    }
-
-    /// Takes no part in anything any more.
-    pub(super) fn give_place(&mut self, index: usize) {
-        if let Some(r) = self.regs.get_mut(index) {
-            *r = Reg { next_ready: self.free, ..NO_REG };
-            self.free = link(index);
-        }
     }
 
     /// Takes a registration out of its handle's list.
@@ -195,28 +169,16 @@ impl State {
 
     pub(super) fn remove(&mut self, index: usize) {
         self.unlink(index);
-        self.set_fresh(index, false);
         let Some(r) = self.regs.get_mut(index) else { return };
-        let (instance, queued) = (r.instance, r.queued);
+        let (instance, queued, fresh) = (r.instance, r.queued, r.fresh);
         if queued {
             r.dead = true;
         } else {
-            self.give_place(index);
+            *r = NO_REG;
         }
         self.count_reg(instance, -1);
-    }
-
-    /// Does something with each registration of an instance.
-    pub(super) fn each_of(&mut self, instance: u32, mut act: impl FnMut(&mut State, usize)) {
-        let mut left = self.instances.get(instance as usize).map_or(0, |i| i.regs);
-        for index in 0..self.untouched {
-            if left == 0 {
-                break;
-            }
-            if self.regs.get(index).is_some_and(|r| r.used && !r.dead && r.instance == instance) {
-                left -= 1;
-                act(self, index);
-            }
+        if let Some(inst) = self.instances.get_mut(instance as usize) {
+            inst.fresh = inst.fresh.saturating_sub(u32::from(fresh));
         }
     }
 
@@ -280,21 +242,9 @@ impl State {
         if r.fresh == fresh {
             return;
         }
-        let input = core::mem::take(&mut r.fresh_input);
         r.fresh = fresh;
         if let Some(inst) = self.instances.get_mut(r.instance as usize) {
             inst.fresh = if fresh { inst.fresh + 1 } else { inst.fresh.saturating_sub(1) };
-            inst.fresh_inputs = inst.fresh_inputs.saturating_sub(u32::from(input));
-        }
-    }
-
-    /// A watch for input is fresh.
-    pub(super) fn set_fresh_input(&mut self, index: usize) {
-        self.set_fresh(index, true);
-        let Some(r) = self.regs.get_mut(index).filter(|r| !r.fresh_input) else { return };
-        r.fresh_input = true;
-        if let Some(inst) = self.instances.get_mut(r.instance as usize) {
-            inst.fresh_inputs += 1;
         }
     }
 }
@@ -308,8 +258,7 @@ impl State {
     pub(super) const EMPTY: State = State {
         instances: [NO_INSTANCE; INSTANCES_MAX],
         regs: [NO_REG; REGS_MAX],
-        free: 0,
-        untouched: 0,
+        cursor: 0,
         shared_lane: false,
         found: 0,
         kick: false,
