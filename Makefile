@@ -6,10 +6,17 @@ CARGO ?= cargo
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 export CARGO_TARGET_DIR := $(TARGET)
 export IPC_DIRECT_BIN_DIR := $(TARGET)/release
+# Which request queue the tests' cards have, unless a test asks for one: per-process, shared or hybrid.
+ifdef QUEUE
+export IPC_DIRECT_REQUEST_QUEUE := $(QUEUE)
+endif
 PRODUCT := -p ipc-direct -p nic-coordinator -p ipc-direct-shim
-E2E := exports conformance c pipes programs operator namespaces lab faults idle
+# What is run over the other request queues, too: what asks the coordinator for something.
+OTHER_QUEUES := shared hybrid
+QUEUE_CASES := accept:: connect:: fork::
+E2E := exports conformance c pipes programs operator namespaces faults idle
 
-.PHONY: help setup build demo test test-all test-unit test-loom test-e2e test-pci arm64 deb suites random matrix
+.PHONY: help setup build demo test test-all test-unit test-loom test-e2e test-queues test-pci arm64 deb suites random matrix
 .PHONY: bench bench-build bench-quick criterion guard baseline fmt lint clean
 
 help: ## Show this list
@@ -34,9 +41,15 @@ test-unit: setup ## Unit, property and integration tests of every crate
 test-loom: setup ## Every interleaving of the ring's algorithms that matters
 	RUSTFLAGS="--cfg loom" $(CARGO) test -p ipc-direct-ring --release --target-dir $(TARGET)/loom --test loom
 
-test-e2e: build ## Socket semantics against the kernel's, real programs, faults, idle
+test-e2e: build ## Socket semantics against the kernel's, real programs, faults, idle (QUEUE=shared: over that request queue)
 	$(CARGO) test -p ipc-direct-tests $(addprefix --test ,$(E2E))
+	$(if $(QUEUE),,@for queue in $(OTHER_QUEUES); do for cases in $(QUEUE_CASES); do \
+		IPC_DIRECT_REQUEST_QUEUE=$$queue $(CARGO) test -q -p ipc-direct-tests --test conformance -- $$cases || exit; \
+	done; done)
 	RANDOM_SECONDS=0 $(CARGO) test -p ipc-direct-tests --test random
+
+test-queues: build ## Kill clients at random points under load, on each request queue for SECONDS=300
+	QUEUE_SECONDS=$(or $(SECONDS),300) $(CARGO) test -p ipc-direct-tests --test faults -- queues:: --nocapture
 
 test-pci: build ## A card behind real PCI BARs: QEMU's ivshmem, agent and redis in a guest, the coordinator outside
 	@scripts/guest $(TARGET)/guest $(IPC_DIRECT_BIN_DIR)

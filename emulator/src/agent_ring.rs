@@ -1,4 +1,4 @@
-//! The agent's own function 0 as a client: requests out, completions in, never blocking.
+//! A function as a client, the agent's own function 0 above all: requests out, completions in, never blocking.
 
 use std::collections::VecDeque;
 use std::io;
@@ -6,9 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use ring::atomic::{Ordering, fence};
 use ring::msg::{Completion, Request};
-use ring::window::{
-    Consumer, HOST_BYTES, HostHeader, HostMemory, Producer, WINDOW_BYTES, Window, WindowHeader,
-};
+use ring::queue::{COMMON_BYTES, CommonMemory, Requests};
+use ring::window::{Consumer, HOST_BYTES, HostHeader, HostMemory, WINDOW_BYTES, Window, WindowHeader};
 
 use crate::function::FunctionMemory;
 use crate::memory::Mapping;
@@ -18,12 +17,12 @@ use crate::memory::Mapping;
 #[error("the coordinator wrote an impossible completion; restart ipc-direct with files of one release")]
 pub struct RingFault;
 
-/// Requests and completions of function 0.
+/// Requests and completions of one function.
 ///
-/// The `'static` references point into the two mappings beside them; none is handed out, and the
+/// The `'static` references point into the mappings beside them; none is handed out, and the
 /// mappings live as long as the struct.
 pub struct AgentRing {
-    requests: Producer<'static>,
+    requests: Requests<'static>,
     completions: Consumer<'static>,
     window_header: &'static WindowHeader,
     host_header: &'static HostHeader,
@@ -32,22 +31,30 @@ pub struct AgentRing {
     doorbell: OwnedFd,
     interrupt: OwnedFd,
     _mappings: [Mapping; 2],
+    _common: Option<Mapping>,
 }
 
 impl AgentRing {
-    /// A client over fresh memory of function 0. `doorbell` is the card's.
+    /// A client over fresh memory of function `number`. `common` and `doorbell` are the card's.
     ///
     /// # Errors
     /// Out of descriptors or memory.
-    pub fn new(memory: &FunctionMemory, doorbell: OwnedFd) -> io::Result<AgentRing> {
+    pub fn new(
+        number: u32,
+        memory: &FunctionMemory,
+        common: Option<BorrowedFd<'_>>,
+        doorbell: OwnedFd,
+    ) -> io::Result<AgentRing> {
+        let common = common.map(|fd| Mapping::new(fd, COMMON_BYTES)).transpose()?;
         let mappings = [Mapping::new(&memory.window, WINDOW_BYTES)?, Mapping::new(&memory.host, HOST_BYTES)?];
         let [window, host] = &mappings;
         let (Some(window), Some(host)) = (Window::over(window.region()), HostMemory::over(host.region()))
         else {
             return Err(io::ErrorKind::InvalidData.into());
         };
+        let shared = common.as_ref().and_then(|common| CommonMemory::over(common.region()));
         Ok(AgentRing {
-            requests: Producer::new(window.requests, 0),
+            requests: Requests::over(number, &window, &host, shared).ok_or(io::ErrorKind::InvalidData)?,
             completions: Consumer::new(host.completions, 0),
             window_header: window.header,
             host_header: host.header,
@@ -55,6 +62,7 @@ impl AgentRing {
             doorbell,
             interrupt: memory.interrupts[0].try_clone()?,
             _mappings: mappings,
+            _common: common,
         })
     }
 
@@ -122,6 +130,7 @@ impl AgentRing {
         let _ = rustix::io::read(&self.interrupt, &mut count);
         // Release: the completions were read before the card may reuse their entries.
         self.window_header.armed.store(self.completions.consumed() + 1, Ordering::Release);
+        self.requests.armed();
         // SeqCst fence: the word is visible before we look once more; the card looks at the word again
         // behind its heavy barrier before it sleeps (SPEC 2.5), so one of us sees the other.
         fence(Ordering::SeqCst);
@@ -134,7 +143,8 @@ mod tests {
     use super::*;
     use crate::function::eventfd;
     use ring::msg::Status;
-    use ring::window::{ENTRIES, IrqGate};
+    use ring::queue::Kind;
+    use ring::window::{ENTRIES, IrqGate, Producer};
 
     /// The card's half, played by hand.
     struct Played {
@@ -144,7 +154,7 @@ mod tests {
 
     #[test]
     fn more_requests_than_entries_wait_for_credit() {
-        let memory = FunctionMemory::new(0).unwrap();
+        let memory = FunctionMemory::new(0, Kind::PerProcess).unwrap();
         let card = Played {
             window: Mapping::new(&memory.window, WINDOW_BYTES).unwrap(),
             host: Mapping::new(&memory.host, HOST_BYTES).unwrap(),
@@ -153,7 +163,7 @@ mod tests {
         let host = HostMemory::over(card.host.region()).unwrap();
         let (mut requests, mut completions) =
             (Consumer::new(window.requests, 0), Producer::new(host.completions, 0));
-        let mut ring = AgentRing::new(&memory, eventfd().unwrap()).unwrap();
+        let mut ring = AgentRing::new(0, &memory, None, eventfd().unwrap()).unwrap();
         let total = ENTRIES * 2 + 7;
         for n in 0..total {
             ring.post(n, Request::Detach { function: n % 4096 });
@@ -173,14 +183,14 @@ mod tests {
 
     #[test]
     fn an_interrupt_is_asked_for_and_comes() {
-        let memory = FunctionMemory::new(0).unwrap();
+        let memory = FunctionMemory::new(0, Kind::PerProcess).unwrap();
         let host = Mapping::new(&memory.host, HOST_BYTES).unwrap();
         let window = Mapping::new(&memory.window, WINDOW_BYTES).unwrap();
         let host = HostMemory::over(host.region()).unwrap();
         let window = Window::over(window.region()).unwrap();
         let mut completions = Producer::new(host.completions, 0);
         let mut gate = IrqGate::default();
-        let mut ring = AgentRing::new(&memory, eventfd().unwrap()).unwrap();
+        let mut ring = AgentRing::new(0, &memory, None, eventfd().unwrap()).unwrap();
         assert!(ring.rearm());
         let done = Completion::Done { status: Status::Ok, value: 3 };
         completions.push(&done.to_raw(9), 0).unwrap();
@@ -192,11 +202,11 @@ mod tests {
 
     #[test]
     fn nonsense_is_a_fault() {
-        let memory = FunctionMemory::new(0).unwrap();
+        let memory = FunctionMemory::new(0, Kind::PerProcess).unwrap();
         let host = Mapping::new(&memory.host, HOST_BYTES).unwrap();
         let host = HostMemory::over(host.region()).unwrap();
         let mut completions = Producer::new(host.completions, 0);
-        let mut ring = AgentRing::new(&memory, eventfd().unwrap()).unwrap();
+        let mut ring = AgentRing::new(0, &memory, None, eventfd().unwrap()).unwrap();
         // Credit for requests that were never made.
         completions.push(&Completion::Credit.to_raw(0), 5).unwrap();
         assert!(ring.take().is_err());

@@ -5,11 +5,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use ring::bus::{AGENT_FUNCTION, BYTES, BusMsg, FUNCTIONS_MAX};
+use ring::queue::Kind;
 use rustix::net::SocketType;
 
 use crate::agent_ring::AgentRing;
 use crate::coordinator::{Coordinator, Voice};
-use crate::function::{FunctionMemory, eventfd};
+use crate::function::{FunctionMemory, common_memory, eventfd};
 use crate::launch::{self, BootError, BootOptions};
 use crate::packet;
 use crate::pci::{Booted, PciLink};
@@ -56,6 +57,8 @@ enum Link {
 pub struct Card {
     epoch: u32,
     doorbell: OwnedFd,
+    common: Option<OwnedFd>,
+    queue: Kind,
     ring: AgentRing,
     link: Link,
 }
@@ -71,29 +74,35 @@ impl Card {
             let Booted { link, epoch, memory } = PciLink::boot(id, options.up_timeout)?;
             // Nobody waits for it: the card polls (SPEC 12.7).
             let doorbell = eventfd()?;
-            let ring = AgentRing::new(&memory, doorbell.try_clone()?)?;
-            return Ok(Card { epoch, doorbell, ring, link: Link::Pci(link) });
+            let ring = AgentRing::new(AGENT_FUNCTION, &memory, None, doorbell.try_clone()?)?;
+            // The only one that a card's bus carries (SPEC 12.9).
+            let queue = Kind::PerProcess;
+            return Ok(Card { epoch, doorbell, common: None, queue, ring, link: Link::Pci(link) });
         }
         let program = launch::find_coordinator(options.coordinator.as_deref())?;
         let deadline = Instant::now() + options.up_timeout;
         let doorbell = eventfd()?;
+        let common = common_memory(options.request_queue)?;
         let (bus, card_end) = packet::pair(SocketType::SEQPACKET)?;
         let runtime = RuntimeDir::claim();
         let child = launch::spawn(&program, options, &runtime, card_end)?;
         let mut link = Emulated { bus, coordinator: Coordinator::new(child)?, runtime };
 
         // A coordinator that ended already is noticed by `expect`, which can say why.
-        let _ = packet::send(&link.bus, &BusMsg::Hello.to_wire(), &[doorbell.as_fd()]);
+        let shared: Vec<_> =
+            [Some(&doorbell), common.as_ref()].into_iter().flatten().map(AsFd::as_fd).collect();
+        let _ = packet::send(&link.bus, &BusMsg::Hello.to_wire(), &shared);
         let BusMsg::Up { epoch } = link.expect(deadline, options.up_timeout)? else {
             return Err(BootError::Version);
         };
-        let memory = FunctionMemory::new(AGENT_FUNCTION)?;
+        let memory = FunctionMemory::new(AGENT_FUNCTION, Kind::PerProcess)?;
         packet::send(&link.bus, &BusMsg::Map { function: AGENT_FUNCTION }.to_wire(), &memory.bus_fds())?;
         let BusMsg::Mapped { function: AGENT_FUNCTION } = link.expect(deadline, options.up_timeout)? else {
             return Err(BootError::NoFunction(link.coordinator.voice.last_words()));
         };
-        let ring = AgentRing::new(&memory, doorbell.try_clone()?)?;
-        Ok(Card { epoch, doorbell, ring, link: Link::Emulated(link) })
+        let ring = AgentRing::new(AGENT_FUNCTION, &memory, None, doorbell.try_clone()?)?;
+        let queue = options.request_queue;
+        Ok(Card { epoch, doorbell, common, queue, ring, link: Link::Emulated(link) })
     }
 
     /// Incarnation of the coordinator.
@@ -155,6 +164,18 @@ impl Card {
         self.doorbell.as_fd()
     }
 
+    /// The memory that all functions share, if their requests need it.
+    #[must_use]
+    pub fn common(&self) -> Option<BorrowedFd<'_>> {
+        self.common.as_ref().map(AsFd::as_fd)
+    }
+
+    /// How processes' requests go to the card.
+    #[must_use]
+    pub fn request_queue(&self) -> Kind {
+        self.queue
+    }
+
     /// Readable when the coordinator has ended.
     #[must_use]
     pub fn death(&self) -> BorrowedFd<'_> {
@@ -194,7 +215,7 @@ impl Card {
     pub fn map_function(&mut self, number: u32) -> io::Result<FunctionMemory> {
         match &mut self.link {
             Link::Emulated(link) => {
-                let memory = FunctionMemory::new(number)?;
+                let memory = FunctionMemory::new(number, self.queue)?;
                 packet::send(&link.bus, &BusMsg::Map { function: number }.to_wire(), &memory.bus_fds())?;
                 Ok(memory)
             }

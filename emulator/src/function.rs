@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use ring::queue::{COMMON_BYTES, CommonMemory, Key, Kind};
 use ring::window::{HOST_BYTES, HostMemory, WINDOW_BYTES, Window};
 use rustix::event::EventfdFlags;
 
@@ -20,6 +21,28 @@ pub struct FunctionMemory {
     pub interrupts: [OwnedFd; 2],
 }
 
+/// The memory that all functions and the card share, made and formatted; `None` when `queue` needs none.
+///
+/// # Errors
+/// Out of descriptors or memory.
+pub fn common_memory(queue: Kind) -> io::Result<Option<OwnedFd>> {
+    if queue == Kind::PerProcess {
+        return Ok(None);
+    }
+    let fd = sealed_memfd("ipc-direct-common", COMMON_BYTES)?;
+    let mapped = Mapping::new(&fd, COMMON_BYTES)?;
+    CommonMemory::over(mapped.region()).ok_or(io::ErrorKind::InvalidData)?.format();
+    Ok(Some(fd))
+}
+
+fn random_key() -> io::Result<Key> {
+    let mut key = [[0; 8]; 2];
+    for word in &mut key {
+        rustix::rand::getrandom(word, rustix::rand::GetRandomFlags::empty())?;
+    }
+    Ok(Key(key.map(u64::from_ne_bytes)))
+}
+
 /// A non-blocking, close-on-exec eventfd that starts at 0.
 ///
 /// # Errors
@@ -29,18 +52,18 @@ pub fn eventfd() -> io::Result<OwnedFd> {
 }
 
 impl FunctionMemory {
-    /// Makes and formats the memory of function `number`.
+    /// Makes and formats the memory of function `number`, whose requests go by `queue`.
     ///
     /// # Errors
-    /// Out of descriptors or memory.
-    pub fn new(number: u32) -> io::Result<FunctionMemory> {
+    /// Out of descriptors, memory or random numbers.
+    pub fn new(number: u32, queue: Kind) -> io::Result<FunctionMemory> {
         let window = sealed_memfd("ipc-direct-window", WINDOW_BYTES)?;
         let host = sealed_memfd("ipc-direct-host", HOST_BYTES)?;
         let (mapped_window, mapped_host) =
             (Mapping::new(&window, WINDOW_BYTES)?, Mapping::new(&host, HOST_BYTES)?);
         let too_small = || io::Error::from(io::ErrorKind::InvalidData);
         Window::over(mapped_window.region()).ok_or_else(too_small)?.format(number);
-        HostMemory::over(mapped_host.region()).ok_or_else(too_small)?.format();
+        HostMemory::over(mapped_host.region()).ok_or_else(too_small)?.format(queue, random_key()?);
         Ok(FunctionMemory { window, host, interrupts: [eventfd()?, eventfd()?] })
     }
 
@@ -59,12 +82,17 @@ mod tests {
 
     #[test]
     fn a_fresh_function_is_formatted() {
-        let f = FunctionMemory::new(17).unwrap();
+        let f = FunctionMemory::new(17, Kind::Hybrid).unwrap();
         let window = Mapping::new(&f.window, WINDOW_BYTES).unwrap();
         let view = Window::over(window.region()).unwrap();
         assert!(view.valid());
         assert_eq!(view.header.function.load(Ordering::Relaxed), 17);
         let host = Mapping::new(&f.host, HOST_BYTES).unwrap();
-        assert!(HostMemory::over(host.region()).unwrap().valid());
+        let view = HostMemory::over(host.region()).unwrap();
+        assert!(view.valid());
+        assert_eq!(Kind::from_wire(view.header.queue.load(Ordering::Relaxed)), Some(Kind::Hybrid));
+        let other = FunctionMemory::new(18, Kind::Hybrid).unwrap();
+        let other = Mapping::new(&other.host, HOST_BYTES).unwrap();
+        assert_ne!(view.key(), HostMemory::over(other.region()).unwrap().key());
     }
 }

@@ -1,12 +1,13 @@
 //! Starting the coordinator's process, and saying in one sentence why it did not come up.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
+
+use ring::queue::Kind;
 
 use crate::inherit::inherit;
 use crate::pci::{PciError, PciId};
@@ -14,36 +15,6 @@ use crate::runtime_dir::RuntimeDir;
 
 /// Overrides where the coordinator's program is.
 pub const COORDINATOR_VARIABLE: &str = "IPC_DIRECT_COORDINATOR";
-
-/// How an emulated card meets other hosts' cards.
-#[derive(Clone, Debug)]
-pub struct Wire {
-    /// The link that is the card's Ethernet port; nobody else's, and up. Needs `CAP_NET_RAW`.
-    pub link: String,
-    /// The card's own address and network, as in `10.0.0.1/24`.
-    pub address: String,
-    /// File with the hosts' key.
-    pub key: PathBuf,
-    /// Cards to look for beyond the local network.
-    pub peers: Vec<Ipv4Addr>,
-    /// Addresses that reach this host.
-    pub host_addresses: Vec<IpAddr>,
-}
-
-impl Wire {
-    /// DPDK's name of the port.
-    const PORT: &'static str = "net_af_packet0";
-
-    /// Options of the coordinator.
-    fn arguments(&self) -> Vec<String> {
-        let mut arguments = vec!["--port".into(), Self::PORT.into()];
-        arguments.extend(["--wire-address".into(), self.address.clone()]);
-        arguments.extend(["--wire-key".into(), self.key.display().to_string()]);
-        arguments.extend(self.peers.iter().flat_map(|p| ["--peer".into(), p.to_string()]));
-        arguments.extend(self.host_addresses.iter().flat_map(|a| ["--host-address".into(), a.to_string()]));
-        arguments
-    }
-}
 
 /// How to boot a card.
 #[derive(Clone, Debug)]
@@ -53,12 +24,12 @@ pub struct BootOptions {
     pub coordinator: Option<PathBuf>,
     /// Take DPDK's memory from hugepages (they must be free) instead of ordinary pages.
     pub hugepages: bool,
+    /// How processes' requests go to an emulated card; to a real one they always go by private rings.
+    pub request_queue: Kind,
     /// How long the card may take until it is up.
     pub up_timeout: Duration,
     /// Use this card, on which the coordinator runs already, instead of starting one.
     pub pci: Option<PciId>,
-    /// Meet other hosts' cards.
-    pub wire: Option<Wire>,
 }
 
 impl Default for BootOptions {
@@ -66,9 +37,9 @@ impl Default for BootOptions {
         BootOptions {
             coordinator: None,
             hugepages: false,
+            request_queue: Kind::default(),
             up_timeout: Duration::from_secs(10),
             pci: None,
-            wire: None,
         }
     }
 }
@@ -127,13 +98,9 @@ pub fn find_coordinator(option: Option<&Path>) -> Result<PathBuf, BootError> {
 
 /// EAL options for a machine without NIC, and, unless `hugepages`, without hugepages and root; several
 /// instances run side by side, because none shares configuration files.
-fn eal_arguments(options: &BootOptions, runtime: &RuntimeDir) -> Vec<String> {
-    let port = match &options.wire {
-        Some(wire) => format!("--vdev={},iface={}", Wire::PORT, wire.link),
-        None => "--vdev=net_null0,no-rx=1".into(),
-    };
-    let mut arguments: Vec<String> = vec!["--no-pci".into(), port];
-    if options.hugepages {
+fn eal_arguments(hugepages: bool, runtime: &RuntimeDir) -> Vec<String> {
+    let mut arguments: Vec<String> = vec!["--no-pci".into(), "--vdev=net_null0,no-rx=1".into()];
+    if hugepages {
         arguments.push("--in-memory".into());
     } else {
         arguments.extend(["--no-huge", "-m", "64", "--no-shconf"].map(String::from));
@@ -164,9 +131,8 @@ pub(crate) fn spawn(
     let mut command = Command::new(program);
     let number = inherit(&mut command, bus);
     command
-        .args(eal_arguments(options, runtime))
-        .args(["--", "--bus-fd", &number.to_string()])
-        .args(options.wire.iter().flat_map(Wire::arguments))
+        .args(eal_arguments(options.hugepages, runtime))
+        .args(["--", "--bus-fd", &number.to_string(), "--request-queue", options.request_queue.name()])
         // The coordinator must not run under the shim that it serves.
         .env_remove("LD_PRELOAD")
         .stdin(Stdio::null())

@@ -12,7 +12,6 @@
 //! | [`function`] | the memory and interrupts of one function |
 //! | [`agent_ring`] | the agent's own function 0: requests out, completions in |
 //! | [`pci`] | a card behind PCI BARs |
-//! | [`lab`] | several hosts on one machine |
 //! | [`memory`] | sealed memfds and their mappings |
 //! | `inherit` | how the child gets its end of the bus |
 //! | [`packet`] | datagrams with file descriptors |
@@ -23,7 +22,6 @@ pub mod card;
 pub mod coordinator;
 pub mod function;
 mod inherit;
-pub mod lab;
 pub mod launch;
 pub mod memory;
 pub mod packet;
@@ -33,5 +31,5 @@ pub mod runtime_dir;
 pub use agent_ring::AgentRing;
 pub use card::{Card, CardEvent, CardGone};
 pub use function::FunctionMemory;
-pub use launch::{BootError, BootOptions, Wire};
+pub use launch::{BootError, BootOptions};
 pub use pci::PciId;

@@ -16,12 +16,6 @@ const PREFIX: &str = "ipc-direct-";
 /// DPDK's telemetry socket.
 const TELEMETRY: &str = "dpdk_telemetry.v2";
 
-/// The telemetry socket of the first card of process `pid`.
-#[must_use]
-pub fn telemetry_of(pid: u32) -> PathBuf {
-    base().join("dpdk").join(format!("{PREFIX}{pid}")).join(TELEMETRY)
-}
-
 /// A runtime directory of our own; removed on drop.
 #[derive(Debug)]
 pub struct RuntimeDir {

@@ -11,7 +11,8 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, fence};
 use core::time::Duration;
 
 use ring::msg::{Completion, ConnId, Request, Status};
-use ring::window::{Consumer, HostMemory, Producer, Raw, Window};
+use ring::queue::Requests;
+use ring::window::{Consumer, HostMemory, Raw, Window};
 
 use crate::handle::{self, Handle};
 use crate::lock::{Guarded, Lock};
@@ -29,7 +30,7 @@ const BATCH: usize = 16;
 struct Rings {
     window: Window<'static>,
     host: HostMemory<'static>,
-    requests: Producer<'static>,
+    requests: Requests<'static>,
     completions: Consumer<'static>,
 }
 
@@ -77,7 +78,7 @@ pub struct Ticket {
 }
 
 /// Uses newly mapped rings.
-pub fn install(window: Window<'static>, host: HostMemory<'static>) {
+pub fn install(requests: Requests<'static>, window: Window<'static>, host: HostMemory<'static>) {
     // What a former coordinator sent is acted on before, or never.
     let _in_order = DISPATCH.take();
     for (about, _) in &EARLY {
@@ -87,7 +88,7 @@ pub fn install(window: Window<'static>, host: HostMemory<'static>) {
     if let Some(mut rings) = RINGS.take() {
         let completions = Consumer::new(host.completions, 0);
         show_next(&completions);
-        *rings = Some(Rings { requests: Producer::new(window.requests, 0), completions, window, host });
+        *rings = Some(Rings { requests, completions, window, host });
     }
 }
 
@@ -488,6 +489,7 @@ pub fn arm() -> bool {
     let consumed = rings.completions.consumed();
     // A posted write; the coordinator compares it with what it has pushed, so no fence is needed (SPEC 2.5).
     rings.window.header.armed.store(consumed + 1, Ordering::Release);
+    rings.requests.armed();
     ring::atomic::light_barrier();
     rings.completions.ready()
 }

@@ -30,6 +30,9 @@ use set::{Instance, NO_INSTANCE, NO_REG, Reg, State};
 
 /// Registrations that are polled directly until the next barrier, before one is made for them.
 const FRESH_MAX: u32 = 32;
+/// The same of those for input. Two that are looked at one after the other show no order of arrival, and a client that sends on one
+/// connection, then on another, counts on it.
+const FRESH_INPUTS_MAX: u32 = 1;
 static STATE: Guarded<State> = Guarded::new(State::EMPTY);
 
 /// For the fork handlers.
@@ -219,14 +222,18 @@ pub fn undo_add(e: &Handle, fd: i32, h: &Handle) {
     }
 }
 
+/// A one-shot registration that the kernel has reported already: a socket that does nothing yet is ready for an event.
+fn was_shot(r: &Reg) -> bool {
+    r.interest.events & ready::ONESHOT != 0 && kernel::has_shot(r.ep, r.fd)
+}
+
 /// A kernel socket became a connection of ours: its registrations move here.
 pub fn became_stream(h: &Handle) {
     let Some(mut st) = STATE.take() else { return };
     st.each(h, |st, index| {
         let Some(r) = st.regs.get_mut(index) else { return };
         r.in_kernel = false;
-        // An unconnected socket is ready for an event already.
-        r.off = r.interest.events & ready::ONESHOT != 0 && kernel::has_shot(r.ep, r.fd);
+        r.off = was_shot(r);
         crate::epoll_wait::kernel_delete(r.ep, r.fd);
         st.watch(index);
     });
@@ -254,6 +261,7 @@ pub fn became_listener(h: &Handle) {
     st.each(h, |st, index| {
         let Some(r) = st.regs.get_mut(index) else { return };
         r.in_kernel = false;
+        r.off = was_shot(r);
         let instance = r.instance as usize;
         if let Some(inst) = st.instances.get_mut(instance) {
             inst.listeners = true;
@@ -331,7 +339,7 @@ pub fn look(e: &Handle, out: &mut [libc::epoll_event], settled: bool) -> Look {
     let n = st.harvest(instance, out, settled);
     let inst = st.instances.get(instance).copied().unwrap_or(NO_INSTANCE);
     st.finish();
-    if inst.fresh > FRESH_MAX {
+    if inst.fresh > FRESH_MAX || inst.fresh_inputs > FRESH_INPUTS_MAX {
         settle(instance);
     }
     Look { n, kernel: inst.kernel, listeners: inst.listeners }

@@ -24,6 +24,8 @@ use crate::{arrivals, coordinator, fds, holds, options, process, real, socket, s
 
 /// Every so many accepts the kernel's queue goes first, so that neither starves.
 const KERNEL_TURN: u32 = 8;
+/// Rounds of a busy wait between two looks at the kernel's queue, which are a system call each.
+const SPIN_TURN: u32 = 32;
 /// Longest sleep of a blocked accept before it looks at the kernel's queue by itself.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -238,9 +240,14 @@ impl Call {
     fn wait(&mut self, limit: Option<Duration>) -> Result<i32> {
         let start = sys::now();
         let mut spin = Spin::new();
+        let mut turn = 0u32;
         loop {
+            turn = turn.wrapping_add(1);
             if process::is_attached() && spin.turn() {
                 coordinator::pump();
+                if self.h.ready.load(Ordering::Acquire) == 0 && !turn.is_multiple_of(SPIN_TURN) {
+                    continue;
+                }
             } else {
                 let timeout = limit.map(|l| l.saturating_sub(sys::now() - start));
                 if timeout.is_some_and(|t| t.is_zero()) {

@@ -8,6 +8,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use ring::attach::{Call, Reply};
+use ring::queue::{COMMON_BYTES, CommonMemory, Requests};
 use ring::shared::Region;
 use ring::stats::STATS_BYTES;
 use ring::window::{HOST_BYTES, HostMemory, WINDOW_BYTES, Window};
@@ -215,8 +216,14 @@ fn try_attach(parent: u32, nonce: u64) -> Result<(), Why> {
     HOME.store(options::kernel_netns(agent::fd()).ok_or(Why::Kernel)?, Ordering::Relaxed);
     let answer = agent::call(Call::Hello { parent, nonce }).map_err(Why::Agent)?;
     let Reply::Welcome { function, epoch, .. } = answer.reply else { return Err(Why::Answer) };
-    let [window, host, counters, doorbell, irq0, irq1] = answer.fds;
+    let [window, host, counters, doorbell, irq0, irq1, common] = answer.fds;
     let maps = (map(window, WINDOW_BYTES), map(host, HOST_BYTES), map(counters, STATS_BYTES));
+    // There is none (-1) if the rings are private.
+    let common = Some(common).filter(|fd| *fd >= 0).map(|fd| {
+        let region = map(fd, COMMON_BYTES);
+        sys::close(fd);
+        region.and_then(CommonMemory::over)
+    });
     for fd in [window, host, counters] {
         sys::close(fd);
     }
@@ -233,10 +240,11 @@ fn try_attach(parent: u32, nonce: u64) -> Result<(), Why> {
     if !w.valid() || !h.valid() {
         return Err(Why::Memory);
     }
+    let requests = Requests::over(function, &w, &h, common.flatten()).ok_or(Why::Memory)?;
     FUNCTION.store(function, Ordering::Relaxed);
     UID.store(rustix::process::geteuid().as_raw(), Ordering::Relaxed);
     EPOCH.store(epoch, Ordering::Relaxed);
-    coordinator::install(w, h);
+    coordinator::install(requests, w, h);
     wait::watch_again();
     stats::install(counters);
     Ok(())

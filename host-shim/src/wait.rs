@@ -35,11 +35,11 @@ const SWITCH_TICKS: u64 = 3_000;
 /// Waits for which cores count as crowded after such a yield.
 const CROWDED_WAITS: u32 = 16;
 
-/// A yield that took longer than this was a time slice of somebody who computes. The scheduler would have let who wakes from a sleep
+/// A yield that took longer than this was more than one time slice of those who compute. The scheduler lets who wakes from a sleep
 /// run before them, but not who only yields.
-const SLICE: Duration = Duration::from_micros(500);
+const SLICES: Duration = Duration::from_millis(4);
 /// Waits that sleep at once after such a yield.
-const SLEEPY_WAITS: u32 = 64;
+const SLEEPY_WAITS: u32 = 256;
 
 /// Waits left that sleep at once.
 static SLEEPY: AtomicU32 = AtomicU32::new(0);
@@ -100,7 +100,7 @@ impl Spin {
         rustix::thread::sched_yield();
         if sys::ticks().wrapping_sub(before) > SWITCH_TICKS {
             CROWDED.store(CROWDED_WAITS, Ordering::Relaxed);
-            if sys::now() - now > SLICE {
+            if sys::now() - now > SLICES {
                 SLEEPY.store(SLEEPY_WAITS, Ordering::Relaxed);
                 return false;
             }

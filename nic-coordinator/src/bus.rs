@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::card::CardBus;
 use crate::mapping::MapError;
-use ring::bus::{BYTES, BusMsg, HELLO_FDS, MAP_FDS};
+use ring::bus::{BYTES, BusMsg, MAP_FDS};
 use rustix::cmsg_space;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, IoSlice, IoSliceMut};
@@ -64,8 +64,13 @@ pub struct Incoming {
 /// What a host that has come offers.
 #[derive(Debug)]
 pub enum Host {
-    /// It rings this doorbell when we sleep.
-    WithDoorbell(OwnedFd),
+    /// It rings when we sleep.
+    WithDoorbell {
+        /// What it rings.
+        doorbell: OwnedFd,
+        /// The memory that all functions share, if their requests need it.
+        common: Option<OwnedFd>,
+    },
     /// It has none: we have to look.
     Polled,
     /// The end came first.
@@ -88,7 +93,7 @@ impl Bus {
     /// [`BusError`].
     pub fn greet(&mut self, end: &OwnedFd) -> Result<Host, BusError> {
         match self {
-            Bus::Emulated(bus) => bus.greet().map(Host::WithDoorbell),
+            Bus::Emulated(bus) => bus.greet(),
             Bus::Card(card) => loop {
                 if card.greet()? {
                     return Ok(Host::Polled);
@@ -146,14 +151,15 @@ impl EmulatedBus {
         EmulatedBus { socket }
     }
 
-    /// Waits for the agent's first message, which brings the doorbell.
-    fn greet(&self) -> Result<OwnedFd, BusError> {
+    /// Waits for the agent's first message, which brings the doorbell and, unless all rings are private, the common memory.
+    fn greet(&self) -> Result<Host, BusError> {
         let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
         poll(&mut fds, Some(&Timespec { tv_sec: HELLO_WITHIN_S, tv_nsec: 0 })).map_err(BusError::Kernel)?;
         match self.receive()? {
             Some(Incoming { message: BusMsg::Hello, payload: Payload::Descriptors(fds) }) => {
-                let [doorbell]: [OwnedFd; HELLO_FDS] = fds.try_into().map_err(|_| BusError::NoHello)?;
-                Ok(doorbell)
+                let mut fds = fds.into_iter();
+                let doorbell = fds.next().ok_or(BusError::NoHello)?;
+                Ok(Host::WithDoorbell { doorbell, common: fds.next() })
             }
             _ => Err(BusError::NoHello),
         }

@@ -1,9 +1,9 @@
 //! The command line, in DPDK's convention: `nic-coordinator [EAL options] -- [options]`.
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
+use ring::queue::Kind;
 
 const EAL_HELP: &str = "\
 EAL options come first, then --, then the options above. Without a NIC, hugepages or root:
@@ -42,21 +42,12 @@ pub struct Options {
     /// With --idle sleep or nap: microseconds to look for work before sleeping
     #[arg(long, value_name = "US", default_value_t = 50, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     pub spin_us: u64,
+    /// How processes' requests come: per-process, shared (for processes that trust each other) or hybrid; a card's bus: per-process
+    #[arg(long, value_name = "KIND", default_value_t)]
+    pub request_queue: Kind,
     /// Ethernet port to poll, by DPDK's name [default: net_null0 if there is one]
     #[arg(long, value_name = "NAME")]
     pub port: Option<String>,
-    /// Meet other hosts' coordinators over the port: its own address and network, as in 10.0.0.1/24
-    #[arg(long, value_name = "ADDRESS/BITS", requires = "wire_key")]
-    pub wire_address: Option<String>,
-    /// File with the key that these hosts share: 64 hexadecimal digits
-    #[arg(long, value_name = "FILE", requires = "wire_address")]
-    pub wire_key: Option<PathBuf>,
-    /// Card address of a host to look for beyond the local network; may be given several times
-    #[arg(long, value_name = "ADDRESS", requires = "wire_address")]
-    pub peer: Vec<Ipv4Addr>,
-    /// Address that reaches this card's host; may be given several times
-    #[arg(long, value_name = "ADDRESS", requires = "wire_address")]
-    pub host_address: Vec<IpAddr>,
     /// What to log to stderr: off, error, warn, info, debug or a filter as in RUST_LOG, which it overrides
     #[arg(long, value_name = "FILTER")]
     pub log: Option<String>,
@@ -90,6 +81,12 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Command, String> 
     };
     let name = std::iter::once("nic-coordinator".to_owned());
     match Options::try_parse_from(name.chain(ours)) {
+        // The others need memory that all hosts' processes and the card share, which a card's bus does not bring (SPEC 12.9).
+        Ok(Options { windows: Some(_), request_queue, .. }) if request_queue != Kind::PerProcess => {
+            Err(format!(
+                "--request-queue {request_queue} is for the emulated bus, a card's is per-process; see nic-coordinator --help"
+            ))
+        }
         Ok(options) => Ok(Command::Run(eal, options)),
         Err(error) if !error.use_stderr() => Ok(Command::Print(error.to_string())),
         Err(error) => {
@@ -110,11 +107,13 @@ mod tests {
 
     #[test]
     fn the_eal_gets_what_stands_before_the_dashes() {
-        let Ok(Command::Run(eal, options)) = parse(words("prog --no-pci -m 64 -- --bus-fd 3 --idle poll"))
+        let Ok(Command::Run(eal, options)) =
+            parse(words("prog --no-pci -m 64 -- --bus-fd 3 --idle poll --request-queue hybrid"))
         else {
             panic!("a good line is refused");
         };
         assert_eq!(eal, words("prog --no-pci -m 64"));
+        assert_eq!(options.request_queue, Kind::Hybrid);
         assert_eq!((options.bus_fd, options.idle, options.spin_us), (Some(3), Idle::Poll, 50));
     }
 
@@ -128,7 +127,12 @@ mod tests {
     fn what_is_wrong_is_said_in_one_line() {
         let half = ["prog -- --windows d", "prog -- --windows d --host-memory f --bus-fd 3"];
         let nonsense = ["prog -- --nonsense", "prog -- --bus-fd x", "prog -- --idle never", "prog -- stray"];
-        for line in nonsense.into_iter().chain(half) {
+        let queues = [
+            "prog -- --request-queue x",
+            "prog -- --windows d --host-memory f --request-queue shared",
+            "prog -- --windows d --host-memory f --request-queue hybrid",
+        ];
+        for line in nonsense.into_iter().chain(half).chain(queues) {
             let message = parse(words(line)).unwrap_err();
             assert!(!message.contains('\n') && message.ends_with("see nic-coordinator --help"), "{message}");
         }

@@ -1,6 +1,5 @@
 //! What the coordinator counts and shows, for the telemetry thread to read while the lcore goes on.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -51,6 +50,14 @@ macro_rules! counters {
 counters! {
     /// Requests taken out of rings.
     requests,
+    /// Of those, taken out of the shared ring.
+    requests_shared,
+    /// Functions looked at because of a hint.
+    hints,
+    /// Tickets of the shared ring that were not published in time.
+    gaps,
+    /// Entries of the shared ring that were not made by whom they name.
+    forged,
     /// Completions, credits included.
     completions,
     /// Completions that carry nothing but credit.
@@ -85,8 +92,6 @@ counters! {
     irqs,
     /// Packets received on the Ethernet port.
     port_rx,
-    /// Packets sent there.
-    port_tx,
 }
 
 impl Counters {
@@ -182,28 +187,12 @@ impl Snapshot {
     }
 }
 
-/// Another host's coordinator, as it was a moment ago.
-#[derive(Clone, Debug)]
-pub struct PeerShown {
-    /// Address of its card.
-    pub card: Ipv4Addr,
-    /// `sought`, `up` or `lost`.
-    pub state: &'static str,
-    /// Epoch of its coordinator.
-    pub epoch: Option<u32>,
-    /// When it was last heard, in milliseconds before.
-    pub heard_ms_ago: Option<u64>,
-    /// Addresses that reach its host.
-    pub addresses: Vec<Ipv6Addr>,
-}
-
 /// What the lcore writes and telemetry reads.
 #[derive(Debug, Default)]
 pub struct Shown {
     /// Counters.
     pub counters: Counters,
     snapshot: Mutex<Snapshot>,
-    hosts: Mutex<(Vec<PeerShown>, Vec<(&'static str, u64)>)>,
 }
 
 impl Shown {
@@ -212,19 +201,6 @@ impl Shown {
         let Ok(mut place) = self.snapshot.try_lock() else { return false };
         *place = Snapshot::of(logic);
         true
-    }
-
-    /// Replaces what is shown of other hosts, and the counters of datagrams, unless somebody reads it at this moment.
-    pub fn show_peers(&self, hosts: (Vec<PeerShown>, Vec<(&'static str, u64)>)) {
-        if let Ok(mut place) = self.hosts.try_lock() {
-            *place = hosts;
-        }
-    }
-
-    /// What was last shown of other hosts.
-    #[must_use]
-    pub fn peers(&self) -> (Vec<PeerShown>, Vec<(&'static str, u64)>) {
-        self.hosts.lock().map(|h| h.clone()).unwrap_or_default()
     }
 
     /// The last snapshot.

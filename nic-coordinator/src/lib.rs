@@ -3,10 +3,10 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`logic`] | decides; no I/O |
-//! | [`hosts`] | which other coordinators there are; no I/O |
 //! | [`mapping`] | a function's window and host memory |
 //! | [`bus`] | where functions come from: the emulated bus |
 //! | [`card`] | or a card's own |
+//! | [`intake`] | where requests come from besides private rings: the shared ring, hints |
 //! | [`poll`] | one turn over all rings |
 //! | [`outbox`] | what waits for credit |
 //! | [`sleep`] | when nothing happens |
@@ -16,7 +16,7 @@
 pub mod bus;
 pub mod card;
 pub mod counters;
-pub mod hosts;
+pub mod intake;
 pub mod logic;
 pub mod mapping;
 pub mod outbox;

@@ -4,8 +4,6 @@
 #![deny(unsafe_code)]
 
 mod cli;
-mod ethernet;
-mod meeting;
 mod os;
 mod run;
 mod telemetry;

@@ -10,6 +10,8 @@ use std::ptr::NonNull;
 
 use memmap2::{MmapOptions, MmapRaw};
 use ring::atomic::{AtomicU64, Ordering};
+use ring::queue::shared::{Found, Sealed, Taker};
+use ring::queue::{COMMON_BYTES, CommonMemory, Key, hint::Watcher};
 use ring::shared::Region;
 use ring::window::{Consumer, Full, HOST_BYTES, HostMemory, Producer, Raw, WINDOW_BYTES, Window};
 use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
@@ -65,6 +67,7 @@ pub struct FunctionMemory {
     host: HostView,
     requests: Consumer<'static>,
     completions: Producer<'static>,
+    key: Key,
     _maps: [MmapRaw; 2],
 }
 
@@ -162,6 +165,8 @@ impl FunctionMemory {
         FunctionMemory {
             requests: Consumer::new(window.requests, 0),
             completions: Producer::new(host.completions, 0),
+            // Read across the bus, once, before the process knows the memory.
+            key: host.key(),
             window: WindowView(window),
             host: HostView(host),
             _maps: maps,
@@ -179,6 +184,34 @@ impl FunctionMemory {
             Ok(Some(_)) => Err(Broken::Credit),
             Err(wrong) => Err(Broken::Version(wrong.0)),
         }
+    }
+
+    /// Takes an entry that says it is this function's out of the shared ring, and the credit in it. `None`: somebody else made it.
+    ///
+    /// # Errors
+    /// [`Broken`]: the function has to be dropped.
+    pub fn open(&mut self, entry: &Sealed) -> Result<Option<Raw>, Broken> {
+        let Some((raw, credit)) = entry.open(&self.key) else { return Ok(None) };
+        if self.completions.take_credit(credit) { Ok(Some(raw)) } else { Err(Broken::Credit) }
+    }
+
+    /// Counts a request that came by the shared ring as consumed.
+    pub fn count_shared(&mut self) {
+        self.requests.count_shared();
+    }
+
+    /// True when a request waits in the private ring.
+    #[must_use]
+    pub fn has_request(&self) -> bool {
+        self.requests.ready()
+    }
+
+    /// What the host last said about its pushes into the shared ring: odd while it may hold a ticket. Read across the bus: only
+    /// when a ticket was not published in time.
+    #[must_use]
+    pub fn pushing(&self) -> u64 {
+        // Acquire: pairs with the Release at the end of a push: who sees that sees the entry published.
+        self.host.0.header.pushing.load(Ordering::Acquire)
     }
 
     /// Reads the word by which the host asks for an interrupt (SPEC 2.5), and takes the credit in it.
@@ -227,6 +260,64 @@ impl FunctionMemory {
         // Relaxed: setting it is ordered before our second look at the rings by the heavy barrier between the two;
         // a host that reads the old 1 after the clearing rings in vain. A plain store: over PCIe it is a posted write.
         self.host.0.header.doorbell_wanted.store(u32::from(wanted), Ordering::Relaxed);
+    }
+}
+
+/// The mapped common memory (SPEC 2.7.2), and our positions in it.
+pub struct Common {
+    // The 'static of these is a lie that stays in this struct: they are valid as long as `_map`.
+    taker: Taker<'static>,
+    watcher: Watcher<'static>,
+    _map: MmapRaw,
+}
+
+impl std::fmt::Debug for Common {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Common").field("taker", &self.taker).finish_non_exhaustive()
+    }
+}
+
+impl Common {
+    /// Maps the common memory, freshly formatted by the agent and not yet known to any process.
+    ///
+    /// # Errors
+    /// [`MapError`]; nothing stays mapped.
+    pub fn map(fd: BorrowedFd<'_>) -> Result<Self, MapError> {
+        let (map, region) = map_one(fd, COMMON_BYTES, "common memory")?;
+        let common =
+            CommonMemory::over(region).filter(|c| c.valid()).ok_or(MapError::Header("common memory"))?;
+        Ok(Common { taker: Taker::new(common.ring()), watcher: Watcher::new(common), _map: map })
+    }
+
+    /// As [`Taker::take`].
+    pub fn take(&mut self, now_us: u64, patience_us: u64) -> Found {
+        self.taker.take(now_us, patience_us)
+    }
+
+    /// As [`Taker::tell`].
+    pub fn tell(&mut self) {
+        self.taker.tell();
+    }
+
+    /// As [`Taker::release`].
+    pub fn release(&mut self, ticket: u64) -> Option<Sealed> {
+        self.taker.release(ticket)
+    }
+
+    /// As [`Taker::unresolved`].
+    pub fn unresolved(&self) -> impl Iterator<Item = u64> {
+        self.taker.unresolved()
+    }
+
+    /// As [`Taker::gap_until_us`].
+    #[must_use]
+    pub fn gap_until_us(&self, patience_us: u64) -> Option<u64> {
+        self.taker.gap_until_us(patience_us)
+    }
+
+    /// As [`Watcher::collect`].
+    pub fn hints(&mut self, each: impl FnMut(u32)) {
+        self.watcher.collect(each);
     }
 }
 

@@ -1,21 +1,27 @@
 //! One polling turn over all mapped functions, with bounded work: requests in, completions and interrupts out.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use ring::bus::{AGENT_FUNCTION, FUNCTIONS_MAX, MAP_FDS};
 use ring::msg::{Completion, Malformed, Request};
-use ring::window::{ENTRIES, IrqGate};
+use ring::queue::shared::{Found, Sealed};
+use ring::queue::{Kind, SHARED_ENTRIES};
+use ring::window::{ENTRIES, IrqGate, Raw};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::ioctl_fionbio;
 
 use crate::counters::Shown;
+use crate::intake::{GAP_US, Intake};
 use crate::logic::{Impostor, Logic, Out};
 use crate::mapping::{Broken, FunctionMemory, MapError};
 use crate::outbox::Outbox;
 
 /// Requests of one function that one turn takes.
 pub const REQUESTS_PER_TURN: usize = 16;
+/// Entries of the shared ring that one turn takes.
+pub const SHARED_PER_TURN: usize = 256;
 /// A function with so many completions waiting for credit is not read from until it takes some. What can still come
 /// for it then is bounded by what it holds.
 pub const OUTBOX_MAX: usize = 1024;
@@ -29,6 +35,8 @@ enum Offence {
     Ring(#[from] Broken),
     #[error("it posted a malformed request")]
     Malformed,
+    #[error("it posted more requests than it has credit for")]
+    Credit,
     #[error(transparent)]
     Impostor(#[from] Impostor),
 }
@@ -43,6 +51,10 @@ impl From<Malformed> for Offence {
 #[derive(Debug)]
 struct Port {
     memory: FunctionMemory,
+    /// Requests that were taken out of the shared ring and are not decided.
+    held: VecDeque<Raw>,
+    /// Its requests come by the shared ring.
+    shared: bool,
     /// Vectors 0 (answers) and 1 (events); a host that looks for itself has none (SPEC 12.7).
     irqs: Option<[OwnedFd; 2]>,
     gate: IrqGate,
@@ -65,6 +77,13 @@ pub struct Poller {
     shown: Arc<Shown>,
     epoch: u32,
     out: Vec<Out>,
+    intake: Intake,
+    /// Whom this turn looks at.
+    due: Vec<u32>,
+    /// Who had more than the last turn took.
+    again: Vec<u32>,
+    /// Whose entries were taken out of the shared ring.
+    touched: Vec<u32>,
     /// Functions that broke the rules and have yet to be detached.
     offenders: Vec<(u32, Offence)>,
 }
@@ -72,7 +91,7 @@ pub struct Poller {
 impl Poller {
     /// Polls nothing yet. `epoch`: which incarnation of the coordinator this is.
     #[must_use]
-    pub fn new(logic: Logic, shown: Arc<Shown>, epoch: u32) -> Self {
+    pub fn new(logic: Logic, shown: Arc<Shown>, epoch: u32, intake: Intake) -> Self {
         Poller {
             logic,
             ports: Vec::new(),
@@ -80,6 +99,10 @@ impl Poller {
             shown,
             epoch,
             out: Vec::new(),
+            intake,
+            due: Vec::new(),
+            again: Vec::new(),
+            touched: Vec::new(),
             offenders: Vec::new(),
         }
     }
@@ -125,6 +148,8 @@ impl Poller {
         if let Some(place) = self.ports.get_mut(index) {
             *place = Some(Port {
                 memory,
+                held: VecDeque::new(),
+                shared: self.intake.kind() == Kind::Shared && number != AGENT_FUNCTION,
                 irqs,
                 gate: IrqGate::default(),
                 outbox: Outbox::default(),
@@ -144,6 +169,7 @@ impl Poller {
             *place = None;
         }
         self.mapped.retain(|n| *n != number);
+        self.again.retain(|n| *n != number);
         self.logic.detach(number, &mut self.out);
         self.route();
         self.expel();
@@ -155,14 +181,35 @@ impl Poller {
         self.port(AGENT_FUNCTION).is_some_and(|port| port.dropped)
     }
 
-    /// Looks at every function once. True if there was anything to do.
+    /// One turn: takes what is in the shared ring, and looks at the functions that the chosen queue says to look at. True if there
+    /// was anything to do.
     pub fn turn(&mut self, now_us: u64) -> bool {
-        let mut worked = false;
-        for index in 0..self.mapped.len() {
-            if let Some(number) = self.mapped.get(index).copied() {
-                worked |= self.serve(number, now_us);
-            }
+        let all = self.intake.scan_due(now_us);
+        self.visit(all, now_us)
+    }
+
+    /// A turn that looks at every function, whatever the hints say: before sleeping.
+    pub fn scan(&mut self, now_us: u64) -> bool {
+        self.visit(true, now_us)
+    }
+
+    fn visit(&mut self, all: bool, now_us: u64) -> bool {
+        let mut worked = self.take_shared(now_us, GAP_US);
+        let mut due = std::mem::take(&mut self.due);
+        if all {
+            due.extend(&self.mapped);
+            self.again.clear();
+        } else {
+            due.push(AGENT_FUNCTION);
+            due.append(&mut self.again);
+            let before = due.len();
+            self.intake.hints(&mut due);
+            self.shown.counters.hints.add((due.len() - before) as u64);
         }
+        for number in due.drain(..) {
+            worked |= self.serve(number, now_us);
+        }
+        self.due = due;
         if self.logic.next_deadline_us().is_some_and(|deadline_us| deadline_us <= now_us) {
             self.logic.tick(now_us, &mut self.out);
             self.route();
@@ -170,6 +217,12 @@ impl Poller {
         }
         self.expel();
         worked
+    }
+
+    /// The earliest time at which there is something to do without being called.
+    #[must_use]
+    pub fn next_deadline_us(&self) -> Option<u64> {
+        self.logic.next_deadline_us().into_iter().chain(self.intake.next_deadline_us()).min()
     }
 
     /// Announces in all functions' host memory whether the card sleeps and wants a doorbell.
@@ -203,7 +256,70 @@ impl Poller {
         }
         // Also without requests: the host may have given credit or asked for an interrupt.
         self.settle(number);
+        let left = self.intake.kind() != Kind::PerProcess && self.port(number).is_some_and(Port::has_request);
+        if left && !self.again.contains(&number) {
+            self.again.push(number);
+        }
         taken > 0
+    }
+
+    /// Empties the shared ring, within bounds, and does what stands there. True if there was anything.
+    fn take_shared(&mut self, now_us: u64, patience_us: u64) -> bool {
+        if self.intake.kind() != Kind::Shared {
+            return false;
+        }
+        let mut touched = std::mem::take(&mut self.touched);
+        for _ in 0..SHARED_PER_TURN {
+            match self.intake.take(now_us, patience_us) {
+                Found::Entry(entry) => touched.extend(self.hold(&entry)),
+                Found::Gap(ticket) => {
+                    self.shown.counters.gaps.add(1);
+                    let pushing = self.mapped.iter().filter_map(|n| Some((*n, self.pushing(*n)?)));
+                    let suspects = pushing.filter(|(_, pushing)| pushing % 2 == 1).collect();
+                    self.intake.lost(ticket, suspects);
+                }
+                Found::Nothing => break,
+            }
+        }
+        self.intake.tell();
+        let (mut late, ports) = (Vec::new(), &self.ports);
+        let pushing = |n: u32| Some(ports.get(n as usize)?.as_ref()?.memory.pushing());
+        self.intake.resolve(now_us, pushing, &mut late);
+        touched.extend(late.iter().filter_map(|entry| self.hold(entry)));
+        let worked = !touched.is_empty();
+        for number in touched.drain(..) {
+            self.serve(number, now_us);
+        }
+        self.touched = touched;
+        worked
+    }
+
+    /// Finds out whose an entry of the shared ring is, and keeps it for [`Poller::serve`]: in the order of the ring, as its own
+    /// ring would.
+    fn hold(&mut self, entry: &Sealed) -> Option<u32> {
+        let number = entry.function();
+        // An entry of nobody: of a process that is gone, for the most part.
+        let port = self.port_mut(number).filter(|port| port.shared && !port.dropped)?;
+        let offence = match port.memory.open(entry) {
+            Ok(Some(_)) if port.held.len() >= ENTRIES as usize => Offence::Credit,
+            Ok(Some(raw)) => {
+                port.held.push_back(raw);
+                self.shown.counters.requests_shared.add(1);
+                return Some(number);
+            }
+            // Who made it can't be told; whom it names has nothing to do with it.
+            Ok(None) => {
+                self.shown.counters.forged.add(1);
+                return None;
+            }
+            Err(broken) => broken.into(),
+        };
+        self.offends(number, offence);
+        None
+    }
+
+    fn pushing(&self, number: u32) -> Option<u64> {
+        Some(self.port(number)?.memory.pushing())
     }
 
     fn take_requests(&mut self, number: u32, now_us: u64) -> Result<u64, Offence> {
@@ -213,7 +329,7 @@ impl Poller {
         }
         for _ in 0..REQUESTS_PER_TURN {
             let Some(port) = self.port_mut(number) else { break };
-            let Some(raw) = port.memory.next_request()? else { break };
+            let Some(raw) = port.next_request()? else { break };
             taken += 1;
             let request = Request::from_raw(&raw)?;
             // The agent's word comes after what the process that it is about asked for before.
@@ -230,6 +346,12 @@ impl Poller {
     /// Does what a process asked for so far. One that forks has announced its child before the child attaches, and before it
     /// ends itself, as daemons do.
     fn finish(&mut self, number: u32, now_us: u64) {
+        // What it published stands in the shared ring by now, perhaps behind somebody's gap.
+        for _ in 0..=SHARED_ENTRIES / SHARED_PER_TURN {
+            if !self.take_shared(now_us, 0) {
+                break;
+            }
+        }
         // Not for ever: a child of the process still has the ring mapped, too.
         for _ in 0..=ENTRIES as usize / REQUESTS_PER_TURN {
             if number == AGENT_FUNCTION || !self.serve(number, now_us) {
@@ -271,6 +393,7 @@ impl Poller {
         if let Some(port) = self.port_mut(number) {
             port.dropped = true;
             port.outbox = Outbox::default();
+            port.held.clear();
             self.offenders.push((number, offence));
         }
     }
@@ -288,6 +411,22 @@ impl Poller {
 }
 
 impl Port {
+    /// The next request, from wherever this function's come.
+    fn next_request(&mut self) -> Result<Option<Raw>, Broken> {
+        if !self.shared {
+            return self.memory.next_request();
+        }
+        let held = self.held.pop_front();
+        if held.is_some() {
+            self.memory.count_shared();
+        }
+        Ok(held)
+    }
+
+    fn has_request(&self) -> bool {
+        !self.dropped && if self.shared { !self.held.is_empty() } else { self.memory.has_request() }
+    }
+
     fn settle(&mut self, shown: &Shown) -> Result<(), Broken> {
         let armed = self.memory.read_armed()?;
         while let Some((token, completion)) = self.outbox.front() {

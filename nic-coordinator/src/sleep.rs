@@ -70,7 +70,7 @@ pub fn sleep(
 ) -> Woken {
     poller.set_doorbell_wanted(true);
     heavy.heavy_barrier();
-    let woken = if poller.turn(now_us) {
+    let woken = if poller.scan(now_us) {
         Woken { worked: true, ..Woken::default() }
     } else {
         shown.counters.sleeps.add(1);

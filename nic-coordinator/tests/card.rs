@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering as O};
 use nic_coordinator::bus::{BusError, Payload};
 use nic_coordinator::card::CardBus;
 use nic_coordinator::counters::Shown;
+use nic_coordinator::intake::Intake;
 use nic_coordinator::logic::{Limits, Logic};
 use nic_coordinator::mapping::{CardMemory, MapError};
 use nic_coordinator::poll::Poller;
@@ -15,6 +16,7 @@ use ring::atomic::Ordering;
 use ring::bus::{AGENT_FUNCTION, BusMsg};
 use ring::card::{CARD_MAGIC, CardSide, HostSide, from_raw, to_raw};
 use ring::msg::{Completion, Request, Status};
+use ring::queue::{Key, Kind};
 use ring::window::{Consumer, HOST_BYTES, HostMemory, Producer, WINDOW_BYTES, Window};
 
 const RAM_BYTES: u64 = 1 << 20;
@@ -68,7 +70,7 @@ impl Agent {
     fn new(files: &Files, incarnation: u64) -> Agent {
         let (window, host) = (files.map("function-0", 0), files.map("ram", AGENT_AT));
         host.clear(0, HOST_BYTES);
-        HostMemory::over(host.region()).unwrap().format();
+        HostMemory::over(host.region()).unwrap().format(Kind::PerProcess, Key::default());
         let card = CardSide::over(window.region()).unwrap();
         assert_eq!(card.registers.magic.load(Ordering::Acquire), CARD_MAGIC);
         card.registers.address.store(AGENT_AT, Ordering::Relaxed);
@@ -146,7 +148,8 @@ fn s12_5_a_request_is_answered_in_host_memory() {
     let mut card = files.card();
     let agent = Agent::new(&files, 1);
     assert!(card.greet().unwrap());
-    let mut poller = Poller::new(Logic::new(Limits::default()), Arc::new(Shown::default()), 9);
+    let intake = Intake::new(Kind::PerProcess, None).unwrap();
+    let mut poller = Poller::new(Logic::new(Limits::default()), Arc::new(Shown::default()), 9, intake);
     poller.add(AGENT_FUNCTION, card.function(AGENT_FUNCTION, AGENT_AT).unwrap(), None).unwrap();
 
     let window = Window::over(agent.window.region()).unwrap();

@@ -1,9 +1,9 @@
 //! The one place that names atomics (SPEC 1.2), so that the shipped code is the model-checked code.
 
 #[cfg(not(loom))]
-pub use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
+pub use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 #[cfg(loom)]
-pub use loom::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
+pub use loom::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
 /// The cheap half of the asymmetric barrier (SPEC 6.2): keeps the compiler from reordering, and
 /// relies on the sleeper's [`Heavy`] half to order this core's earlier stores before its later

@@ -10,9 +10,9 @@ pub const BYTES: usize = 128;
 /// Longest text in a refusal, in bytes.
 pub const TEXT_BYTES: usize = 96;
 
-/// Descriptors with [`Reply::Welcome`], in this order: window, host memory, stats, doorbell,
-/// interrupt vector 0 (answers), interrupt vector 1 (events).
-pub const WELCOME_FDS: usize = 6;
+/// Descriptors with [`Reply::Welcome`], at most, in this order: window, host memory, stats, doorbell, interrupt vector 0 (answers),
+/// interrupt vector 1 (events), and the common memory, unless the requests go by private rings alone.
+pub const WELCOME_FDS: usize = 7;
 /// Descriptors with [`Reply::Segment`]: the memory, this side's end of the wire.
 pub const SEGMENT_FDS: usize = 2;
 /// Descriptors with [`Reply::Report`]: a sealed memfd with JSON text.

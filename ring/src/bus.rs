@@ -7,8 +7,9 @@ use crate::VERSION;
 
 /// Length of every message in bytes.
 pub const BYTES: usize = 16;
-/// Descriptors with [`BusMsg::Hello`]: the doorbell eventfd that all functions share.
-pub const HELLO_FDS: usize = 1;
+/// Descriptors with [`BusMsg::Hello`], at most: the doorbell eventfd that all functions share, and the common memory, unless the
+/// requests go by private rings alone.
+pub const HELLO_FDS: usize = 2;
 /// Descriptors with [`BusMsg::Map`]: window, host memory, interrupt vectors 0 and 1.
 pub const MAP_FDS: usize = 4;
 

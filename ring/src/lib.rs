@@ -8,6 +8,7 @@
 //! | [`atomic`] | 1 | the atomics, switchable to loom; the asymmetric barrier |
 //! | [`shared`] | 1 | what may live in shared memory; checked access to a mapping |
 //! | [`window`] | 2 | request and completion rings: 64-byte entries, credits inside |
+//! | [`queue`] | 2.7-2.9 | the three ways of requests to the card: private, shared, hinted |
 //! | [`msg`] | 3 | what the entries say, parsed and validated |
 //! | [`stream`] | 4 | one direction of a connection: records with inline headers |
 //! | [`segment`] | 5 | the memory that two process groups share: slots, lanes, rings |
@@ -17,7 +18,6 @@
 //! | [`stats`] | 9 | the counters that a process shows to the agent; reason codes |
 //! | [`image`] | 10 | what a process leaves for the program that it executes |
 //! | [`card`] | 12 | the bus of a real card: the same messages through function 0's memories |
-//! | [`hosts`] | 13 | datagrams between the coordinators of different hosts |
 //!
 //! Nothing here makes a system call, allocates or panics on foreign input.
 
@@ -28,9 +28,9 @@ pub mod atomic;
 pub mod attach;
 pub mod bus;
 pub mod card;
-pub mod hosts;
 pub mod image;
 pub mod msg;
+pub mod queue;
 pub mod segment;
 pub mod shared;
 pub mod stats;

@@ -295,7 +295,7 @@ impl Request {
             Request::Unlisten { listener } => (2, [u64::from(listener), 0, 0, 0, 0, 0]),
             Request::Connect { dst, src } => {
                 let ([a, b], [c, d]) = (dst.words(), src.words());
-                (3, [a, b, c, d, u64::from(dst.port), u64::from(src.port)])
+                (3, [a, b, c, d, u64::from(dst.port) | u64::from(src.port) << 16, 0])
             }
             Request::Accept { listener, flags } => (4, [pair(listener, flags), 0, 0, 0, 0, 0]),
             Request::CancelAccept { listener, token } => (5, [pair(listener, token), 0, 0, 0, 0, 0]),
@@ -321,13 +321,14 @@ impl Request {
     /// # Errors
     /// [`Malformed`] for an unknown kind or a field out of range.
     pub fn from_raw(raw: &Raw) -> Result<Request, Malformed> {
-        let [a, b, c, d, e, f] = raw.body;
+        // The last word is the seal's in the shared ring (SPEC 2.8).
+        let [a, b, c, d, e, _] = raw.body;
         Ok(match raw.kind {
             1 => Request::Listen { addr: Addr::from_words(a, b, port(c)?), backlog: lo(d), flags: hi(d) },
             2 => Request::Unlisten { listener: u32::try_from(a).map_err(|_| Malformed)? },
             3 => Request::Connect {
-                dst: Addr::from_words(a, b, port(e)?),
-                src: Addr::from_words(c, d, port(f)?),
+                dst: Addr::from_words(a, b, port(e & 0xffff)?),
+                src: Addr::from_words(c, d, port(e >> 16)?),
             },
             4 => Request::Accept { listener: lo(a), flags: hi(a) },
             5 => Request::CancelAccept { listener: lo(a), token: hi(a) },

@@ -11,6 +11,7 @@
 
 use crate::VERSION;
 use crate::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::queue::{Key, Kind};
 use crate::shared::{Region, Shared};
 
 /// Entries in a request ring and in a completion ring.
@@ -32,7 +33,7 @@ pub const HOST_MAGIC: u32 = u32::from_le_bytes(*b"IPDH");
 /// Word 1: credit (0-31), token (32-63). Words 2-7: content by kind.
 #[repr(C, align(64))]
 pub struct Entry {
-    words: [AtomicU64; 8],
+    pub(crate) words: [AtomicU64; 8],
 }
 // SAFETY: an array of atomics, repr(C), any bit pattern valid.
 unsafe impl Shared for Entry {}
@@ -79,9 +80,16 @@ pub struct HostHeader {
     pub doorbell_wanted: AtomicU32,
     /// Incarnation of the coordinator. Card-written, once.
     pub epoch: AtomicU32,
-    pad: [AtomicU64; 6],
+    /// Secret of the function, by which its requests in the shared ring are known (SPEC 2.8). Agent-written, once.
+    pub key: [AtomicU64; 2],
+    /// How the function's requests go to the card: a [`crate::queue::Kind`]. Agent-written, once.
+    pub queue: AtomicU32,
+    pad: [AtomicU32; 7],
     /// Futex word that the agent bumps when the process should look at its events (SPEC 6.5).
     pub notice: AtomicU32,
+    pad_after_notice: [AtomicU32; 15],
+    /// Odd while the host pushes into the shared ring: may hold a ticket (SPEC 2.8). Host-written.
+    pub pushing: AtomicU64,
 }
 // SAFETY: atomics only, repr(C).
 unsafe impl Shared for HostHeader {}
@@ -92,9 +100,12 @@ const _: () = {
     assert!(size_of::<Entry>() == 64 && align_of::<Entry>() == 64);
     assert!(size_of::<WindowHeader>() == 64);
     assert!(offset_of!(WindowHeader, armed) == 16);
-    assert!(size_of::<HostHeader>() == 128);
+    assert!(size_of::<HostHeader>() == 192);
     assert!(offset_of!(HostHeader, doorbell_wanted) == 8);
+    assert!(offset_of!(HostHeader, key) == 16);
+    assert!(offset_of!(HostHeader, queue) == 32);
     assert!(offset_of!(HostHeader, notice) == 64);
+    assert!(offset_of!(HostHeader, pushing) == 128);
     assert!(ENTRIES_OFFSET + ENTRIES as usize * 64 <= WINDOW_BYTES);
     assert!(ENTRIES_OFFSET + ENTRIES as usize * 64 <= HOST_BYTES);
     assert!(ENTRIES.is_power_of_two());
@@ -140,14 +151,14 @@ fn ring_size(entries: &[Entry]) -> u64 {
     entries.len() as u64
 }
 
-fn slot_of(entries: &[Entry], index: u64) -> Option<&Entry> {
+pub(crate) fn slot_of(entries: &[Entry], index: u64) -> Option<&Entry> {
     let mask = ring_size(entries).checked_sub(1)?;
     entries.get(usize::try_from(index & mask).ok()?)
 }
 
 /// Sequence number that marks the entry of `index` valid.
 #[allow(clippy::cast_possible_truncation)] // the sequence is the index modulo 2^32, on purpose
-fn sequence(index: u64) -> u32 {
+pub(crate) fn sequence(index: u64) -> u32 {
     (index as u32).wrapping_add(1)
 }
 
@@ -183,6 +194,11 @@ impl<'a> Producer<'a> {
     #[must_use]
     pub fn pushed(&self) -> u64 {
         self.next
+    }
+
+    /// Counts an entry that went by the shared ring instead (SPEC 2.8), under the same credit.
+    pub(crate) fn count_shared(&mut self) {
+        self.next += 1;
     }
 
     /// Takes the credit that came inside an entry of the other ring (SPEC 2.4).
@@ -263,6 +279,11 @@ impl<'a> Consumer<'a> {
     pub fn credit(&mut self) -> u32 {
         self.credit = self.next;
         self.next as u32
+    }
+
+    /// Counts an entry of this producer that came by the shared ring instead (SPEC 2.8).
+    pub fn count_shared(&mut self) {
+        self.next += 1;
     }
 
     /// Entries consumed that the other side has not been told of.
@@ -398,11 +419,21 @@ impl<'a> HostMemory<'a> {
         })
     }
 
-    /// Fills in the header of fresh, zeroed memory.
-    pub fn format(&self) {
+    /// Fills in the header of fresh, zeroed memory, for requests that go by `queue`. `key`: random, for this function only.
+    pub fn format(&self, queue: Kind, key: Key) {
+        self.header.queue.store(queue.to_wire(), Ordering::Relaxed);
+        for (word, value) in self.header.key.iter().zip(key.0) {
+            word.store(value, Ordering::Relaxed);
+        }
         self.header.version.store(VERSION, Ordering::Relaxed);
         // Release: as in `Window::format`.
         self.header.magic.store(HOST_MAGIC, Ordering::Release);
+    }
+
+    /// The function's secret, as the agent wrote it.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        Key(self.header.key.each_ref().map(|word| word.load(Ordering::Relaxed)))
     }
 
     /// True if the header is one of this version.

@@ -37,6 +37,11 @@ fn s2_3_window() {
 }
 
 #[test]
+fn s2_8_queue() {
+    feed(targets::queue, 160);
+}
+
+#[test]
 fn s3_3_msg() {
     feed(targets::msg, 58);
 }
@@ -54,9 +59,4 @@ fn s7_2_attach() {
 #[test]
 fn s8_2_bus() {
     feed(targets::bus, 16);
-}
-
-#[test]
-fn s13_3_hosts() {
-    feed(targets::hosts, 56);
 }

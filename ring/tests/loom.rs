@@ -11,6 +11,8 @@
 mod futex;
 #[path = "loom/model.rs"]
 mod model;
+#[path = "loom/s2_queue.rs"]
+mod s2_queue;
 #[path = "loom/s2_window.rs"]
 mod s2_window;
 #[path = "loom/s4_stream.rs"]

@@ -5,6 +5,7 @@ mod support;
 
 use proptest::prelude::*;
 use ring::atomic::{AtomicU64, Ordering};
+use ring::queue::{Key, Kind};
 use ring::window::{
     Consumer, ENTRIES, ENTRIES_OFFSET, Entry, Full, HOST_BYTES, HostMemory, IrqGate, Producer, Raw,
     WINDOW_BYTES, Window, WrongVersion,
@@ -277,7 +278,8 @@ fn s2_1_windows_and_host_memory_are_checked() {
     let (w, h) = (Window::over(window.region()).unwrap(), HostMemory::over(host.region()).unwrap());
     assert!(!w.valid() && !h.valid());
     w.format(7);
-    h.format();
+    h.format(Kind::PerProcess, Key([3, 4]));
+    assert_eq!(h.key(), Key([3, 4]));
     assert!(w.valid() && h.valid());
     assert_eq!(w.header.function.load(Ordering::Relaxed), 7);
     assert_eq!((w.requests.len(), h.completions.len()), (ENTRIES as usize, ENTRIES as usize));

@@ -3,6 +3,7 @@
 mod corrupt;
 mod hostile;
 mod kills;
+mod queues;
 mod restarts;
 
 use std::process::ExitCode;
@@ -25,6 +26,9 @@ const TESTS: &[Test] = &[
     ("restart::a_blocked_accept_is_accelerated_again", restarts::blocked_accept),
     ("restart::forked_workers", restarts::workers),
     ("restart::a_silent_coordinator", restarts::silent_coordinator),
+    ("queues::clients_killed_on_private_rings", queues::per_process),
+    ("queues::clients_killed_on_the_shared_ring", queues::shared),
+    ("queues::clients_killed_on_hinted_rings", queues::hybrid),
     ("corrupt::attach_messages", corrupt::attach_messages),
     ("corrupt::silent_and_half_clients", corrupt::silent_clients),
     ("hostile::request_ring", hostile::request_ring),

@@ -477,10 +477,12 @@ impl Generator {
         things
     }
 
-    /// True for what ends a stream that is full: when its end gets through is nobody's promise.
+    /// True for what ends a stream that is full: when its end gets through is nobody's promise, nor when the reset comes back that
+    /// answers what still waited to be sent to who reads no more.
     fn ends_full(&self, p: usize, act: &Act) -> bool {
         let full = |name: &Name| self.thing(p, *name).is_some_and(|t| t.full);
         match act {
+            Act::Shutdown { how, .. } if *how != libc::SHUT_WR => self.things.iter().any(|t| t.full),
             Act::Shutdown { s, .. } | Act::Close { s } | Act::Dup2 { to: s, .. } => full(s),
             Act::Exit {} | Act::Killed {} => self.names.get(&p).is_some_and(|n| n.keys().any(full)),
             _ => false,

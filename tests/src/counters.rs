@@ -25,6 +25,10 @@ pub struct Agent {
     pub pid: u32,
     /// Incarnation of the coordinator.
     pub epoch: u32,
+    /// For `dpdk-telemetry.py -f`.
+    pub telemetry_prefix: String,
+    /// How programs' requests go to the card.
+    pub request_queue: String,
 }
 
 /// Sums per path.

@@ -27,6 +27,8 @@ const START_BOUND: Duration = Duration::from_secs(20);
 pub struct Instance {
     dir: PathBuf,
     socket: String,
+    /// Its request queue; `None`: the environment's, or the default.
+    queue: Option<String>,
     agent: Option<Guarded>,
 }
 
@@ -51,7 +53,7 @@ impl Instance {
     /// # Errors
     /// As [`Instance::start`].
     pub fn start_in(dir: PathBuf) -> Outcome<Instance> {
-        Instance::start_with(dir, fresh_socket())
+        Instance::start_with(dir, fresh_socket(), None)
     }
 
     /// As [`Instance::start`], at an address of the caller's.
@@ -59,13 +61,14 @@ impl Instance {
     /// # Errors
     /// As [`Instance::start`].
     pub fn start_at(socket: &str) -> Outcome<Instance> {
-        Instance::start_with(bins::product_dir()?, socket.to_owned())
+        Instance::start_with(bins::product_dir()?, socket.to_owned(), None)
     }
 
-    fn start_with(dir: PathBuf, socket: String) -> Outcome<Instance> {
-        let agent = Some(start_agent(&dir, &socket)?);
+    fn start_with(dir: PathBuf, socket: String, queue: Option<&str>) -> Outcome<Instance> {
+        let queue = queue.map(str::to_owned);
+        let agent = Some(start_agent(&dir, &socket, queue.as_deref())?);
         watchdog::agent_up(&socket, &dir);
-        Ok(Instance { dir, socket, agent })
+        Ok(Instance { dir, socket, queue, agent })
     }
 
     /// Another agent and card at the same address, after the first ones have ended.
@@ -73,7 +76,7 @@ impl Instance {
     /// # Errors
     /// As [`Instance::start`].
     pub fn start_again(&mut self) -> Outcome {
-        self.agent = Some(start_agent(&self.dir, &self.socket)?);
+        self.agent = Some(start_agent(&self.dir, &self.socket, self.queue.as_deref())?);
         Ok(())
     }
 
@@ -82,7 +85,7 @@ impl Instance {
     /// # Errors
     /// When the binaries are missing.
     pub fn absent() -> Outcome<Instance> {
-        Ok(Instance { dir: bins::product_dir()?, socket: fresh_socket(), agent: None })
+        Ok(Instance { dir: bins::product_dir()?, socket: fresh_socket(), queue: None, agent: None })
     }
 
     /// The agent's address, as `--socket` takes it.
@@ -216,10 +219,11 @@ impl Drop for Instance {
 }
 
 /// `ipc-direct up`, ready.
-fn start_agent(dir: &Path, socket: &str) -> Outcome<Guarded> {
+fn start_agent(dir: &Path, socket: &str, queue: Option<&str>) -> Outcome<Guarded> {
     let mut agent = Guarded::spawn(
         Command::new(dir.join("ipc-direct"))
             .args(["up", "--socket", socket])
+            .args(queue.map(|kind| format!("--request-queue={kind}")))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit()),
@@ -243,8 +247,20 @@ fn start_agent(dir: &Path, socket: &str) -> Outcome<Guarded> {
 /// # Errors
 /// Those of `body`, with the state of the instance; or what was left behind.
 pub fn with_instance(body: impl FnOnce(&mut Instance) -> Outcome) -> Outcome {
+    run_with(None, body)
+}
+
+/// As [`with_instance`], with this request queue, whatever the environment (`IPC_DIRECT_REQUEST_QUEUE`) says.
+///
+/// # Errors
+/// As [`with_instance`].
+pub fn with_instance_over(queue: &str, body: impl FnOnce(&mut Instance) -> Outcome) -> Outcome {
+    run_with(Some(queue), body)
+}
+
+fn run_with(queue: Option<&str>, body: impl FnOnce(&mut Instance) -> Outcome) -> Outcome {
     let before = Census::take();
-    let mut instance = Instance::start()?;
+    let mut instance = Instance::start_with(bins::product_dir()?, fresh_socket(), queue)?;
     if let Err(e) = body(&mut instance) {
         return fail(format!("{}\n{}", e.0, instance.describe()));
     }

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
+use ring::queue::{Key, Kind};
 use ring::shared::Region;
 use ring::window::{HOST_BYTES, HostMemory};
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -37,7 +38,10 @@ impl DmaMemory {
         rustix::fs::fcntl_add_seals(&fd, seals).map_err(|e| none(e.into()))?;
         // Fails without a free page, so that the store below can't.
         let mapping = Mapping::new(&fd, HOST_BYTES).map_err(none)?;
-        HostMemory::over(mapping.region()).ok_or_else(|| none(io::ErrorKind::InvalidData.into()))?.format();
+        // The key is the shared ring's, which a card does not have.
+        HostMemory::over(mapping.region())
+            .ok_or_else(|| none(io::ErrorKind::InvalidData.into()))?
+            .format(Kind::PerProcess, Key::default());
         let address = physical(mapping.region()).map_err(|e| PciError::Io(PAGEMAP.into(), e))?;
         Ok(DmaMemory { fd, address })
     }

@@ -227,7 +227,7 @@ mod tests {
     use ring::window::{ENTRIES, Producer};
 
     fn ring() -> (Onlooker, Producer<'static>) {
-        let memory = FunctionMemory::new(1).unwrap();
+        let memory = FunctionMemory::new(1, ring::queue::Kind::PerProcess).unwrap();
         let map = || Mapping::new(&memory.host, HOST_BYTES).unwrap();
         let (ours, cards) = (map(), map());
         let entries = HostMemory::over(ours.region()).unwrap().completions;

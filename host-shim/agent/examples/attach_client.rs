@@ -35,11 +35,14 @@ impl Client {
         let agent = Agent::connect(&Address::parse(socket))?;
         let (reply, fds) = agent.call(&Call::Hello { parent: 0, nonce: 0 })?;
         let Reply::Welcome { function, group, .. } = reply else { return Err("no welcome".into()) };
+        let mut fds = fds.into_iter();
         let [window, host, _stats, doorbell, answers, events] =
-            <[OwnedFd; 6]>::try_from(fds).map_err(|_| "not six descriptors")?;
+            [(); 6].map(|()| fds.next()).map(|fd| fd.ok_or("not six descriptors"));
+        let (window, host, doorbell, answers, events) = (window?, host?, doorbell?, answers?, events?);
+        let common = fds.next();
         let mapped = Mapping::new(&host, HOST_BYTES)?;
         let memory = FunctionMemory { window, host, interrupts: [answers, events] };
-        let ring = AgentRing::new(&memory, doorbell)?;
+        let ring = AgentRing::new(function, &memory, common.as_ref().map(AsFd::as_fd), doorbell)?;
         let client = Client { agent, ring, host: mapped, wire: None, token: 0 };
         Ok((client, format!("attached {function} {group}")))
     }

@@ -119,7 +119,7 @@ impl Agent {
             return self.refuse(id, &format!("the agent can't watch your process: {e}"));
         }
         let welcome = Reply::Welcome { function: number, group, epoch };
-        let sent = match (self.clients.get(id), function.welcome_fds(self.card.doorbell())) {
+        let sent = match (self.clients.get(id), function.welcome_fds(&self.card)) {
             (Some(client), Some(fds)) => packet::send(&client.socket, &welcome.to_wire(), &fds).is_ok(),
             _ => false,
         };

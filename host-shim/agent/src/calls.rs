@@ -197,6 +197,7 @@ impl Agent {
             epoch: self.card.epoch(),
             uptime_s: self.up_since.elapsed().as_secs(),
             telemetry_prefix: self.card.telemetry_prefix().unwrap_or_default().to_owned(),
+            request_queue: self.card.request_queue().to_string(),
             segments: self.groups.segments() as u64,
             leases: self.clients.leases() as u64,
         };

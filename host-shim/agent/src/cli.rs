@@ -1,18 +1,18 @@
 //! The command line of `ipc-direct`.
 
 use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use emulator::{BootOptions, PciId, Wire};
+use emulator::{BootOptions, PciId};
+use ring::queue::Kind;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::address::Address;
 use crate::serve::{Agent, Settings};
-use crate::{check, lab, ps, pump, run, start, status};
+use crate::{check, ps, pump, run, start};
 
 /// Socket traffic of unmodified programs through shared memory.
 #[derive(Debug, Parser)]
@@ -32,10 +32,6 @@ enum Command {
     Check(check::CheckArgs),
     /// Show attached processes, their sockets, and why a socket is not accelerated
     Ps(ps::PsArgs),
-    /// Show which other hosts' cards ours has met, and what it has counted
-    Status(status::StatusArgs),
-    /// Several hosts on this machine, each with an agent and an emulated card of its own
-    Lab(lab::LabArgs),
     /// The agent itself, as `run` starts it
     #[command(hide = true)]
     Agent(AgentArgs),
@@ -77,6 +73,29 @@ pub struct CardArgs {
     /// Take the card's memory from hugepages (they must be reserved and accessible)
     #[arg(long)]
     pub hugepages: bool,
+    /// How programs' requests go to a card that this command starts: per-process, hybrid, or shared (only for programs that
+    /// trust each other) [default: $IPC_DIRECT_REQUEST_QUEUE or per-process]
+    #[arg(long, value_name = "KIND")]
+    pub request_queue: Option<Kind>,
+}
+
+/// Which request queue a card gets that is started without `--request-queue`.
+pub const REQUEST_QUEUE_VARIABLE: &str = "IPC_DIRECT_REQUEST_QUEUE";
+
+impl CardArgs {
+    /// By option, environment or default.
+    ///
+    /// # Errors
+    /// One sentence: the variable names none.
+    pub fn choose_queue(&self) -> Result<Kind, String> {
+        match (self.request_queue, std::env::var(REQUEST_QUEUE_VARIABLE)) {
+            (Some(kind), _) => Ok(kind),
+            (None, Ok(text)) if !text.is_empty() => {
+                text.parse().map_err(|e| format!("{REQUEST_QUEUE_VARIABLE}={text}: {e}"))
+            }
+            _ => Ok(Kind::default()),
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -86,43 +105,9 @@ struct UpArgs {
     /// Use a real card, on which nic-coordinator runs: its functions' VENDOR:DEVICE[/BAR], as in 1af4:1110/2 (root only)
     #[arg(long, value_name = "ID", conflicts_with = "hugepages")]
     pci: Option<PciId>,
-    #[command(flatten)]
-    wire: WireArgs,
     /// What to log on standard error
     #[arg(long, value_enum, default_value_t = LogLevel::Error, value_name = "LEVEL")]
     log: LogLevel,
-}
-
-/// Options of `up` for meeting other hosts.
-#[derive(Debug, Args)]
-struct WireArgs {
-    /// Meet other hosts' cards: the link that is the emulated card's Ethernet port, and nobody else's (root only)
-    #[arg(long, value_name = "LINK", requires_all = ["wire_address", "wire_key"], conflicts_with = "pci")]
-    wire: Option<String>,
-    /// The card's own address and network there, as in 10.0.0.1/24
-    #[arg(long, value_name = "ADDRESS/BITS", requires = "wire")]
-    wire_address: Option<String>,
-    /// File with the key that the hosts share: 64 hexadecimal digits
-    #[arg(long, value_name = "FILE", requires = "wire")]
-    wire_key: Option<PathBuf>,
-    /// Address of a card to look for beyond the local network; may be given several times
-    #[arg(long, value_name = "ADDRESS", requires = "wire")]
-    peer: Vec<Ipv4Addr>,
-    /// Address that reaches this host; may be given several times
-    #[arg(long, value_name = "ADDRESS", requires = "wire")]
-    host_address: Vec<IpAddr>,
-}
-
-impl WireArgs {
-    fn wire(self) -> Option<Wire> {
-        Some(Wire {
-            link: self.wire?,
-            address: self.wire_address?,
-            key: self.wire_key?,
-            peers: self.peer,
-            host_addresses: self.host_address,
-        })
-    }
 }
 
 #[derive(Debug, Args)]
@@ -153,15 +138,10 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments),
         Command::Check(arguments) => check::check(&arguments),
         Command::Ps(arguments) => ps::ps(&arguments),
-        Command::Status(arguments) => status::status(&arguments),
-        Command::Lab(arguments) => lab::lab(&arguments),
         Command::Pump => pump::pump(),
-        Command::Up(UpArgs { card, pci, wire, log }) => {
+        Command::Up(UpArgs { card, pci, log }) => {
             log_to_stderr(log);
-            let mut settings = settings(&card, None);
-            settings.boot.pci = pci;
-            settings.boot.wire = wire.wire();
-            serve(&settings)
+            serve(&card, None, pci)
         }
         Command::Agent(arguments) if arguments.detach => {
             match start::respawn_detached(arguments.log_file.as_deref()) {
@@ -174,34 +154,46 @@ pub fn main() -> ExitCode {
             if arguments.detached {
                 start::leave_session();
             }
-            serve(&settings(&arguments.card, arguments.idle_exit_ms.map(Duration::from_millis)))
+            serve(&arguments.card, arguments.idle_exit_ms.map(Duration::from_millis), None)
         }
     }
 }
 
-fn settings(card: &CardArgs, idle_exit: Option<Duration>) -> Settings {
-    Settings {
-        address: Address::choose(card.socket.as_deref()),
-        idle_exit,
-        boot: BootOptions { hugepages: card.hugepages, ..BootOptions::default() },
-    }
+fn settings(card: &CardArgs, idle_exit: Option<Duration>, pci: Option<PciId>) -> Result<Settings, String> {
+    let request_queue = match (pci, card.request_queue) {
+        (None, _) => card.choose_queue()?,
+        (Some(_), None | Some(Kind::PerProcess)) => Kind::PerProcess,
+        (Some(_), Some(kind)) => {
+            return Err(format!(
+                "--request-queue {kind} is for an emulated card; a real one has per-process only"
+            ));
+        }
+    };
+    let boot = BootOptions { hugepages: card.hugepages, request_queue, pci, ..BootOptions::default() };
+    Ok(Settings { address: Address::choose(card.socket.as_deref()), idle_exit, boot })
 }
 
 /// The agent's life: one line on standard output when it is up (or why it is not), then none.
-fn serve(settings: &Settings) -> ExitCode {
-    let mut agent = match Agent::start(settings) {
+fn serve(card: &CardArgs, idle_exit: Option<Duration>, pci: Option<PciId>) -> ExitCode {
+    let settings = match settings(card, idle_exit, pci) {
+        Ok(settings) => settings,
+        Err(sentence) => return not_up(&sentence),
+    };
+    let mut agent = match Agent::start(&settings) {
         Ok(agent) => agent,
         Err(e) => return not_up(&e.to_string()),
     };
     let card = agent.card();
-    let (own, epoch) = (std::process::id(), card.epoch());
+    let (own, epoch, queue) = (std::process::id(), card.epoch(), card.request_queue());
     let at = format!("{}: agent {own} at {}", start::READY, settings.address);
     let line = match (card.coordinator_pid(), card.telemetry_prefix()) {
         (Some(pid), Some(prefix)) => {
-            format!("{at}, coordinator {pid} (epoch {epoch:08x}), telemetry -f {prefix}")
+            format!(
+                "{at}, coordinator {pid} (epoch {epoch:08x}), {queue} request queue, telemetry -f {prefix}"
+            )
         }
         _ => format!(
-            "{at}, coordinator on the card (epoch {epoch:08x}), {} functions for processes",
+            "{at}, coordinator on the card (epoch {epoch:08x}), {queue} request queue, {} functions for processes",
             card.capacity()
         ),
     };

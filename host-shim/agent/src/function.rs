@@ -3,8 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use emulator::FunctionMemory;
 use emulator::memory::{Mapping, sealed_memfd};
+use emulator::{Card, FunctionMemory};
 use ring::atomic::Ordering;
 use ring::attach::WELCOME_FDS;
 use ring::stats::{STATS_BYTES, Stats};
@@ -85,12 +85,14 @@ impl Function {
 
     /// Descriptors of `Welcome`, in the contract's order; `None` once they were dropped.
     #[must_use]
-    pub fn welcome_fds<'a>(&'a self, doorbell: BorrowedFd<'a>) -> Option<[BorrowedFd<'a>; WELCOME_FDS]> {
+    pub fn welcome_fds<'a>(&'a self, card: &'a Card) -> Option<Vec<BorrowedFd<'a>>> {
         let Gift { memory, stats } = self.gift.as_ref()?;
         let [answers, events] = &memory.interrupts;
-        let fds = [memory.window.as_fd(), memory.host.as_fd(), stats.as_fd(), doorbell];
-        let [window, host, stats, doorbell] = fds;
-        Some([window, host, stats, doorbell, answers.as_fd(), events.as_fd()])
+        let mut fds = Vec::with_capacity(WELCOME_FDS);
+        fds.extend([memory.window.as_fd(), memory.host.as_fd(), stats.as_fd(), card.doorbell()]);
+        fds.extend([answers.as_fd(), events.as_fd()]);
+        fds.extend(card.common());
+        Some(fds)
     }
 
     /// The process has its descriptors: closes ours.

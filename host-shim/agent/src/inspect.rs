@@ -11,6 +11,7 @@ use std::os::fd::BorrowedFd;
 use emulator::memory::Mapping;
 use ring::atomic::Ordering;
 use ring::msg::ConnId;
+use ring::queue::Kind;
 use ring::segment::{
     Direction, RINGS_OFFSET, SIDE_STRIDE, SIDES_OFFSET, SLOTS, SLOTS_OFFSET, Side, Slot, state,
 };
@@ -123,8 +124,11 @@ impl ProcessRings {
         let now = clock_gettime(ClockId::Monotonic);
         let now_ns = now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs();
         let sleepers = stats.sleepers.iter().filter(|s| s.tid.load(Ordering::Relaxed) != 0);
+        // In the shared ring nobody's requests stand apart; the process counts its pushes, by two.
+        let shared = host.header.queue.load(Ordering::Relaxed) == Kind::Shared.to_wire();
+        let pushes = (host.header.pushing.load(Ordering::Relaxed) / 2) & u64::from(u32::MAX);
         ProcessRings {
-            requests_posted: requests.pushed,
+            requests_posted: if shared { u32::try_from(pushes).unwrap_or(0) } else { requests.pushed },
             requests_taken: completions.credit,
             completions_sent: completions.pushed,
             completions_taken: requests.credit,

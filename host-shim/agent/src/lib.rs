@@ -7,14 +7,12 @@
 //! | [`check`], [`program`] | `ipc-direct check`: what a command line would run, and what keeps the shim out of it |
 //! | [`ps`], [`report`] | `ipc-direct ps`, and the report that it prints |
 //! | [`inspect`] | `ipc-direct ps --verbose`: rings and sleepers |
-//! | [`status`] | `ipc-direct status`: other hosts |
 //! | [`address`], [`dial`] | where an agent is, and talking to it |
 //! | [`serve`] | the agent: its event loop |
 //! | [`clients`], `calls` | client sockets, and what they ask |
 //! | [`identity`], `peer`, `attach`, [`function`] | who a process is; how it becomes a function |
 //! | [`groups`] | fork families, and the segments between them |
 //! | [`death`] | what happens when a process is gone |
-//! | [`lab`] | `ipc-direct lab`: several hosts on this machine |
 //! | [`relay`], [`pump`] | connections that a program without the shim has inherited |
 //!
 //! The agent is one thread that sleeps in epoll. It believes no client: identity comes from the kernel,
@@ -32,7 +30,6 @@ pub mod function;
 pub mod groups;
 pub mod identity;
 pub mod inspect;
-pub mod lab;
 mod peer;
 pub mod program;
 pub mod ps;
@@ -42,4 +39,3 @@ pub mod report;
 pub mod run;
 pub mod serve;
 pub mod start;
-pub mod status;

@@ -46,6 +46,8 @@ pub struct AgentReport {
     pub uptime_s: u64,
     /// For `dpdk-telemetry.py -f`; empty: on the card.
     pub telemetry_prefix: String,
+    /// How programs' requests go to the card: `per-process`, `shared` or `hybrid`.
+    pub request_queue: String,
     /// Segments in use.
     pub segments: u64,
     /// Leases held by `ipc-direct run`.

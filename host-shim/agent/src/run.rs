@@ -65,15 +65,6 @@ pub struct RunArgs {
     pub(crate) program: Vec<OsString>,
 }
 
-impl RunArgs {
-    /// `run --require-agent --socket ADDRESS -- PROGRAM`.
-    pub(crate) fn at(address: &Address, program: Vec<OsString>) -> RunArgs {
-        let card = CardArgs { socket: Some(address.to_string()), hugepages: false };
-        let (log, spin_us, agent_log) = (None, None, None);
-        RunArgs { card, log, spin_us, require_agent: true, require: false, agent_log, program }
-    }
-}
-
 /// What makes a program an accelerated one.
 struct Acceleration {
     lease: OwnedFd,
@@ -91,12 +82,20 @@ pub fn run(arguments: &RunArgs) -> ExitCode {
         return ExitCode::from(STATUS_FAILED);
     }
     let address = Address::choose(arguments.card.socket.as_deref());
+    let request_queue = match arguments.card.choose_queue() {
+        Ok(kind) => kind,
+        Err(why) => {
+            say(&why);
+            return ExitCode::from(STATUS_FAILED);
+        }
+    };
     let mut command = Command::new(program);
     command.args(rest);
     let agent_log = arguments.agent_log.as_deref().and_then(|p| std::path::absolute(p).ok());
     let background = Background {
         address: &address,
         hugepages: arguments.card.hugepages,
+        request_queue,
         log: agent_log.as_deref().map(|p| (LogLevel::Info, p)),
     };
     // Lives until exec, which leaves its descriptor open for the program and its children.
@@ -114,11 +113,7 @@ pub fn run(arguments: &RunArgs) -> ExitCode {
             None
         }
     };
-    not_run(program, &command.exec())
-}
-
-/// Says why `program` could not be executed, by words and status.
-pub(crate) fn not_run(program: &OsStr, e: &io::Error) -> ExitCode {
+    let e = command.exec();
     let status = match e.kind() {
         io::ErrorKind::NotFound => STATUS_NOT_FOUND,
         _ => STATUS_NOT_EXECUTABLE,

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use ring::queue::Kind;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::address::Address;
@@ -27,6 +28,8 @@ pub struct Background<'a> {
     pub address: &'a Address,
     /// See `--hugepages`.
     pub hugepages: bool,
+    /// See `--request-queue`.
+    pub request_queue: Kind,
     /// Its log level and file; without a file there is no log.
     pub log: Option<(LogLevel, &'a Path)>,
 }
@@ -41,6 +44,7 @@ pub fn start(how: &Background<'_>) -> Result<(), String> {
     let mut command = Command::new(own);
     command.args(["agent", "--detach", "--idle-exit-ms", &IDLE_EXIT_MS.to_string()]);
     command.args(["--socket", &how.address.to_string()]);
+    command.args(["--request-queue", how.request_queue.name()]);
     if how.hugepages {
         command.arg("--hugepages");
     }

@@ -54,7 +54,7 @@ fn attach(agent: &TestAgent, parent: u32, nonce: u64) -> Result<(AgentRing, Owne
     let Reply::Welcome { function, group, .. } = reply else { panic!("{reply:?}") };
     let [window, host, _stats, doorbell, answers, events] = <[OwnedFd; 6]>::try_from(fds).unwrap();
     let memory = FunctionMemory { window, host, interrupts: [answers, events] };
-    let ring = AgentRing::new(&memory, doorbell).unwrap();
+    let ring = AgentRing::new(function, &memory, None, doorbell).unwrap();
     Ok((ring, connection.into_socket(), function, group))
 }
 
@@ -84,10 +84,16 @@ fn a_fork_joins_its_family_only_with_the_right_nonce() {
 fn every_descriptor_of_the_welcome_is_what_it_should_be() {
     use ring::stats::{STATS_BYTES, Stats};
     use ring::window::{HOST_BYTES, WINDOW_BYTES};
-    let agent = TestAgent::start(&[]);
-    let connection = Agent::connect(&agent.address()).unwrap();
+    let hinted = TestAgent::start(&["--request-queue", "hybrid"]);
+    let connection = Agent::connect(&hinted.address()).unwrap();
     let (_, fds) = connection.call(&Call::Hello { parent: 0, nonce: 0 }).unwrap();
     assert_eq!(fds.len(), ring::attach::WELCOME_FDS);
+    let common = rustix::fs::fstat(&fds[6]).unwrap().st_size;
+    assert_eq!(common, i64::try_from(ring::queue::COMMON_BYTES).unwrap());
+    let agent = TestAgent::start(&["--request-queue", "per-process"]);
+    let connection = Agent::connect(&agent.address()).unwrap();
+    let (_, fds) = connection.call(&Call::Hello { parent: 0, nonce: 0 }).unwrap();
+    assert_eq!(fds.len(), ring::attach::WELCOME_FDS - 1, "nothing that others could write");
     for (fd, size) in fds.iter().zip([WINDOW_BYTES, HOST_BYTES, STATS_BYTES]) {
         assert_eq!(rustix::fs::fstat(fd).unwrap().st_size, i64::try_from(size).unwrap());
         let seals = rustix::fs::fcntl_get_seals(fd).unwrap();

@@ -52,7 +52,7 @@ impl State {
             if before != value {
                 // The peer may not see the watch yet. Level-triggered: look directly until a barrier has passed.
                 // Edge-triggered: have the barrier now, since looking twice would make an edge of it.
-                if events & ET != 0 { barrier() } else { self.set_fresh(index, true) }
+                if events & ET != 0 { barrier() } else { self.set_fresh_input(index) }
             }
         }
     }

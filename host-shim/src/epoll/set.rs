@@ -27,6 +27,8 @@ pub(super) struct Reg {
     pub(super) idle: bool,
     /// The watch was set after the last barrier: look at the connection itself.
     pub(super) fresh: bool,
+    /// That watch is for input.
+    pub(super) fresh_input: bool,
     /// One-shot, and shot.
     pub(super) off: bool,
     /// The kernel serves it (so far): the connection is not in user space.
@@ -52,6 +54,7 @@ pub(super) const NO_REG: Reg = Reg {
     queued: false,
     idle: false,
     fresh: false,
+    fresh_input: false,
     off: false,
     in_kernel: false,
     armed: false,
@@ -73,6 +76,7 @@ pub(super) struct Instance {
     pub(super) handle: u32,
     pub(super) regs: u32,
     pub(super) fresh: u32,
+    pub(super) fresh_inputs: u32,
     pub(super) ready_head: u32,
     pub(super) ready_tail: u32,
     pub(super) ready_len: u32,
@@ -90,6 +94,7 @@ pub(super) const NO_INSTANCE: Instance = Instance {
     handle: 0,
     regs: 0,
     fresh: 0,
+    fresh_inputs: 0,
     ready_head: 0,
     ready_tail: 0,
     ready_len: 0,
@@ -169,17 +174,15 @@ impl State {
 
     pub(super) fn remove(&mut self, index: usize) {
         self.unlink(index);
+        self.set_fresh(index, false);
         let Some(r) = self.regs.get_mut(index) else { return };
-        let (instance, queued, fresh) = (r.instance, r.queued, r.fresh);
+        let (instance, queued) = (r.instance, r.queued);
         if queued {
             r.dead = true;
         } else {
             *r = NO_REG;
         }
         self.count_reg(instance, -1);
-        if let Some(inst) = self.instances.get_mut(instance as usize) {
-            inst.fresh = inst.fresh.saturating_sub(u32::from(fresh));
-        }
     }
 
     /// Keeps count of an instance's registrations, in its handle, too.
@@ -242,9 +245,21 @@ impl State {
         if r.fresh == fresh {
             return;
         }
+        let input = core::mem::take(&mut r.fresh_input);
         r.fresh = fresh;
         if let Some(inst) = self.instances.get_mut(r.instance as usize) {
             inst.fresh = if fresh { inst.fresh + 1 } else { inst.fresh.saturating_sub(1) };
+            inst.fresh_inputs = inst.fresh_inputs.saturating_sub(u32::from(input));
+        }
+    }
+
+    /// A watch for input is fresh.
+    pub(super) fn set_fresh_input(&mut self, index: usize) {
+        self.set_fresh(index, true);
+        let Some(r) = self.regs.get_mut(index).filter(|r| !r.fresh_input) else { return };
+        r.fresh_input = true;
+        if let Some(inst) = self.instances.get_mut(r.instance as usize) {
+            inst.fresh_inputs += 1;
         }
     }
 }

@@ -14,8 +14,9 @@ use memmap2::{MmapOptions, MmapRaw};
 use ring::atomic::{AtomicU64, Ordering, light_barrier};
 use ring::bus::BusMsg;
 use ring::msg::{Completion, Request};
+use ring::queue::{COMMON_BYTES, CommonMemory, Key, Kind, Requests};
 use ring::shared::Region;
-use ring::window::{Consumer, HOST_BYTES, HostMemory, Producer, WINDOW_BYTES, Window};
+use ring::window::{Consumer, HOST_BYTES, HostMemory, WINDOW_BYTES, Window};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::io::{FdFlags, IoSlice, fcntl_setfd};
@@ -34,6 +35,8 @@ pub struct Card {
     pub child: Child,
     bus: Option<OwnedFd>,
     doorbell: OwnedFd,
+    kind: Kind,
+    common: Option<OwnedFd>,
     prefix: String,
     pub epoch: u32,
 }
@@ -49,8 +52,15 @@ fn wait_readable(fd: BorrowedFd<'_>, what: &str) {
 }
 
 impl Card {
-    /// Starts the program with these of its own options, and waits until it is up.
+    /// Starts the program with these of its own options and the request queue of the environment, as everything that is
+    /// tested over all of them, and waits until it is up.
     pub fn boot(options: &[&str], vdev: &str) -> Card {
+        let kind = std::env::var("IPC_DIRECT_REQUEST_QUEUE").map(|text| text.parse().unwrap());
+        Card::boot_with(kind.unwrap_or_default(), options, vdev)
+    }
+
+    /// As [`Card::boot`], with this request queue.
+    pub fn boot_with(kind: Kind, options: &[&str], vdev: &str) -> Card {
         let flags = SocketFlags::CLOEXEC;
         let (bus, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
         let doorbell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
@@ -58,7 +68,8 @@ impl Card {
         let mut command = program();
         command.args(["--no-pci", "--no-huge", "-m", "64", "--no-shconf"]);
         command.args([format!("--file-prefix={prefix}"), format!("--vdev={vdev}")]);
-        command.args(["--", "--bus-fd", &theirs.as_raw_fd().to_string()]).args(options);
+        command.args(["--", "--bus-fd", &theirs.as_raw_fd().to_string()]);
+        command.args(["--request-queue", kind.name()]).args(options);
         command.stdin(Stdio::null()).stderr(Stdio::inherit());
         let number = theirs.as_raw_fd();
         // SAFETY: one system call on an open descriptor; nothing else happens between fork and exec.
@@ -68,8 +79,14 @@ impl Card {
             });
         }
         let child = command.spawn().expect("the program starts");
-        let mut card = Card { child, bus: Some(bus), doorbell, prefix, epoch: 0 };
-        card.send(BusMsg::Hello, &[card.doorbell.as_fd()]);
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        let common = (kind != Kind::PerProcess).then(|| memory(COMMON_BYTES, seals));
+        let (_map, region) = common.as_ref().map(|fd| map(fd, COMMON_BYTES)).unzip();
+        region.and_then(CommonMemory::over).into_iter().for_each(CommonMemory::format);
+        let mut card = Card { child, bus: Some(bus), doorbell, kind, common, prefix, epoch: 0 };
+        let shared: Vec<_> =
+            [Some(&card.doorbell), card.common.as_ref()].into_iter().flatten().map(AsFd::as_fd).collect();
+        card.send(BusMsg::Hello, &shared);
         let BusMsg::Up { epoch } = card.receive() else { panic!("no Up") };
         card.epoch = epoch;
         card
@@ -98,7 +115,7 @@ impl Card {
 
     /// Maps a fresh function.
     pub fn function(&self, number: u32) -> Process {
-        let (process, fds) = Process::new(number, self.doorbell.try_clone().unwrap());
+        let (process, fds) = Process::new(number, self);
         self.send(BusMsg::Map { function: number }, &fds.each_ref().map(AsFd::as_fd));
         assert_eq!(self.receive(), BusMsg::Mapped { function: number });
         process
@@ -190,14 +207,17 @@ pub struct Process {
     pub host: HostMemory<'static>,
     /// For writing nonsense.
     region: Region,
-    requests: Producer<'static>,
+    requests: Requests<'static>,
     completions: Consumer<'static>,
     pub irqs: [OwnedFd; 2],
     doorbell: OwnedFd,
     token: u32,
     /// Completions that nobody has asked for yet.
     pub news: Vec<(u32, Completion)>,
-    _maps: [MmapRaw; 2],
+    pub key: Key,
+    /// What all functions share, unless their rings are private.
+    pub common: Option<&'static CommonMemory>,
+    _maps: Vec<MmapRaw>,
 }
 
 pub fn memory(bytes: usize, seals: SealFlags) -> OwnedFd {
@@ -215,7 +235,12 @@ fn map(fd: &OwnedFd, bytes: usize) -> (MmapRaw, Region) {
 }
 
 impl Process {
-    fn new(number: u32, doorbell: OwnedFd) -> (Process, [OwnedFd; 4]) {
+    fn new(number: u32, card: &Card) -> (Process, [OwnedFd; 4]) {
+        let doorbell = card.doorbell.try_clone().unwrap();
+        let kind = if number == ring::bus::AGENT_FUNCTION { Kind::PerProcess } else { card.kind };
+        let (common_map, common) = card.common.as_ref().map(|fd| map(fd, COMMON_BYTES)).unzip();
+        let common = common.and_then(CommonMemory::over);
+        let key = Key([number.into(), 0x5eed]);
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         let (window_fd, host_fd) = (memory(WINDOW_BYTES, seals), memory(HOST_BYTES, seals));
         let (window_map, region) = map(&window_fd, WINDOW_BYTES);
@@ -223,7 +248,7 @@ impl Process {
         let window = Window::over(region).unwrap();
         let host = HostMemory::over(host_region).unwrap();
         window.format(number);
-        host.format();
+        host.format(kind, key);
         let irqs = [0; 2].map(|n| eventfd(n, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap());
         let fds = [window_fd, host_fd, irqs[0].try_clone().unwrap(), irqs[1].try_clone().unwrap()];
         let process = Process {
@@ -231,13 +256,15 @@ impl Process {
             window,
             host,
             region,
-            requests: Producer::new(window.requests, 0),
+            requests: Requests::over(number, &window, &host, common).unwrap(),
             completions: Consumer::new(host.completions, 0),
             irqs,
             doorbell,
             token: 0,
             news: Vec::new(),
-            _maps: [window_map, host_map],
+            key,
+            common,
+            _maps: [window_map, host_map].into_iter().chain(common_map).collect(),
         };
         (process, fds)
     }
@@ -302,6 +329,7 @@ impl Process {
     /// Asks for an interrupt after the next completion; false if one is there already.
     pub fn arm(&mut self) -> bool {
         self.window.header.armed.store(self.completions.consumed() + 1, Ordering::Release);
+        self.requests.armed();
         self.ring();
         !self.completions.ready()
     }

@@ -2,6 +2,7 @@
 #![allow(unsafe_code, clippy::cast_possible_wrap)] // See card.rs.
 
 mod card;
+mod queues;
 
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use card::{Card, Process, memory, program};
 use ring::bus::BusMsg;
 use ring::msg::{ACCEPT_WAIT, Addr, Completion, ConnId, Request, Status};
+use ring::queue::Kind;
 use ring::window::{ENTRIES, ENTRIES_OFFSET, HOST_BYTES, WINDOW_BYTES};
 use rustix::fs::SealFlags;
 
@@ -32,8 +34,12 @@ impl Host {
     }
 
     fn with(options: &[&str], vdev: &str) -> Host {
+        Host::over(|| Card::boot(options, vdev))
+    }
+
+    fn over(boot: impl FnOnce() -> Card) -> Host {
         rustix::thread::membarrier(rustix::thread::MembarrierCommand::RegisterGlobalExpedited).unwrap();
-        let card = Card::boot(options, vdev);
+        let card = boot();
         let agent = card.function(0);
         Host { card, agent }
     }
@@ -317,7 +323,13 @@ fn random_entry(process: &Process, index: u64, noise: &mut Noise) {
 
 #[test]
 fn nonsense_in_one_ring_hurts_nobody_else() {
-    let mut host = Host::boot();
+    for kind in [Kind::PerProcess, Kind::Hybrid] {
+        nonsense_in_one_ring(kind);
+    }
+}
+
+fn nonsense_in_one_ring(kind: Kind) {
+    let mut host = Host::over(|| Card::boot_with(kind, &[], QUIET_PORT));
     let (mut client, mut server) = (host.attach(1), host.attach(2));
     let listener = listen(&mut server, 80);
     let token = client.post(Request::Connect { dst: lo(80), src: lo(40000) });
@@ -431,6 +443,7 @@ fn bad_command_lines_get_one_sentence_and_code_2() {
         (&["--", "--bus-fd", "77"], "--bus-fd 77 is not an open socket"),
         (&["--", "--bus-fd", "1"], "--bus-fd 1 is not an open socket"),
         (&["--", "--bus-fd", "3", "--log", "a=b=c"], "--log"),
+        (&["--", "--request-queue", "x"], "there is no such request queue"),
     ] {
         let output = program().args(arguments).output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr);

@@ -2,7 +2,7 @@
 //! the bytes get further than they should.
 //!
 //! `cargo test -p ipc-direct-ring --test fuzz_smoke` feeds them random bytes. With coverage, from `ring/`:
-//! `cargo install cargo-fuzz`, then `cargo +nightly fuzz run stream` (or `msg`, `attach`, `bus`, `window`, `hosts`);
+//! `cargo install cargo-fuzz`, then `cargo +nightly fuzz run stream` (or `msg`, `attach`, `bus`, `queue`, `window`);
 //! `cargo fuzz run -s none stream` does without nightly.
 
 #[path = "../../tests/support/mod.rs"]
@@ -12,8 +12,9 @@ use ring::atomic::{AtomicU64, Ordering};
 use ring::attach::{Call, Reply};
 use ring::bus::BusMsg;
 use ring::card;
-use ring::hosts::{Envelope, HostMsg, Incarnation};
 use ring::msg::{Completion, Request};
+use ring::queue::Key;
+use ring::queue::shared::{Found, Poster, Ring, Taker};
 use ring::stream::{self, Reader, Writer};
 use ring::urgent;
 use ring::window::{Consumer, IrqGate, Producer, Raw};
@@ -129,6 +130,53 @@ pub fn window(data: &[u8]) {
     }
 }
 
+/// SPEC 2.8: both sides of the shared ring, in memory that the input writes between their steps.
+pub fn queue(data: &[u8]) {
+    const N: usize = 8;
+    let (marks, entries) = (Memory::zeroed(4096), Memory::zeroed(N * 64));
+    let word = |at: usize| marks.region().get::<AtomicU64>(at % 512 * 8);
+    let (Some(tail), Some(freed), Some(pushing)) = (word(0), word(8), word(16)) else { return };
+    let (Some(usable), Some(slots)) = (marks.region().slice(256, N), entries.region().slice(0, N)) else {
+        return;
+    };
+    let ring = Ring { tail, freed, usable, entries: slots };
+    let key = Key([1, 2]);
+    let (mut poster, mut taker) = (Poster::new(ring, pushing, 3, key), Taker::new(ring));
+    let (mut input, mut now_us, mut held) = (Input(data), 0, None);
+    while !input.0.is_empty() {
+        let n = input.byte();
+        match n % 7 {
+            0 => {
+                word(usize::from(input.byte())).iter().for_each(|w| w.store(input.word(), Ordering::Relaxed))
+            }
+            // Near what the sides have there, so that more than nonsense is reached.
+            1 => tail.store(tail.load(Ordering::Relaxed).wrapping_add(u64::from(n / 7)), Ordering::Relaxed),
+            2 => {
+                let at = usize::from(input.byte()) % (N * 8) * 8;
+                let word = entries.region().get::<AtomicU64>(at);
+                word.iter().for_each(|w| w.store(input.word() & 0xffff, Ordering::Relaxed));
+            }
+            3 => held = poster.draw().ok(),
+            4 => {
+                if let Some(ticket) = held.take() {
+                    poster.publish(ticket, &input.raw(), 7);
+                }
+            }
+            5 => {
+                now_us += u64::from(n / 7);
+                if let Found::Entry(entry) = taker.take(now_us, 8) {
+                    let _ = (entry.function(), entry.open(&key));
+                }
+                taker.tell();
+            }
+            _ => {
+                let first = taker.unresolved().next();
+                let _ = first.map(|ticket| taker.release(ticket));
+            }
+        }
+    }
+}
+
 /// SPEC 4.6: both sides of a stream in memory that the input writes between their steps.
 pub fn stream(data: &[u8]) {
     let mut input = Input(data);
@@ -179,24 +227,5 @@ pub fn stream(data: &[u8]) {
             }
         }
         assert!(w.tail - w.seen <= bytes as u64 && r.pos.is_multiple_of(8));
-    }
-}
-
-/// SPEC 13: datagrams of other hosts, as they come and as they would be behind the seal.
-pub fn hosts(data: &[u8]) {
-    let mut framed = Envelope::head(Incarnation::NOBODY, 0).to_vec();
-    framed.extend_from_slice(data);
-    for (to, from) in framed.iter_mut().skip(8).zip(data) {
-        *to = *from;
-    }
-    for bytes in [data, &framed] {
-        if let Ok(envelope) = Envelope::from_wire(bytes) {
-            let head = Envelope::head(envelope.sender, envelope.counter);
-            assert_eq!([&head[..], envelope.sealed].concat(), bytes);
-        }
-    }
-    if let Ok(message) = HostMsg::from_wire(data) {
-        let (bytes, length) = message.to_wire();
-        assert_eq!(&bytes[..length], data);
     }
 }

@@ -21,9 +21,10 @@ use memmap2::{MmapOptions, MmapRaw};
 use ring::atomic::{AtomicU64, Ordering};
 use ring::attach::{BYTES, Call, Reply, WELCOME_FDS};
 use ring::msg::{ACCEPT_WAIT, Addr, Completion, ConnId, Request, Status};
+use ring::queue::{COMMON_BYTES, CommonMemory, Requests};
 use ring::segment::{RING_BYTES, RINGS_OFFSET, SEGMENT_BYTES, SLOTS_OFFSET};
 use ring::shared::Region;
-use ring::window::{Consumer, HOST_BYTES, HostMemory, Producer, Raw, WINDOW_BYTES, Window};
+use ring::window::{Consumer, HOST_BYTES, HostMemory, Raw, WINDOW_BYTES, Window};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketAddrUnix,
     SocketType, connect, recvmsg, send, socket,
@@ -73,19 +74,19 @@ fn lie(lie: &Lie, socket: &str, seconds: &str, seed: &str) -> Outcome {
         Lie::Requests => attached.random_requests(&mut random, Instant::now() + time),
         Lie::Client(port) => {
             let request = Request::Connect { dst: localhost(*port), src: localhost(40_000) };
-            let Completion::Connected { status: Status::Ok, conn } = attached.ask(0, request)? else {
+            let Completion::Connected { status: Status::Ok, conn } = attached.ask(request)? else {
                 return Err("not connected".into());
             };
             attached.scribble(conn, 0, &mut random, Instant::now() + time)
         }
         Lie::Server(port) => {
             let request = Request::Listen { addr: localhost(*port), backlog: 16, flags: 0 };
-            let Completion::Done { status: Status::Ok, value: listener } = attached.ask(0, request)? else {
+            let Completion::Done { status: Status::Ok, value: listener } = attached.ask(request)? else {
                 return Err("not listening".into());
             };
             println!("listening");
             let request = Request::Accept { listener, flags: ACCEPT_WAIT };
-            let Completion::Accepted { status: Status::Ok, conn, .. } = attached.ask(1, request)? else {
+            let Completion::Accepted { status: Status::Ok, conn, .. } = attached.ask(request)? else {
                 return Err("not accepted".into());
             };
             attached.scribble(conn, 1, &mut random, Instant::now() + time)
@@ -136,6 +137,9 @@ struct Attached {
     agent: OwnedFd,
     window: Mapped,
     host: Mapped,
+    /// What all functions share, unless their rings are private. Kept for `requests`.
+    _common: Option<Mapped>,
+    requests: Requests<'static>,
     doorbell: OwnedFd,
     /// Completions taken so far.
     taken: u64,
@@ -146,20 +150,24 @@ impl Attached {
         let agent = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None)?;
         connect(&agent, &SocketAddrUnix::new_abstract_name(name.trim_start_matches('@').as_bytes())?)?;
         let (reply, fds) = call(&agent, Call::Hello { parent: 0, nonce: 0 })?;
-        let Reply::Welcome { .. } = reply else { return Err(format!("not welcome: {reply:?}").into()) };
+        let Reply::Welcome { function, .. } = reply else {
+            return Err(format!("not welcome: {reply:?}").into());
+        };
         let mut fds = fds.into_iter();
         let (Some(window), Some(host), Some(_), Some(doorbell)) =
             (fds.next(), fds.next(), fds.next(), fds.next())
         else {
             return Err("descriptors are missing".into());
         };
-        Ok(Attached {
-            agent,
-            window: Mapped::new(&window, WINDOW_BYTES)?,
-            host: Mapped::new(&host, HOST_BYTES)?,
-            doorbell,
-            taken: 0,
-        })
+        let window = Mapped::new(&window, WINDOW_BYTES)?;
+        let host = Mapped::new(&host, HOST_BYTES)?;
+        // Behind the doorbell: two interrupt vectors.
+        let common = fds.nth(2).map(|fd| Mapped::new(&fd, COMMON_BYTES)).transpose()?;
+        let shared = common.as_ref().map(Mapped::region).transpose()?.and_then(CommonMemory::over);
+        let view = Window::over(window.region()?).ok_or("the window is too small")?;
+        let memory = HostMemory::over(host.region()?).ok_or("the host memory is too small")?;
+        let requests = Requests::over(function, &view, &memory, shared).ok_or("no way to the card")?;
+        Ok(Attached { agent, window, host, _common: common, requests, doorbell, taken: 0 })
     }
 
     fn ring_doorbell(&self) -> Outcome {
@@ -170,8 +178,6 @@ impl Attached {
     /// Entries of every kind with random content, and random bytes over the ring itself.
     fn random_requests(&mut self, random: &mut Random, end: Instant) -> Outcome {
         let region = self.window.region()?;
-        let window = Window::over(region).ok_or("the window is too small")?;
-        let mut requests = Producer::new(window.requests, 0);
         while Instant::now() < end {
             for _ in 0..64 {
                 let kind = u8::try_from(random.below(256))?;
@@ -181,9 +187,10 @@ impl Attached {
                     *word = if random.next().is_multiple_of(2) { random.next() % 8 } else { random.next() };
                 }
                 let raw = Raw { kind, status: 0, token: 7, body };
-                let credit = u32::try_from(requests.pushed() & 0xffff)?;
-                if requests.push(&raw, credit).is_err() {
-                    requests = Producer::new(window.requests, requests.pushed());
+                let pushed = u32::try_from(self.requests.pushed() & 0xffff_ffff)?;
+                if self.requests.push(&raw, pushed & 0xffff).is_err() {
+                    // Goes on as if all were taken.
+                    let _ = self.requests.take_credit(pushed);
                 }
             }
             let at = random.below(WINDOW_BYTES / 8) * 8;
@@ -194,12 +201,10 @@ impl Attached {
         Ok(())
     }
 
-    /// Makes the request number `index` of this process, and takes its answer.
-    fn ask(&mut self, index: u64, request: Request) -> Outcome<Completion> {
-        let window = Window::over(self.window.region()?).ok_or("the window is too small")?;
+    /// Makes a request and takes its answer.
+    fn ask(&mut self, request: Request) -> Outcome<Completion> {
         let host = HostMemory::over(self.host.region()?).ok_or("the host memory is too small")?;
-        let mut requests = Producer::new(window.requests, index);
-        requests.push(&request.to_raw(1), 0).map_err(|_| "the request ring is full")?;
+        self.requests.push(&request.to_raw(1), 0).map_err(|_| "the request ring is full")?;
         self.ring_doorbell()?;
         let mut completions = Consumer::new(host.completions, self.taken);
         let bound = Instant::now() + ANSWER_BOUND;

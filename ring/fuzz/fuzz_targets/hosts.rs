@@ -1,4 +1,0 @@
-//! libFuzzer on `targets::hosts`.
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::hosts(data));
