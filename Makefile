@@ -14,9 +14,9 @@ PRODUCT := -p ipc-direct -p nic-coordinator -p ipc-direct-shim
 # What is run over the other request queues, too: what asks the coordinator for something.
 OTHER_QUEUES := shared hybrid
 QUEUE_CASES := accept:: connect:: fork::
-E2E := exports conformance c pipes programs operator namespaces faults idle
+E2E := exports conformance c pipes programs operator namespaces lab faults idle
 
-.PHONY: help setup build demo test test-all test-unit test-loom test-e2e test-queues test-pci arm64 deb suites random matrix
+.PHONY: help setup build demo test test-all test-unit test-loom test-e2e test-each-queue test-queues test-pci arm64 deb suites random matrix
 .PHONY: bench bench-build bench-quick criterion guard baseline fmt lint clean
 
 help: ## Show this list
@@ -31,9 +31,9 @@ build: setup ## Build target/release/{ipc-direct,nic-coordinator,libipc_direct.s
 demo: bench-build ## Measure redis over kernel TCP, AF_UNIX and IPC-Direct; write target/demo.json
 	$(TARGET)/release/demo $(TARGET)/demo.json
 
-test: test-unit test-loom test-e2e ## Run every test but the long ones
+test: test-unit test-loom test-e2e test-each-queue ## Run every test but the long ones
 
-test-all: test suites random ## Also the long parts: programs' own tests, ten minutes of random programs
+test-all: test test-pci suites random ## Also the long parts: the card behind PCI, programs' own tests, ten minutes of random programs
 
 test-unit: setup ## Unit, property and integration tests of every crate
 	$(CARGO) test --workspace --exclude ipc-direct-tests
@@ -43,10 +43,12 @@ test-loom: setup ## Every interleaving of the ring's algorithms that matters
 
 test-e2e: build ## Socket semantics against the kernel's, real programs, faults, idle (QUEUE=shared: over that request queue)
 	$(CARGO) test -p ipc-direct-tests $(addprefix --test ,$(E2E))
-	$(if $(QUEUE),,@for queue in $(OTHER_QUEUES); do for cases in $(QUEUE_CASES); do \
-		IPC_DIRECT_REQUEST_QUEUE=$$queue $(CARGO) test -q -p ipc-direct-tests --test conformance -- $$cases || exit; \
-	done; done)
 	RANDOM_SECONDS=0 $(CARGO) test -p ipc-direct-tests --test random
+
+test-each-queue: build ## The cases of set-up calls over the request queues that are not the default
+	@for queue in $(OTHER_QUEUES); do for cases in $(QUEUE_CASES); do \
+		IPC_DIRECT_REQUEST_QUEUE=$$queue $(CARGO) test -q -p ipc-direct-tests --test conformance -- $$cases || exit; \
+	done; done
 
 test-queues: build ## Kill clients at random points under load, on each request queue for SECONDS=300
 	QUEUE_SECONDS=$(or $(SECONDS),300) $(CARGO) test -p ipc-direct-tests --test faults -- queues:: --nocapture

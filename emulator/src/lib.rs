@@ -12,6 +12,7 @@
 //! | [`function`] | the memory and interrupts of one function |
 //! | [`agent_ring`] | the agent's own function 0: requests out, completions in |
 //! | [`pci`] | a card behind PCI BARs |
+//! | [`lab`] | several hosts on one machine |
 //! | [`memory`] | sealed memfds and their mappings |
 //! | `inherit` | how the child gets its end of the bus |
 //! | [`packet`] | datagrams with file descriptors |
@@ -22,6 +23,7 @@ pub mod card;
 pub mod coordinator;
 pub mod function;
 mod inherit;
+pub mod lab;
 pub mod launch;
 pub mod memory;
 pub mod packet;

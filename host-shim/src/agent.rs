@@ -104,7 +104,7 @@ fn connect() -> Result<i32, AgentError> {
 
 /// Root or ourselves.
 fn check_trust(fd: i32) -> Result<(), AgentError> {
-    let owner = options::kernel_peer_uid(fd).ok_or(AgentError::Absent)?;
+    let [_pid, owner, _gid] = options::kernel_peer_credentials(fd).ok_or(AgentError::Absent)?;
     let trusted = owner == 0 || owner == rustix::process::geteuid().as_raw();
     if trusted { Ok(()) } else { Err(AgentError::Untrusted) }
 }

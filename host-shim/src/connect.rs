@@ -10,7 +10,9 @@ use ring::stats::{Reason, SocketState};
 
 use crate::handle::{Handle, Kind, touched};
 use crate::sys::{Errno, NoSignals, Result};
-use crate::{arrivals, coordinator, fds, listener, options, poll, process, real, socket, stats, sys, table};
+use crate::{
+    arrivals, coordinator, fds, listener, options, poll, process, real, socket, stats, sys, table, unix,
+};
 
 /// What connect(2) should do next.
 pub enum Path {
@@ -23,6 +25,9 @@ pub enum Path {
 /// Tries to connect `fd` in user space.
 pub fn connect(fd: i32, addr: *const libc::sockaddr, len: libc::socklen_t) -> Path {
     let Some(h) = table::get(fd) else { return Path::Kernel };
+    if h.is_unix() {
+        return Path::Kernel;
+    }
     if options::read_family(addr, len) == Some(libc::AF_UNSPEC) {
         return disconnect(fd, h);
     }
@@ -212,6 +217,9 @@ pub fn kernel_connected(fd: i32, family: Option<i32>, result: i32) {
     let in_progress = result < 0 && sys::errno().0 == libc::EINPROGRESS;
     if h.kind() == Kind::Kernel && (result == 0 || in_progress) {
         let (domain, ty) = h.family();
+        if h.is_unix() && result == 0 {
+            return unix::connected(h, false);
+        }
         let reason = match (stats::passed_through(domain, ty), process::is_attached()) {
             (Reason::None, false) => Reason::NoAgent,
             (Reason::None, true) => stats::reason(h.index()),

@@ -389,6 +389,11 @@ fn dispatch(raw: &Raw) -> Option<Request> {
                 tell_gone(conn, how);
             }
         }
+        Ok(Completion::Paired { serial, conn }) => {
+            if !crate::unix::paired(serial, conn) {
+                return Some(Request::Close { conn, side: 0, finished: false });
+            }
+        }
         Ok(Completion::Credit | Completion::MakeSegment { .. } | Completion::DropSegment { .. }) | Err(_) => {
         }
         Ok(answer) => {
@@ -397,6 +402,9 @@ fn dispatch(raw: &Raw) -> Option<Request> {
                     Completion::Accepted { status: Status::Ok, conn, .. } => Some(Request::Requeue { conn }),
                     Completion::Connected { status: Status::Ok, conn } => {
                         Some(Request::Close { conn, side: 0, finished: false })
+                    }
+                    Completion::Claimed { status: Status::Ok, conn } => {
+                        Some(Request::Close { conn, side: 1, finished: false })
                     }
                     Completion::Done { status: Status::Ok, value } => {
                         Some(Request::Unlisten { listener: value })
@@ -413,6 +421,10 @@ fn dispatch(raw: &Raw) -> Option<Request> {
 pub fn peer_gone(h: &'static Handle, how: u32) {
     let Some(_pinned) = h.pin() else { return };
     let Some(s) = h.stream() else { return };
+    if s.is_unix() && !ring::stream::is_open(s.in_dir, s.conn.generation()) {
+        // It has never joined: the kernel tells its end.
+        return;
+    }
     s.sock.dead.store(how, Ordering::Release);
     Handle::wake_own(&s);
     crate::epoll::handle_changed(h);

@@ -6,6 +6,7 @@
 //!
 //! All of it is under one lock: registrations, ready lists and the scan for news. Nobody sleeps with it.
 
+mod both;
 mod inherit;
 mod kernel;
 mod news;
@@ -16,7 +17,7 @@ use core::sync::atomic::{Ordering, fence};
 
 use ring::wake::{self, SleepWord};
 
-use crate::handle::{self, Handle, Kind};
+use crate::handle::{self, Handle, Kind, touched};
 use crate::holds::{self, Noted};
 use crate::lock::Guarded;
 use crate::segments;
@@ -60,14 +61,16 @@ pub fn created(h: &Handle) -> bool {
 pub fn closed(h: &Handle) {
     let index = h.place.load(Ordering::Relaxed);
     let Some(mut st) = STATE.take() else { return };
-    for i in 0..st.regs.len() {
-        if st.regs.get(i).is_some_and(|r| r.used && r.instance == index) {
-            st.unlink(i);
-            if let Some(r) = st.regs.get_mut(i) {
-                *r = NO_REG;
-            }
+    // First those in the ready list: some are dead, and counted nowhere else.
+    while let Some(i) = st.pop_ready(index as usize) {
+        if st.regs.get(i).is_some_and(|r| r.dead) {
+            st.give_place(i);
         }
     }
+    st.each_of(index, |st, i| {
+        st.unlink(i);
+        st.give_place(i);
+    });
     if let Some(inst) = st.instances.get_mut(index as usize) {
         let sleeper = inst.sleeper;
         *inst = NO_INSTANCE;
@@ -75,6 +78,20 @@ pub fn closed(h: &Handle) {
             drop(core::mem::ManuallyDrop::into_inner(wait::Sleeper::kept(sleeper - 1)));
         }
     }
+}
+
+/// The application has closed its last descriptor of an instance, for which calls wait; `kept` is one of ours.
+pub fn moved(h: &Handle, kept: i32) {
+    if h.kind() != Kind::Epoll {
+        return;
+    }
+    let index = h.place.load(Ordering::Relaxed);
+    let Some(mut st) = STATE.take() else { return };
+    st.each_of(index, |st, i| {
+        if let Some(r) = st.regs.get_mut(i) {
+            r.ep = kept;
+        }
+    });
 }
 
 fn is_shared(h: &Handle) -> bool {
@@ -136,7 +153,13 @@ pub fn control(
 ) -> Result<Kernel> {
     let instance = e.place.load(Ordering::Relaxed);
     let Some(mut st) = STATE.take() else { return Err(Errno(libc::EINTR)) };
-    let known = |h: &&Handle| matches!(h.kind(), Kind::Stream | Kind::Listener | Kind::Epoll) || h.is_tcp();
+    // What listens on AF_UNIX stays in the kernel.
+    let may_become = |h: &Handle| h.is_candidate() && !h.was(touched::LISTENS);
+    let known = |h: &&Handle| {
+        matches!(h.kind(), Kind::Stream | Kind::Listener | Kind::Epoll)
+            || may_become(h)
+            || h.regs.load(Ordering::Relaxed) != 0
+    };
     let Some(h) = h.filter(known) else {
         if let Some(inst) = st.instances.get_mut(instance as usize) {
             inst.kernel = true;
@@ -163,10 +186,11 @@ pub fn control(
                 ..NO_REG
             };
             let index = st.add(h, new).ok_or(Errno(libc::ENOSPC))?;
+            let shared = st.sync_kernel(index, h);
             if let Some(inst) = st.instances.get_mut(instance as usize) {
-                inst.kernel |= !in_user;
+                inst.kernel |= !in_user || shared;
                 // The same event may come from both worlds.
-                inst.listeners |= matches!(h.kind(), Kind::Listener | Kind::Epoll);
+                inst.listeners |= matches!(h.kind(), Kind::Listener | Kind::Epoll) || shared;
                 inst.nested |= h.kind() == Kind::Epoll;
             }
             st.watch(index);
@@ -175,11 +199,17 @@ pub fn control(
             if let Some(r) = st.regs.get_mut(index) {
                 r.interest = interest;
                 r.off = false;
+                // The kernel's part changes with it, and is armed again.
+                r.kernel_events = r.kernel_events.map(|_| u32::MAX);
             }
+            st.sync_kernel(index, h);
             st.watch(index);
         }
         // The watch stays on: programs that register anew for each message shall not pay for it each time.
-        (libc::EPOLL_CTL_DEL, Some(index)) => st.remove(index),
+        (libc::EPOLL_CTL_DEL, Some(index)) => {
+            st.share_with_kernel(index, None);
+            st.remove(index);
+        }
         (_, None) if in_user => return Err(Errno(libc::ENOENT)),
         (_, Some(_)) => return Err(Errno(libc::EINVAL)),
         _ => {}
@@ -227,6 +257,13 @@ fn was_shot(r: &Reg) -> bool {
     r.interest.events & ready::ONESHOT != 0 && kernel::has_shot(r.ep, r.fd)
 }
 
+/// Has it a registration that is for one time, or for one sleeper? In two places at once it could not be.
+pub fn has_oneshot(h: &Handle) -> bool {
+    const ONCE: u32 = ready::ONESHOT | libc::EPOLLEXCLUSIVE.cast_unsigned();
+    let Some(st) = STATE.take() else { return true };
+    st.of_handle(h).any(|i| st.regs.get(i).is_some_and(|r| r.interest.events & ONCE != 0))
+}
+
 /// A kernel socket became a connection of ours: its registrations move here.
 pub fn became_stream(h: &Handle) {
     let Some(mut st) = STATE.take() else { return };
@@ -234,7 +271,15 @@ pub fn became_stream(h: &Handle) {
         let Some(r) = st.regs.get_mut(index) else { return };
         r.in_kernel = false;
         r.off = was_shot(r);
-        crate::epoll_wait::kernel_delete(r.ep, r.fd);
+        // What the kernel's set has of it now.
+        r.kernel_events = Some(r.interest.events);
+        let instance = r.instance as usize;
+        if st.sync_kernel(index, h)
+            && let Some(inst) = st.instances.get_mut(instance)
+        {
+            // The same event may come from both worlds.
+            inst.listeners = true;
+        }
         st.watch(index);
     });
     st.finish();
@@ -313,6 +358,20 @@ pub fn handle_changed(h: &Handle) {
         st.queue_all(h);
         st.finish();
     }
+}
+
+/// As [`handle_changed`], by a call of our own that is an edge for whatever is watched: Linux (`sk_state_change`) says no event then.
+pub fn state_changed(h: &Handle) {
+    if h.regs.load(Ordering::Relaxed) != 0
+        && let Some(mut st) = STATE.take()
+    {
+        st.each(h, |st, index| {
+            if let Some(r) = st.regs.get_mut(index) {
+                r.armed = true;
+            }
+        });
+    }
+    handle_changed(h);
 }
 
 /// Does the instance need us at all? If not, the kernel's epoll_wait(2) is all there is.

@@ -9,9 +9,9 @@ use core::time::Duration;
 use ring::stats::Sleep;
 
 use crate::handle::Handle;
-use crate::sys::Result;
+use crate::sys::{Errno, Result};
 use crate::wait::{Asleep, Sleeper, Spin};
-use crate::{coordinator, epoll, real, stats, sys, wait};
+use crate::{coordinator, epoll, real, socket, stats, sys, wait};
 
 /// Ticks between two looks at the kernel while connections in user space keep an instance busy (about 30 µs).
 const KERNEL_TICKS: u64 = 80_000;
@@ -46,6 +46,15 @@ pub fn inherit_cookie(cookie: u64) {
 pub fn kernel_delete(ep: i32, fd: i32) {
     // SAFETY: EPOLL_CTL_DEL takes no event.
     unsafe { real::epoll_ctl(ep, libc::EPOLL_CTL_DEL, fd, core::ptr::null_mut()) };
+}
+
+/// Changes what the kernel's set tells of a descriptor, which comes into it if it is not there.
+pub fn kernel_set(ep: i32, fd: i32, interest: epoll::Interest) {
+    let mut event = libc::epoll_event { events: interest.events, u64: interest.data };
+    // SAFETY: an event of ours.
+    if unsafe { real::epoll_ctl(ep, libc::EPOLL_CTL_MOD, fd, &raw mut event) } != 0 {
+        kernel_add(ep, fd, interest);
+    }
 }
 
 /// Puts a descriptor into the kernel's set: its connection has left user space.
@@ -157,6 +166,27 @@ pub fn wait(
     timeout: Option<Duration>,
     mask: *const libc::sigset_t,
 ) -> Result<usize> {
+    if epoll::has_regs(e) {
+        let n = look(ep, e, out, false, timeout == Some(Duration::ZERO))?;
+        if n > 0 || timeout == Some(Duration::ZERO) {
+            return Ok(n);
+        }
+    }
+    // As in Linux, the call keeps the set, whoever closes it meanwhile.
+    let pinned = e.pin().ok_or(Errno(libc::EBADF))?;
+    let noted = pinned.note();
+    let result = wait_pinned(ep, e, out, timeout, mask);
+    drop((noted, pinned));
+    result
+}
+
+fn wait_pinned(
+    ep: i32,
+    e: &Handle,
+    out: &mut [libc::epoll_event],
+    timeout: Option<Duration>,
+    mask: *const libc::sigset_t,
+) -> Result<usize> {
     let timeout = if epoll::has_regs(e) {
         timeout
     } else {
@@ -165,13 +195,10 @@ pub fn wait(
             Err(left) => left,
         }
     };
-    let n = look(ep, e, out, false, timeout == Some(Duration::ZERO))?;
-    if n > 0 || timeout == Some(Duration::ZERO) {
-        return Ok(n);
-    }
     let start = sys::now();
     let left = || timeout.map(|t| t.saturating_sub(sys::now() - start));
     loop {
+        let ep = socket::descriptor(ep, e);
         let mut spin = Spin::new();
         let mut turn = 0u32;
         while spin.turn() {
@@ -209,7 +236,7 @@ fn wait_in_kernel(
         let noted = epoll::note_sleep(e);
         let _asleep = Asleep::announce();
         let _noted_asleep = Asleep::note();
-        let result = ask_kernel(ep, out, left(), mask);
+        let result = ask_kernel(socket::descriptor(ep, e), out, left(), mask);
         drop(noted);
         epoll::end_sleep(e);
         let (n, rung) = result?;
@@ -238,7 +265,7 @@ fn sleep(
     drop(asleep);
     // Awake again, so that what this look finds wakes others only.
     match result? {
-        0 => look(ep, e, out, false, false),
+        0 => look(socket::descriptor(ep, e), e, out, false, false),
         n => Ok(n),
     }
 }

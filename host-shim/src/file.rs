@@ -137,7 +137,7 @@ extern "C" fn close_stream(cookie: *mut c_void) -> c_int {
 /// Must stdio on `fd` come to us? Yes for what is or may become ours.
 pub fn concerns(fd: c_int) -> bool {
     table::get(fd).is_some_and(|h: &Handle| match h.kind() {
-        Kind::Kernel => h.is_tcp() && !h.was(touched::CONNECTED),
+        Kind::Kernel => h.is_candidate() && (!h.was(touched::CONNECTED) || h.was(touched::YOUNG)),
         Kind::Free | Kind::Epoll => false,
         _ => true,
     })

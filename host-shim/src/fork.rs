@@ -6,19 +6,21 @@
 //! `unsafe` is allowed here: registering the handlers.
 #![allow(unsafe_code)]
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use ring::msg::Request;
 
 use crate::lock::Lock;
 use crate::{
-    agent, arenas, coordinator, epoll, fds, overlay, process, reserved, segments, socket, sys, wait,
+    agent, arenas, coordinator, epoll, fds, overlay, process, reserved, segments, socket, sys, unix, wait,
 };
 
 /// Held from before a fork until the parent has gone on.
 static FORKING: Lock = Lock::new();
 static NONCE: AtomicU64 = AtomicU64::new(0);
 static PARENT: AtomicU32 = AtomicU32::new(0);
+/// The child attaches when it needs to.
+static LATER: AtomicBool = AtomicBool::new(false);
 /// The thread that forks.
 static FORKER: AtomicU32 = AtomicU32::new(0);
 
@@ -41,7 +43,9 @@ extern "C" fn before() {
     // Two threads that fork at once are two forks, one after the other. Given back as the locks below.
     core::mem::forget(FORKING.take());
     FORKER.store(sys::tid(), Ordering::Relaxed);
+    core::mem::forget(unix::lock().take());
     NONCE.store(0, Ordering::Relaxed);
+    LATER.store(false, Ordering::Relaxed);
     if process::is_attached() && socket::has_shared() {
         let nonce = sys::random() | 1;
         if coordinator::post(Request::Fork { nonce }).is_ok() {
@@ -50,10 +54,17 @@ extern "C" fn before() {
         PARENT.store(process::function(), Ordering::Relaxed);
         epoll::before_fork();
         socket::count_child();
+    } else if process::is_attached() && unix::is_inherited() {
+        // It may have something to say to the coordinator some day: then it shall be known whose child it is.
+        let nonce = sys::random() | 1;
+        if coordinator::post(Request::Fork { nonce }).is_ok() {
+            NONCE.store(nonce, Ordering::Relaxed);
+        }
+        PARENT.store(process::function(), Ordering::Relaxed);
+        LATER.store(true, Ordering::Relaxed);
     }
-    if process::is_attached() {
-        socket::leave_unconnected_to_kernel();
-    }
+    unix::count_child();
+    socket::leave_unconnected_to_kernel();
     overlay::count_child();
     // No other thread is inside a private section while memory is copied. Given back by `unlock` or, in the child, reset.
     for lock in locks() {
@@ -68,13 +79,14 @@ extern "C" fn after_in_parent() {
     for lock in locks().iter().rev() {
         lock.give_back();
     }
+    unix::lock().give_back();
     FORKING.give_back();
     epoll::look_at_shared();
 }
 
 extern "C" fn after_in_child() {
     sys::forget_tid();
-    for lock in locks().into_iter().chain([&FORKING]) {
+    for lock in locks().into_iter().chain([unix::lock(), &FORKING]) {
         lock.reset();
     }
     process::detach_child();
@@ -85,9 +97,15 @@ extern "C" fn after_in_child() {
     // What it holds must have a holder before the parent can let go of it for good.
     let nonce = NONCE.load(Ordering::Relaxed);
     if nonce != 0 {
-        process::attach(PARENT.load(Ordering::Relaxed), nonce);
+        let parent = PARENT.load(Ordering::Relaxed);
+        if LATER.load(Ordering::Relaxed) {
+            process::attach_later(parent, nonce);
+        } else {
+            process::attach(parent, nonce);
+        }
     }
     socket::forget_calls();
+    unix::forget_calls();
     reserved::forget_others(FORKER.load(Ordering::Relaxed));
     epoll::look_at_shared();
 }

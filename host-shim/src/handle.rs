@@ -14,7 +14,7 @@ use ring::stream::RingBytes;
 
 use crate::holds::{self, Noted};
 use crate::places::Places;
-use crate::sock::Sock;
+use crate::sock::{Sock, modes};
 use crate::{process, socket, stats};
 
 /// Handles of one process.
@@ -28,7 +28,7 @@ pub enum Kind {
     Free = 0,
     /// A socket that only the kernel serves (so far).
     Kernel = 1,
-    /// A TCP listener, in both worlds.
+    /// A listener, in both worlds.
     Listener = 2,
     /// A connection in user space.
     Stream = 3,
@@ -53,7 +53,7 @@ pub struct Handle {
     in_dir: AtomicPtr<Direction>,
     out_ring: AtomicPtr<u8>,
     in_ring: AtomicPtr<u8>,
-    /// Stream: its connection id.
+    /// Stream: its connection id. Kernel socket: that of the claimed offer, or 0.
     pub conn: AtomicU64,
     /// Stream: index of the mapped segment in [`crate::segments`]. Listener: the coordinator's number for it, 0: none.
     /// Epoll: index of the instance.
@@ -62,9 +62,9 @@ pub struct Handle {
     pub side: AtomicU32,
     /// First epoll registration plus one. Under the lock of [`crate::epoll`].
     pub regs: AtomicU32,
-    /// Listener: non-zero if connections may wait at the coordinator. Epoll: registrations of ours in it.
+    /// Listener: non-zero if connections may wait at the coordinator. Epoll: registrations of ours in it. Young: calls under way.
     pub ready: AtomicU32,
-    /// Listener: accepts so far, so that the kernel's queue gets its turn.
+    /// Listener: accepts so far, so that the kernel's queue gets its turn. Young: calls so far.
     pub turns: AtomicU32,
     /// How many of `refs` are calls under way: a forked child has none of them.
     pins: AtomicU32,
@@ -76,7 +76,7 @@ pub struct Handle {
     pub epoch: AtomicU32,
     /// Inode of its descriptors, 0 while nobody has asked: see [`crate::leave`].
     pub inode: AtomicU64,
-    /// Listener: a descriptor of ours plus one, for calls that wait on it when the application has closed its own; 0: none.
+    /// Listener, set: a descriptor of ours plus one, for calls that wait on it when the application has closed its own; 0: none.
     pub kept: AtomicI32,
 }
 
@@ -102,6 +102,14 @@ pub mod touched {
     pub const SIGNALS: u32 = 256;
     /// A listener that a foreign program accepts on, too.
     pub const WITHDRAWN: u32 = 512;
+    /// A connection of `AF_UNIX` that may leave the kernel: see [`crate::unix`], also for what follows.
+    pub const YOUNG: u32 = 1024;
+    /// It was accepted.
+    pub const ACCEPTED: u32 = 2048;
+    /// It may be claimed.
+    pub const OFFERED: u32 = 4096;
+    /// `AF_UNIX`: it listens.
+    pub const LISTENS: u32 = 8192;
 }
 
 static HANDLES: [Handle; HANDLES_MAX] = [const { Handle::new() }; HANDLES_MAX];
@@ -342,6 +350,18 @@ impl Handle {
         ((v & 0xffff).cast_signed(), (v >> 16).cast_signed())
     }
 
+    /// True for a stream socket of `AF_UNIX`.
+    #[must_use]
+    pub fn is_unix(&self) -> bool {
+        self.family() == (libc::AF_UNIX, libc::SOCK_STREAM)
+    }
+
+    /// True for what may become a connection or listener in user space.
+    #[must_use]
+    pub fn is_candidate(&self) -> bool {
+        self.is_tcp() || self.is_unix()
+    }
+
     /// True for an IPv4 or IPv6 TCP socket.
     #[must_use]
     pub fn is_tcp(&self) -> bool {
@@ -351,6 +371,13 @@ impl Handle {
 }
 
 impl Stream {
+    /// It is one of `AF_UNIX`, which ends in other ways than TCP.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_unix(&self) -> bool {
+        self.sock.modes.load(Ordering::Relaxed) & modes::UNIX != 0
+    }
+
     /// After taking one of the locks: is this still the connection that was looked up? Whoever tears it down says no under both.
     #[inline(always)]
     #[must_use]
@@ -361,6 +388,11 @@ impl Stream {
 
 /// Counts the forks that led to this process: pins of the time before are forgotten ([`Handle::forget_pins`]).
 static ERA: AtomicU32 = AtomicU32::new(0);
+
+/// The present one.
+pub fn era() -> u32 {
+    ERA.load(Ordering::Relaxed)
+}
 
 /// After fork, in the child.
 pub fn next_era() {

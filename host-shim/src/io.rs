@@ -1,11 +1,14 @@
 //! Reading and writing a connection the way recv(2) and send(2) do: blocking or not, with timeouts, signals, and
 //! every way a connection can end.
 
+use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 use core::time::Duration;
 
 use ring::wake::SleepWord;
 
+use crate::ancillary::Wanted;
+use crate::dual::{self, Got};
 use crate::handle::{Handle, Pinned, Stream};
 use crate::sock::{modes, shut};
 use crate::stream::{Buffers, Cursor, End, ReadHow};
@@ -19,7 +22,22 @@ use crate::{arrivals, coordinator, epoll, sys, urgent, zerocopy};
 /// As recv(2).
 #[inline(always)]
 pub fn receive(h: &Handle, s: &Stream, to: &Buffers<'_>, flags: i32) -> Result<usize> {
-    let how = ReadHow { peek: flags & libc::MSG_PEEK != 0, discard: flags & libc::MSG_TRUNC != 0 };
+    receive_with(h, s, to, flags, None)
+}
+
+/// [`receive`], with a place for ancillary data.
+///
+/// # Errors
+/// As recvmsg(2).
+#[inline(always)]
+pub fn receive_with(
+    h: &Handle,
+    s: &Stream,
+    to: &Buffers<'_>,
+    flags: i32,
+    ancillary: Option<NonNull<Wanted>>,
+) -> Result<usize> {
+    let how = ReadHow { peek: flags & libc::MSG_PEEK != 0, discard: flags & libc::MSG_TRUNC != 0, ancillary };
     let mut at = Cursor::default();
     if s.sock.shut.load(Ordering::Relaxed) & shut::READ == 0
         && s.sock.modes.load(Ordering::Relaxed) & modes::SPECIAL == 0
@@ -40,6 +58,9 @@ fn receive_slow(h: &Handle, s: &Stream, to: &Buffers<'_>, flags: i32, how: ReadH
         return zerocopy::take(s).map(|_| 0);
     }
     if flags & libc::MSG_OOB != 0 {
+        if s.is_from_kernel() {
+            return dual::read(h, s, to, &mut Cursor::default(), how, flags).map(|_| to.total().min(1));
+        }
         return urgent::receive(h, s, to, flags);
     }
     if s.sock.modes.load(Ordering::Relaxed) & modes::ASYNC != 0 {
@@ -56,10 +77,28 @@ fn receive_slow(h: &Handle, s: &Stream, to: &Buffers<'_>, flags: i32, how: ReadH
         if how.peek {
             at = Cursor::default();
         }
+        if s.is_from_kernel() {
+            match dual::read(h, s, to, &mut at, how, flags)? {
+                Got::All => return Ok(at.done),
+                Got::Some if at.done >= target => return Ok(at.done),
+                Got::Some if nonblocking && at.done > 0 => return Ok(at.done),
+                Got::Some if nonblocking => return Err(Errno(libc::EAGAIN)),
+                Got::Some => {
+                    let left =
+                        timeout.zip(start).map(|(timeout, start)| timeout.saturating_sub(sys::now() - start));
+                    match dual::wait_for_input(h, s, left) {
+                        Err(_) if at.done > 0 => return Ok(at.done),
+                        other => other?,
+                    }
+                    continue;
+                }
+                Got::Ring => {}
+            }
+        }
         h.try_read(s, to, &mut at, how)?;
         // Linux waits for data even to read none of it.
         let satisfied = if room == 0 { s.has_data() } else { at.done >= target };
-        if satisfied || (at.done > 0 && s.at_mark()) {
+        if satisfied || at.barrier || (at.done > 0 && s.at_mark()) {
             return Ok(at.done);
         }
         match s.end(h) {
@@ -120,6 +159,32 @@ fn send_specially(h: &Handle, s: &Stream, from: &Buffers<'_>, flags: i32) -> Res
         zerocopy::sent(h, s);
     }
     Ok(sent)
+}
+
+/// [`send`], from where `at` is.
+///
+/// # Errors
+/// As send(2).
+pub fn send_rest(h: &Handle, s: &Stream, from: &Buffers<'_>, flags: i32, mut at: Cursor) -> Result<usize> {
+    match h.try_write(s, from, &mut at) {
+        Ok(true) => Ok(at.done),
+        other => send_slow(h, s, from, flags, at, other.map(|_| ())),
+    }
+}
+
+/// Waits until something can be written, or says that it would.
+///
+/// # Errors
+/// `EAGAIN`, `EINTR`.
+pub fn wait_for_space(h: &Handle, s: &Stream, flags: i32) -> Result<()> {
+    let pinned = pin(h, s)?;
+    let _noted = pinned.note();
+    if flags & libc::MSG_DONTWAIT != 0 || s.sock.is_nonblocking() {
+        epoll::wants_space(h);
+        return Err(Errno(libc::EAGAIN));
+    }
+    let timeout = timeout_of(s.sock.tx_timeout_us.load(Ordering::Relaxed));
+    wait_for(&s.out_dir.tx_wait, &|| s.writable(), timeout.zip(Some(sys::now())))
 }
 
 #[cold]

@@ -61,7 +61,7 @@ fn descriptors(h: &Handle) -> impl Iterator<Item = i32> {
     (0..table::used()).filter(move |fd| table::get(*fd).is_some_and(|other| other.index() == index))
 }
 
-fn closes_on_exec(fd: i32) -> bool {
+pub fn closes_on_exec(fd: i32) -> bool {
     rustix::io::fcntl_getfd(sys::borrow(fd)).is_ok_and(|flags| flags.contains(FdFlags::CLOEXEC))
 }
 

@@ -23,6 +23,7 @@
 
 mod adopt;
 mod agent;
+mod ancillary;
 mod arenas;
 mod arrivals;
 mod bells;
@@ -30,6 +31,7 @@ mod cancel;
 mod config;
 mod connect;
 mod coordinator;
+mod dual;
 mod epoll;
 mod epoll_wait;
 mod exports;
@@ -62,6 +64,7 @@ mod stream;
 mod sys;
 mod table;
 mod target;
+mod unix;
 mod urgent;
 mod wait;
 mod zerocopy;

@@ -266,11 +266,7 @@ impl Call {
 
     /// A descriptor of the listening socket: the one that the call was given, unless another thread has closed that.
     fn listener(&self) -> i32 {
-        if table::get(self.fd).is_some_and(|other| ptr::eq(other, self.h)) {
-            return self.fd;
-        }
-        let kept = self.h.kept.load(Ordering::Acquire).checked_sub(1).filter(|fd| *fd >= 0);
-        kept.or_else(|| table::find(self.h)).unwrap_or(-1)
+        socket::descriptor(self.fd, self.h)
     }
 
     /// Whatever waits in either queue, without waiting for it.
@@ -398,16 +394,6 @@ impl Call {
             Err(e) => Err(e),
             Ok(()) => Ok(None),
         }
-    }
-}
-
-/// Before close(2) of a descriptor of a listener: calls that wait on it go on, and take one more connection each.
-pub fn keep_for_calls(fd: i32, h: &Handle) {
-    if !h.is_held_by_calls_alone() {
-        return;
-    }
-    if let Some(kept) = fds::duplicate(fd) {
-        h.kept.store(kept + 1, Ordering::Release);
     }
 }
 

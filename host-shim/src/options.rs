@@ -16,7 +16,7 @@ use ring::stats::{Reason, SocketState};
 use crate::handle::{Handle, Kind, Stream, touched};
 use crate::sock::{Sock, modes};
 use crate::sys::{Errno, Result};
-use crate::{arrivals, listener, poll, real, sys};
+use crate::{arrivals, dual, listener, poll, real, sys};
 
 pub use answers::{get, refused};
 pub use inherit::inherit;
@@ -141,6 +141,11 @@ pub fn kernel_flag(fd: i32, level: i32, name: i32) -> bool {
     kernel_option::<i32>(fd, level, name).unwrap_or(0) != 0
 }
 
+/// A number that the kernel's socket has.
+pub fn kernel_number(fd: i32, level: i32, name: i32) -> Option<i32> {
+    kernel_option(fd, level, name)
+}
+
 /// Backlog of a listening TCP socket, as listen(2) was told (Linux shows it in `tcpi_sacked`, net/ipv4/tcp.c).
 pub fn kernel_backlog(fd: i32) -> i32 {
     // state, five more bytes and two of flags, then words: rto, ato, snd_mss, rcv_mss, unacked, sacked (linux/tcp.h).
@@ -148,10 +153,9 @@ pub fn kernel_backlog(fd: i32) -> i32 {
     words.get(7).and_then(|n| i32::try_from(*n).ok()).unwrap_or(libc::SOMAXCONN)
 }
 
-/// The user at the other end of a unix socket (`SO_PEERCRED`), whether or not we could see its process.
-pub fn kernel_peer_uid(fd: i32) -> Option<u32> {
-    let [_pid, uid, _gid] = kernel_option::<[u32; 3]>(fd, libc::SOL_SOCKET, libc::SO_PEERCRED)?;
-    Some(uid)
+/// Process, user and group at the other end of a unix socket (`SO_PEERCRED`). Process 0: not visible here.
+pub fn kernel_peer_credentials(fd: i32) -> Option<[u32; 3]> {
+    kernel_option(fd, libc::SOL_SOCKET, libc::SO_PEERCRED)
 }
 
 /// The network namespace that a socket belongs to, by its cookie (Linux 5.14).
@@ -207,10 +211,13 @@ fn reload(fd: i32, sock: &Sock) {
     let lowat = kernel_option::<u32>(fd, libc::SOL_SOCKET, libc::SO_RCVLOWAT).unwrap_or(1);
     let inline = kernel_flag(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE);
     let zerocopy = kernel_flag(fd, libc::SOL_SOCKET, libc::SO_ZEROCOPY);
+    let pass = kernel_flag(fd, libc::SOL_SOCKET, libc::SO_PASSCRED);
     let bits = [(lowat > 1, modes::LOWAT), (inline, modes::OOB_INLINE), (zerocopy, modes::ZEROCOPY)];
+    let bits = bits.into_iter().chain([(pass, modes::PASS_CREDENTIALS)]);
     sock.lowat.store(if lowat > 1 { lowat.min(LOWAT_MAX) } else { 0 }, Ordering::Relaxed);
-    sock.modes
-        .store(bits.iter().fold(0, |all, (on, bit)| if *on { all | bit } else { all }), Ordering::Relaxed);
+    let new = bits.fold(0, |all, (on, bit)| if on { all | bit } else { all });
+    let kept = modes::UNIX | modes::FROM_KERNEL;
+    let _ = sock.modes.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |all| Some(all & kept | new));
     sock.rx_timeout_us.store(timeout_us(fd, libc::SO_RCVTIMEO), Ordering::Relaxed);
     sock.tx_timeout_us.store(timeout_us(fd, libc::SO_SNDTIMEO), Ordering::Relaxed);
     let [on, seconds] = kernel_option::<[i32; 2]>(fd, libc::SOL_SOCKET, libc::SO_LINGER).unwrap_or([0, 1]);
@@ -238,6 +245,7 @@ fn concerns_us(level: i32, name: i32) -> bool {
                 | libc::SO_RCVLOWAT
                 | libc::SO_OOBINLINE
                 | libc::SO_ZEROCOPY
+                | libc::SO_PASSCRED
         )
 }
 
@@ -381,8 +389,14 @@ pub fn ioctl(
     }
     let _pinned = h.pin()?;
     let s = h.stream()?;
+    let in_kernel = match request {
+        libc::FIONREAD if s.is_from_kernel() => dual::unread(fd),
+        SIOCATMARK if s.is_from_kernel() => return None,
+        libc::TIOCOUTQ | SIOCOUTQNSD if s.is_to_kernel() => return None,
+        _ => 0,
+    };
     let value = match request {
-        libc::FIONREAD => i32::try_from(s.available()).unwrap_or(i32::MAX),
+        libc::FIONREAD => i32::try_from(s.available() + in_kernel).unwrap_or(i32::MAX),
         SIOCATMARK => i32::from(s.at_mark()),
         libc::TIOCOUTQ | SIOCOUTQNSD => i32::try_from(s.unacknowledged()).unwrap_or(i32::MAX),
         _ => return None,

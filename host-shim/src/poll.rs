@@ -10,20 +10,22 @@ use ring::segment::state;
 use ring::stats::Sleep;
 use ring::wake::SleepWord;
 
-use crate::handle::{Handle, Kind, Stream};
+use crate::handle::{Handle, Kind, Stream, touched};
 use crate::sock::shut;
 use crate::sys::{Errno, Result};
 use crate::wait::{Announcements, Asleep, Sleeper, Spin};
-use crate::{coordinator, epoll, listener, overlay, real, stats, sys, table, zerocopy};
+use crate::{coordinator, dual, epoll, listener, overlay, real, stats, sys, table, unix, zerocopy};
 
 /// `POLLIN | POLLRDNORM`; the same bits as epoll's.
 pub const IN: u32 = 0x41;
 /// `POLLOUT | POLLWRNORM`.
 pub const OUT: u32 = 0x104;
-const PRI: u32 = 0x2;
+/// `POLLPRI`.
+pub const PRI: u32 = 0x2;
 const ERR: u32 = 0x8;
 const HUP: u32 = 0x10;
-const RDHUP: u32 = 0x2000;
+/// `POLLRDHUP`.
+pub const RDHUP: u32 = 0x2000;
 /// Told without being asked for.
 pub const ALWAYS: u32 = ERR | HUP;
 
@@ -42,11 +44,12 @@ pub fn is_dead(h: &Handle, s: &Stream) -> bool {
 
 /// What a connection is ready for.
 pub fn events(h: &Handle, s: &Stream) -> u32 {
-    let data = s.readable();
+    // AF_UNIX counts the urgent byte as data for poll(2), though no plain read returns it.
+    let data = s.readable() || (s.is_unix() && s.has_urgent());
     let bits = s.sock.shut.load(Ordering::Relaxed);
     let input_ended = s.input_ended();
     let reset = s.input_state() == state::FIN_RST || (input_ended && s.end_is_reset(h));
-    let output_ended = bits & shut::WRITE != 0;
+    let output_ended = bits & shut::WRITE != 0 || (s.is_unix() && s.reader_is_gone());
     let mut now = 0;
     if data || input_ended {
         now |= IN;
@@ -63,7 +66,7 @@ pub fn events(h: &Handle, s: &Stream) -> u32 {
     if s.pending_error(h).is_some() || zerocopy::is_pending(s) {
         now |= ERR;
     }
-    if (input_ended && output_ended) || reset || bits & shut::BROKEN != 0 {
+    if (input_ended && output_ended) || (!s.is_unix() && (reset || bits & shut::BROKEN != 0)) {
         now |= HUP;
     }
     now
@@ -103,7 +106,8 @@ fn needs_us(h: &Handle) -> bool {
         Kind::Stream | Kind::Listener => true,
         Kind::Epoll => epoll::has_regs(h),
         Kind::Overlay => overlay::may_use_ring(h),
-        Kind::Kernel | Kind::Free => false,
+        Kind::Kernel => h.was(touched::YOUNG),
+        Kind::Free => false,
     }
 }
 
@@ -118,8 +122,14 @@ impl Set<'_> {
         for (p, k) in self.fds.iter().zip(self.kernel.iter_mut()) {
             *k = *p;
             k.revents = 0;
-            match table::get(p.fd).map(Handle::kind) {
-                Some(Kind::Stream) => k.fd = -1,
+            match table::get(p.fd).and_then(Handle::stream) {
+                Some(s) => match dual::kernel_part(&s, wanted(p)) {
+                    None => k.fd = -1,
+                    Some(theirs) => {
+                        k.events = u16::try_from(theirs).unwrap_or(0).cast_signed();
+                        any = true;
+                    }
+                },
                 _ => any |= p.fd >= 0,
             }
         }
@@ -151,7 +161,9 @@ impl Set<'_> {
 
     /// Something in it is not the kernel's alone, once pipes wait there.
     fn has_ours(&self) -> bool {
-        self.fds.iter().any(|p| table::get(p.fd).is_some_and(|h| h.kind() != Kind::Overlay && needs_us(h)))
+        self.fds.iter().any(|p| {
+            table::get(p.fd).is_some_and(|h| !matches!(h.kind(), Kind::Overlay | Kind::Kernel) && needs_us(h))
+        })
     }
 
     fn clear(&mut self) {
@@ -221,7 +233,12 @@ fn c_timespec(d: Duration) -> libc::timespec {
 /// # Errors
 /// As ppoll(2).
 pub fn wait(set: &mut Set<'_>, timeout: Option<Duration>, mask: *const libc::sigset_t) -> Result<usize> {
-    let in_kernel = set.split();
+    let (in_kernel, _young) = loop {
+        let in_kernel = set.split();
+        if let Some(young) = unix::polled(set.fds.iter().map(|p| p.fd)) {
+            break (in_kernel, young);
+        }
+    };
     let _in_kernel = overlay::polled(set.fds.iter().map(|p| p.fd));
     if !set.has_ours() {
         set.ask_kernel(timeout, mask, None)?;

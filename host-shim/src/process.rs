@@ -29,6 +29,11 @@ static STATE: AtomicU64 = AtomicU64::new(UNTRIED);
 static ATTACHING: Guarded<()> = Guarded::new(());
 static PID: AtomicU32 = AtomicU32::new(0);
 static FUNCTION: AtomicU32 = AtomicU32::new(0);
+/// Our process id as the agent sees it.
+static SEEN_PID: AtomicU32 = AtomicU32::new(0);
+/// [`attach_later`]: as whose child, and by what nonce; 0: as a process of its own.
+static PARENT: AtomicU32 = AtomicU32::new(0);
+static NONCE: AtomicU64 = AtomicU64::new(0);
 static UID: AtomicU32 = AtomicU32::new(0);
 /// Incarnation of the coordinator that we are attached to, or were last. Never 0 then.
 static EPOCH: AtomicU32 = AtomicU32::new(0);
@@ -62,6 +67,17 @@ pub fn identity_changed() -> bool {
 /// Asked on the slow calls that such a child makes between vfork and exec.
 pub fn is_borrowed() -> bool {
     PID.load(Ordering::Relaxed) != sys::getpid()
+}
+
+/// True if agent and kernel mean us by the same process id: we are in the agent's pid namespace.
+pub fn is_seen_as_itself() -> bool {
+    SEEN_PID.load(Ordering::Relaxed) == sys::getpid()
+}
+
+/// A forked child that the parent announced, and that holds nothing of ours yet: it attaches as that when it attaches.
+pub fn attach_later(parent: u32, nonce: u64) {
+    PARENT.store(parent, Ordering::Relaxed);
+    NONCE.store(nonce, Ordering::Release);
 }
 
 /// Attached now, without trying.
@@ -119,7 +135,9 @@ pub fn ensure_attached() -> bool {
         _ => true,
     };
     let _no_signals = may.then(NoSignals::new);
-    may && attach(0, 0)
+    // A child whose parent has forgotten it, or is gone, is a process like any other.
+    let nonce = if may { NONCE.swap(0, Ordering::AcqRel) } else { 0 };
+    (nonce != 0 && attach(PARENT.load(Ordering::Relaxed), nonce)) || (may && attach(0, 0))
 }
 
 /// Of all threads that ask, one is told so.
@@ -215,7 +233,7 @@ fn try_attach(parent: u32, nonce: u64) -> Result<(), Why> {
     // The agent looks at the other end of this socket, and sees the same.
     HOME.store(options::kernel_netns(agent::fd()).ok_or(Why::Kernel)?, Ordering::Relaxed);
     let answer = agent::call(Call::Hello { parent, nonce }).map_err(Why::Agent)?;
-    let Reply::Welcome { function, epoch, .. } = answer.reply else { return Err(Why::Answer) };
+    let Reply::Welcome { function, epoch, pid, .. } = answer.reply else { return Err(Why::Answer) };
     let [window, host, counters, doorbell, irq0, irq1, common] = answer.fds;
     let maps = (map(window, WINDOW_BYTES), map(host, HOST_BYTES), map(counters, STATS_BYTES));
     // There is none (-1) if the rings are private.
@@ -242,6 +260,7 @@ fn try_attach(parent: u32, nonce: u64) -> Result<(), Why> {
     }
     let requests = Requests::over(function, &w, &h, common.flatten()).ok_or(Why::Memory)?;
     FUNCTION.store(function, Ordering::Relaxed);
+    SEEN_PID.store(pid, Ordering::Relaxed);
     UID.store(rustix::process::geteuid().as_raw(), Ordering::Relaxed);
     EPOCH.store(epoch, Ordering::Relaxed);
     coordinator::install(requests, w, h);
@@ -275,6 +294,7 @@ fn map(fd: i32, bytes: usize) -> Option<Region> {
 /// After fork, in the child: the parent's attachment is not ours.
 pub fn detach_child() {
     set_pid();
+    NONCE.store(0, Ordering::Relaxed);
     agent::close();
     for fd in [&DOORBELL].into_iter().chain(&IRQ) {
         fds::discard(fd.swap(-1, Ordering::AcqRel));

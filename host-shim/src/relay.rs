@@ -68,8 +68,12 @@ fn ask(h: &Handle, nonce: u64, placeholder: BorrowedFd<'_>, kernel: BorrowedFd<'
     (answer.reply == Reply::Relayed).then_some(())
 }
 
-/// Two ends of a kernel TCP connection on loopback, which nobody else can have got into.
+/// Two ends of a kernel connection of that family, for TCP on loopback, which nobody else can have got into.
 fn kernel_pair(domain: i32) -> Option<(OwnedFd, OwnedFd)> {
+    if domain == libc::AF_UNIX {
+        let flags = SocketFlags::CLOEXEC;
+        return rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).ok();
+    }
     let v6 = domain == libc::AF_INET6;
     let family = if v6 { AddressFamily::INET6 } else { AddressFamily::INET };
     let socket = || rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None).ok();

@@ -11,9 +11,11 @@ use core::ptr;
 use libc::{cmsghdr, msghdr};
 use rustix::fd::{AsRawFd, OwnedFd};
 
+use ring::stats::Reason;
+
 use crate::handle::{Handle, Kind};
 use crate::sys::{Errno, NoSignals, Result};
-use crate::{overlay, process, relay, table};
+use crate::{overlay, process, relay, table, unix};
 
 /// As the kernel: no message carries more (`SCM_MAX_FD`).
 const FDS_MAX: usize = 253;
@@ -88,6 +90,7 @@ pub unsafe fn substitute(msg: *const msghdr) -> Result<Option<Substitute>> {
     unsafe {
         each_right(control, length, |p| {
             overlay::never(p.read_unaligned());
+            unix::stays(p.read_unaligned(), Reason::Relayed);
             any |= ours(p).is_some();
         });
     }

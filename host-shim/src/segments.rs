@@ -257,9 +257,14 @@ fn key_of(number: u32, side: u32) -> u64 {
 
 /// The handle of a connection, on `side`, if this process has it.
 pub fn find_connection(conn: ConnId, side: u32) -> Option<&'static Handle> {
-    let key = key_of(conn.segment(), side);
-    let (_, m) = all().find(|(_, m)| m.key.load(Ordering::Relaxed) == key)?;
+    let (_, m) = find(conn.segment(), side)?;
     m.owner(usize::from(conn.slot())).filter(|h| h.conn.load(Ordering::Relaxed) == conn.0)
+}
+
+/// The segment `number`, if it is mapped as `side`.
+pub fn find(number: u32, side: u32) -> Option<(u32, &'static Mapped)> {
+    let key = key_of(number, side);
+    all().find(|(_, m)| m.key.load(Ordering::Acquire) == key)
 }
 
 /// Index of the segment `number`, mapped as `side`; asks the agent for it at first contact. It is kept for one more
@@ -268,8 +273,7 @@ pub fn map(number: u32, side: u32) -> Option<(u32, &'static Mapped)> {
     let key = key_of(number, side);
     // Under this lock nobody unmaps it before it is counted.
     let _mapping = MAPPING.take()?;
-    let (index, mapped) =
-        all().find(|(_, m)| m.key.load(Ordering::Acquire) == key).or_else(|| map_new(number, side, key))?;
+    let (index, mapped) = find(number, side).or_else(|| map_new(number, side, key))?;
     mapped.live.fetch_add(1, Ordering::AcqRel);
     Some((index, mapped))
 }

@@ -20,6 +20,10 @@ pub mod shut {
     pub const BROKEN: u32 = 4;
     /// The pending error, a reset or that of [`BROKEN`], was told.
     pub const ERROR_SEEN: u32 = 8;
+    /// Writes go to the kernel so far ([`crate::dual`]).
+    pub const TO_KERNEL: u32 = 16;
+    /// And always will: an urgent byte went there.
+    pub const URGENT: u32 = 32;
 }
 
 /// Bits of [`Sock::modes`]: what makes reading other than plain.
@@ -32,8 +36,14 @@ pub mod modes {
     pub const ASYNC: u32 = 4;
     /// `SO_ZEROCOPY`: sends with `MSG_ZEROCOPY` are told of.
     pub const ZEROCOPY: u32 = 8;
+    /// A connection of `AF_UNIX`.
+    pub const UNIX: u32 = 16;
+    /// `SO_PASSCRED`: reads tell who has sent.
+    pub const PASS_CREDENTIALS: u32 = 32;
+    /// The kernel may have bytes of it ([`crate::dual`]).
+    pub const FROM_KERNEL: u32 = 64;
     /// Reads that are not plain.
-    pub const SPECIAL: u32 = LOWAT | ASYNC;
+    pub const SPECIAL: u32 = LOWAT | ASYNC | FROM_KERNEL;
 }
 
 /// [`Sock::dead`]: the peer's side is gone.
@@ -46,7 +56,8 @@ pub const DEAD_RESET: u32 = 2;
 pub struct Sock {
     /// Held while writing to the outgoing stream.
     pub tx: Lock,
-    pad0: AtomicU32,
+    /// Writes that are with the kernel ([`crate::dual`]).
+    pub kernel_writers: AtomicU32,
     tail: AtomicU64,
     seen: AtomicU64,
     /// Sends with `MSG_ZEROCOPY` so far, and those that were told of ([`crate::zerocopy`]).
@@ -136,6 +147,7 @@ impl Sock {
             &self.zerocopy_told,
             &self.linger_reset,
             &self.fresh_connect,
+            &self.kernel_writers,
         ] {
             word.store(0, Ordering::Relaxed);
         }

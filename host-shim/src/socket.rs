@@ -12,14 +12,15 @@ use crate::sock::{self, Sock, shut};
 use crate::sys::NoSignals;
 use crate::{
     bells, config, coordinator, epoll, fds, file, leave, listener, overlay, process, segments, stats, sys,
-    table, wait,
+    table, unix, wait,
 };
 
 /// A socket that the kernel has just made: from now on we know it. TCP sockets attach the process first.
 pub fn made(fd: i32, domain: i32, ty: i32) {
     let kind = ty & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
     let tcp = (domain == libc::AF_INET || domain == libc::AF_INET6) && kind == libc::SOCK_STREAM;
-    let attached = if tcp { process::ensure_attached() } else { process::is_attached() };
+    // A name decides whether an AF_UNIX socket needs an agent.
+    let attached = if tcp { process::ensure_attached() } else { !process::is_inert() };
     forget(fd);
     let Some(h) = handle::allocate(Kind::Kernel, fd, domain, kind) else { return };
     if !table::set(fd, h) {
@@ -125,7 +126,10 @@ fn join_mapped(
         stream::open(&s.out_ring, s.out_dir, conn.generation());
     }
     mapped.enter(conn.slot(), h);
-    if let Some(how) = coordinator::gone_early(conn) {
+    // Of AF_UNIX, the kernel tells the end of a peer that has never joined.
+    if let Some(how) = coordinator::gone_early(conn)
+        && (!h.is_unix() || stream::is_open(in_dir, conn.generation()))
+    {
         sock.dead.store(how, Ordering::Release);
     }
     stats::set_conn(h.index(), conn, side);
@@ -145,6 +149,7 @@ pub fn release(h: &Handle) {
 #[cold]
 fn tear_down(h: &Handle) {
     epoll::forget_handle(h);
+    fds::discard(h.kept.load(Ordering::Acquire) - 1);
     match h.kind() {
         Kind::Stream => {
             if let Some(s) = h.stream() {
@@ -154,7 +159,6 @@ fn tear_down(h: &Handle) {
         Kind::Listener => {
             listener::forget(h);
             listener::unlisten(h);
-            fds::discard(h.kept.load(Ordering::Acquire) - 1);
             if let Some(sock) = h.sock()
                 && sock.processes.fetch_sub(1, Ordering::AcqRel) == 1
             {
@@ -163,6 +167,7 @@ fn tear_down(h: &Handle) {
         }
         Kind::Epoll => epoll::closed(h),
         Kind::Overlay => overlay::closed(h),
+        Kind::Kernel if h.is_unix() => unix::closed(h),
         Kind::Kernel | Kind::Free => {}
     }
     h.free();
@@ -211,7 +216,7 @@ pub fn dissolve(h: &Handle, s: &Stream) {
 
 /// As close(2) of the last descriptor: unread data, or a linger time of 0, makes it a reset.
 fn end_stream(s: &Stream) {
-    let reset = s.has_data() || s.sock.linger_reset.load(Ordering::Relaxed) != 0;
+    let reset = s.has_data() || (!s.is_unix() && s.sock.linger_reset.load(Ordering::Relaxed) != 0);
     // Relaxed: published by the state below; a writer that sees it late writes into the void, as on a network.
     s.in_dir.reader_closed.store(s.conn.generation(), Ordering::Relaxed);
     let end = match (s.out_dir.state.load(Ordering::Relaxed), reset) {
@@ -242,15 +247,15 @@ pub fn shutdown(h: &Handle, s: &Stream, how: i32) -> crate::sys::Result<()> {
     }
     // The coordinator may have word of a reset: Linux knows of it by itself.
     crate::coordinator::pump();
-    if crate::poll::is_dead(h, s) {
+    if !s.is_unix() && crate::poll::is_dead(h, s) {
         return Err(crate::sys::Errno(libc::ENOTCONN));
     }
     let tx = s.sock.tx.take();
     // In Linux, too, a later connect is not the one that asks how the first went.
     s.sock.fresh_connect.store(0, Ordering::Relaxed);
     let both = s.sock.shut.fetch_or(bits, Ordering::Relaxed) | bits;
-    if both & shut::READ != 0 && both & shut::WRITE != 0 {
-        // What comes from now on is answered with a reset. Relaxed: as in `end_stream`.
+    if both & shut::READ != 0 && (both & shut::WRITE != 0 || s.is_unix()) {
+        // What comes from now on is answered with a reset (AF_UNIX: not sent). Relaxed: as in `end_stream`.
         s.in_dir.reader_closed.store(s.conn.generation() | READER_SHUT, Ordering::Relaxed);
     }
     let ends = bits & shut::WRITE != 0 && s.out_dir.state.load(Ordering::Relaxed) == state::OPEN;
@@ -267,7 +272,7 @@ pub fn shutdown(h: &Handle, s: &Stream, how: i32) -> crate::sys::Result<()> {
     }
     // Our own threads that sleep on it look again, too.
     Handle::wake_own(s);
-    epoll::handle_changed(h);
+    epoll::state_changed(h);
     crate::wait::kick_others();
     Ok(())
 }
@@ -279,10 +284,12 @@ pub fn closing(fd: i32) {
         return leave::moves(h);
     }
     // Locks are taken only for these.
-    let locks = !matches!(h.kind(), Kind::Kernel | Kind::Overlay) || h.regs.load(Ordering::Relaxed) != 0;
+    let locks = !matches!(h.kind(), Kind::Kernel | Kind::Overlay)
+        || h.regs.load(Ordering::Relaxed) != 0
+        || h.was(touched::OFFERED);
     let _no_signals = locks.then(NoSignals::new);
-    if h.kind() == Kind::Listener {
-        listener::keep_for_calls(fd, h);
+    if matches!(h.kind(), Kind::Listener | Kind::Epoll) && h.is_held_by_calls_alone() {
+        keep_for_calls(fd, h);
     }
     if let Some(h) = table::remove(fd) {
         if h.has_others() {
@@ -290,6 +297,23 @@ pub fn closing(fd: i32) {
         }
         release(h);
     }
+}
+
+/// Before close(2) of the last descriptor of a listener or a set: calls that wait on it go on, as in Linux.
+fn keep_for_calls(fd: i32, h: &Handle) {
+    if let Some(kept) = fds::duplicate(fd) {
+        h.kept.store(kept + 1, Ordering::Release);
+        epoll::moved(h, kept);
+    }
+}
+
+/// A descriptor of what a call waits on: the one that it was given, unless another thread has closed that.
+pub fn descriptor(fd: i32, h: &Handle) -> i32 {
+    if table::get(fd).is_some_and(|other| core::ptr::eq(other, h)) {
+        return fd;
+    }
+    let kept = h.kept.load(Ordering::Acquire).checked_sub(1).filter(|fd| *fd >= 0);
+    kept.or_else(|| table::find(h)).unwrap_or(-1)
 }
 
 /// After dup(2) and the like: `new` is what `old` is.

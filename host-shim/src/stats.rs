@@ -55,7 +55,7 @@ fn show_again(h: &Handle) {
 /// Why sockets of this family and type are the kernel's; [`Reason::None`] for those that need not be.
 pub fn passed_through(domain: i32, ty: i32) -> Reason {
     match (domain, ty) {
-        (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM) => Reason::None,
+        (libc::AF_INET | libc::AF_INET6 | libc::AF_UNIX, libc::SOCK_STREAM) => Reason::None,
         (libc::AF_INET | libc::AF_INET6, libc::SOCK_DGRAM) => Reason::Udp,
         (libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_SEQPACKET) => Reason::UnixMessage,
         _ => Reason::Family,

@@ -4,6 +4,7 @@
 //! `unsafe` is allowed here: the caller's buffers, as the application passed them.
 #![allow(unsafe_code)]
 
+use core::ptr::NonNull;
 use core::sync::atomic::{Ordering, fence};
 
 use ring::segment::{Direction, READER_SHUT, RING_BYTES, state};
@@ -11,6 +12,7 @@ use ring::stream::{self, Reader, RingBytes, Span};
 use ring::urgent;
 use ring::wake::{self, Claimed, SleepWord};
 
+use crate::ancillary::Wanted;
 use crate::handle::{Handle, Stream};
 use crate::sock::{DEAD_RESET, modes, shut};
 use crate::sys::{Errno, Result};
@@ -170,6 +172,8 @@ pub struct Cursor {
     offset: usize,
     /// Bytes moved so far.
     pub done: usize,
+    /// Ancillary data came with the last of them: one call does not go on behind it.
+    pub barrier: bool,
 }
 
 /// How reading ends when there is nothing to read.
@@ -190,6 +194,8 @@ pub struct ReadHow {
     pub peek: bool,
     /// `MSG_TRUNC`: count, don't copy.
     pub discard: bool,
+    /// Where ancillary data goes, if the call wants any.
+    pub ancillary: Option<NonNull<Wanted>>,
 }
 
 impl Handle {
@@ -294,11 +300,60 @@ impl Handle {
         Ok(Some(got))
     }
 
+    /// Writes a first record that ancillary data belongs to, which `carry` brings to the kernel. False: full.
+    ///
+    /// # Errors
+    /// As sendmsg(2), and those of `carry`.
+    pub fn try_write_ancillary(
+        &self,
+        s: &Stream,
+        from: &Buffers<'_>,
+        at: &mut Cursor,
+        carry: impl FnOnce() -> Result<()>,
+    ) -> Result<bool> {
+        let Some(_tx) = s.sock.tx.take() else { return Err(Errno(libc::EAGAIN)) };
+        if !s.current(self) {
+            return Err(Errno(libc::EBADF));
+        }
+        if s.sock.shut.load(Ordering::Relaxed) & (shut::WRITE | shut::BROKEN) != 0 || s.reader_is_gone() {
+            return Err(Errno(libc::EPIPE));
+        }
+        let mut w = s.sock.writer();
+        let span = stream::reserve(&s.out_ring, s.out_dir, &mut w, from.total());
+        s.sock.set_writer(w);
+        let Ok(span) = span else { return Err(s.violated()) };
+        let Some(span) = span else { return Ok(false) };
+        let before = *at;
+        let filled = from.fill(&s.out_ring, &span, at);
+        if filled == 0 {
+            return Err(Errno(libc::EFAULT));
+        }
+        // The reader finds it at the kernel when it comes to the record.
+        carry().inspect_err(|_| *at = before)?;
+        if stream::commit_ancillary(&s.out_ring, &mut w, filled).is_err() {
+            return Err(s.violated());
+        }
+        s.sock.set_writer(w);
+        at.done += filled;
+        stats::sent_to(self.index(), filled, w.tail);
+        if wake_is_due(s.out_dir) {
+            self.notify_reader(s);
+        }
+        Ok(true)
+    }
+
     /// The peer will not read. The first write after its close is swallowed (Linux: it goes out, and the reset comes back);
     /// from then on `EPIPE`.
     #[cold]
     fn write_to_nobody(&self, s: &Stream, from: &Buffers<'_>, at: &mut Cursor) -> Result<bool> {
         let bits = s.sock.shut.load(Ordering::Relaxed);
+        if s.is_unix() {
+            return if from.total() == 0 && bits & shut::WRITE == 0 {
+                Ok(true)
+            } else {
+                Err(Errno(libc::EPIPE))
+            };
+        }
         if let Some(e) = s.take_error(self) {
             return Err(e);
         }
@@ -373,6 +428,10 @@ impl Handle {
                     }
                 }
             }
+            if span.ancillary {
+                crate::ancillary::fetch(self, how);
+                at.barrier = true;
+            }
             let n = span.len.min(left);
             if !how.discard {
                 // SAFETY: the application's buffer, at least `n` bytes from `offset`.
@@ -383,6 +442,9 @@ impl Handle {
             at.done += n;
             if !how.peek && r.left == 0 {
                 stream::release(s.in_dir, &r);
+            }
+            if at.barrier {
+                break;
             }
         }
         let got = at.done - before;
@@ -632,7 +694,14 @@ impl Stream {
     #[must_use]
     pub fn writable(&self) -> bool {
         let bits = self.sock.shut.load(Ordering::Relaxed);
-        if bits & (shut::WRITE | shut::BROKEN) != 0 || self.reader_has_closed() {
+        if bits & shut::TO_KERNEL != 0 {
+            // The kernel says so.
+            return false;
+        }
+        if bits & (shut::WRITE | shut::BROKEN) != 0
+            || self.reader_has_closed()
+            || (self.is_unix() && self.reader_is_gone())
+        {
             return true;
         }
         let mut w = self.sock.writer();

@@ -103,8 +103,11 @@ impl Counters {
             Completion::PeerGone { .. } => return self.peers_gone.add(1),
             Completion::Connected { status: Status::Ok, .. } => return self.connects.add(1),
             Completion::Accepted { status: Status::Ok, .. } => return self.accepts.add(1),
+            Completion::Claimed { status: Status::Ok, .. } => return self.connects.add(1),
+            Completion::Paired { .. } => return self.accepts.add(1),
             Completion::Connected { status, .. }
             | Completion::Accepted { status, .. }
+            | Completion::Claimed { status, .. }
             | Completion::Done { status, .. } => status,
             Completion::Ready { .. } | Completion::MakeSegment { .. } | Completion::DropSegment { .. } => {
                 return;

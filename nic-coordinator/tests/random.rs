@@ -22,6 +22,7 @@ enum Who {
 struct Process {
     group: u32,
     uid: u32,
+    pid: u32,
     netns: u64,
 }
 
@@ -63,6 +64,9 @@ impl ModelConn {
     }
 }
 
+/// Sides of connections, or offers, of one process.
+const CONNS_MAX: usize = 8;
+
 #[derive(Default)]
 struct Model {
     logic: Logic,
@@ -75,6 +79,12 @@ struct Model {
     /// Requests that must be answered once: what they asked for.
     open: BTreeMap<(u32, u32), Request>,
     making: Vec<u32>,
+    /// Ends of connections that may be claimed, by function and its number for them: pid and uid of the peer.
+    offers: BTreeMap<(u32, u32), (u32, u32)>,
+    /// Claims by those who were meant, of what those have offered who they know to be their peers.
+    honest: BTreeSet<(u32, u32)>,
+    /// Who has claimed what in this step.
+    paired: Option<(u32, u32, ConnId)>,
     /// Segments, by the functions (which are groups here) that asked and that listened, while both live.
     pairs: BTreeMap<u32, [u32; 2]>,
     /// Who heard that the other side is gone.
@@ -92,7 +102,7 @@ impl Model {
     fn new() -> Self {
         let limits = Limits {
             listeners_per_function: 4,
-            conns_per_function: 8,
+            conns_per_function: CONNS_MAX,
             waiters_per_listener: 3,
             segments_per_pair: 2,
             segments: 12,
@@ -154,6 +164,7 @@ impl Model {
         match request {
             Request::Detach { function } => {
                 self.processes.remove(&function);
+                self.offers.retain(|(owner, _), _| *owner != function);
                 self.release(Who::Function(function));
                 self.open.retain(|(owner, _), _| *owner != function);
             }
@@ -162,7 +173,17 @@ impl Model {
                 self.open.insert((f, token), request);
             }
             _ if !alive => {}
-            Request::Listen { .. } | Request::Connect { .. } | Request::Accept { .. } => {
+            Request::Retract { serial } => drop(self.offers.remove(&(f, serial))),
+            Request::Claim { function, serial, pid, uid } => {
+                if self.is_honest(f, (function, serial), (pid, uid)) {
+                    self.honest.insert((f, token));
+                }
+                self.open.insert((f, token), request);
+            }
+            Request::Listen { .. }
+            | Request::Connect { .. }
+            | Request::Accept { .. }
+            | Request::Offer { .. } => {
                 self.open.insert((f, token), request);
             }
             Request::Unlisten { listener } => {
@@ -247,7 +268,10 @@ impl Model {
             let f = o.function;
             assert!(f == 0 || self.processes.contains_key(&f) || o.token == 0, "{o:?} to nobody");
             let asked = match o.completion {
-                Completion::Done { .. } | Completion::Connected { .. } | Completion::Accepted { .. } => {
+                Completion::Done { .. }
+                | Completion::Connected { .. }
+                | Completion::Accepted { .. }
+                | Completion::Claimed { .. } => {
                     Some(self.open.remove(&(f, o.token)).unwrap_or_else(|| panic!("{o:?}: nobody asked")))
                 }
                 _ => None,
@@ -271,6 +295,18 @@ impl Model {
                     } else {
                         assert!(!more && (status != Status::Empty || !self.queued(listener)));
                     }
+                }
+                (
+                    Completion::Claimed { status, conn },
+                    Some(Request::Claim { function, serial, pid, uid }),
+                ) => {
+                    if status == Status::Ok {
+                        assert!(self.honest.contains(&(f, o.token)), "{pid} {uid} not the kernel's peer");
+                        self.claimed(f, conn, (function, serial));
+                    }
+                }
+                (Completion::Paired { serial, conn }, None) => {
+                    assert_eq!(self.paired.take(), Some((f, serial, conn)), "the claimer is told first");
                 }
                 (Completion::Ready { listener, waiting }, _) => {
                     assert_eq!(o.listener, Some(listener));
@@ -298,12 +334,13 @@ impl Model {
                 (completion, request) => panic!("{completion:?} answers {request:?}"),
             }
         }
+        assert_eq!(self.paired, None, "the offerer is told, too");
         self.check_arrivals(out);
     }
 
     fn done(&mut self, f: u32, status: Status, value: u32, request: Request) {
         match request {
-            Request::Attach { function, group, parent, nonce, uid, netns, .. } => {
+            Request::Attach { function, group, parent, nonce, uid, pid, netns } => {
                 let fork = self.forks.get(&(parent, nonce)).is_some_and(|(g, _)| *g == group);
                 let expected = function != 0
                     && function < 4096
@@ -311,7 +348,7 @@ impl Model {
                     && (parent == 0 || fork);
                 assert_eq!(status == Status::Ok, expected, "{request:?}");
                 if expected {
-                    self.processes.insert(function, Process { group, uid, netns });
+                    self.processes.insert(function, Process { group, uid, pid, netns });
                     if parent != 0 {
                         self.forks.remove(&(parent, nonce));
                         self.inherit(Who::Fork(parent, nonce), Who::Function(function));
@@ -328,6 +365,14 @@ impl Model {
                 self.listener_ids.push(value);
             }
             Request::Listen { .. } => assert_eq!(value, 0),
+            Request::Offer { serial, pid, uid } => {
+                let known = self.processes.values().any(|p| (p.pid, p.uid) == (pid, uid));
+                let full = self.offers.keys().filter(|(owner, _)| *owner == f).count() >= CONNS_MAX;
+                assert_eq!((status == Status::Ok, status == Status::NoListener), (known && !full, !known));
+                if status == Status::Ok {
+                    self.offers.insert((f, serial), (pid, uid));
+                }
+            }
             _ => assert_eq!((f, status), (0, Status::BadRequest)),
         }
     }
@@ -336,10 +381,7 @@ impl Model {
         let me = self.processes[&f];
         assert!(src.port >= 1024 || (me.uid == 0 && src.port != 0), "a privileged port");
         assert!(src.ip == dst.ip || (src.is_loopback() && dst.is_loopback()), "a claimed address");
-        let twice = self.conns.keys().any(|c| (c.segment(), c.slot()) == (conn.segment(), conn.slot()));
-        assert!(!twice, "slot of {conn:?} is in use");
-        assert!(!self.conn_ids.contains(&conn), "{conn:?} has been before");
-        assert!(!self.making.contains(&conn.segment()), "not made yet");
+        self.is_fresh(conn);
         let listener = self.logic.segments().get(conn).expect("open").listener;
         let server_group = self.logic.listeners().get(listener).expect("open").group;
         assert_eq!(self.pairs.get(&conn.segment()), Some(&[me.group, server_group]), "others' memory");
@@ -353,6 +395,39 @@ impl Model {
         );
         self.conn_ids.push(conn);
         self.arrived.insert(conn);
+    }
+
+    /// A slot that nobody uses, and an id that nobody has had.
+    fn is_fresh(&self, conn: ConnId) {
+        let twice = self.conns.keys().any(|c| (c.segment(), c.slot()) == (conn.segment(), conn.slot()));
+        assert!(!twice, "slot of {conn:?} is in use");
+        assert!(!self.conn_ids.contains(&conn), "{conn:?} has been before");
+        assert!(!self.making.contains(&conn.segment()), "not made yet");
+    }
+
+    /// Both ends name a process of the other's family.
+    fn is_honest(&self, f: u32, offer: (u32, u32), peer: (u32, u32)) -> bool {
+        let Some((offered, other)) = self.offers.get(&offer).zip(self.processes.get(&offer.0)) else {
+            return false;
+        };
+        let me = self.processes[&f];
+        let family = |group: u32, peer: (u32, u32)| {
+            self.processes.values().any(|p| (p.group, (p.pid, p.uid)) == (group, peer))
+        };
+        me.netns == other.netns && family(me.group, *offered) && family(other.group, peer)
+    }
+
+    fn claimed(&mut self, f: u32, conn: ConnId, (offerer, serial): (u32, u32)) {
+        let (me, other) = (self.processes[&f], self.processes[&offerer]);
+        self.offers.remove(&(offerer, serial)).expect("an offer that stands");
+        self.is_fresh(conn);
+        assert_eq!(self.pairs.get(&conn.segment()), Some(&[other.group, me.group]), "others' memory");
+        let holders = [BTreeSet::from([Who::Function(offerer)]), BTreeSet::from([Who::Function(f)])];
+        let (dst, netns) = (Addr::default(), me.netns);
+        self.conns
+            .insert(conn, ModelConn { holders, listener: 0, queued: false, ends: [None; 2], dst, netns });
+        self.conn_ids.push(conn);
+        self.paired = Some((offerer, serial, conn));
     }
 
     fn accepted(&mut self, f: u32, conn: ConnId, local: Addr, listener: u32) {
@@ -426,7 +501,9 @@ impl Model {
         // Whatever is unanswered waits for something.
         for ((f, _), request) in &self.open {
             match request {
-                Request::Connect { .. } => assert!(!self.making.is_empty(), "{f} waits for no segment"),
+                Request::Connect { .. } | Request::Claim { .. } => {
+                    assert!(!self.making.is_empty(), "{f} waits for no segment")
+                }
                 Request::Accept { .. } => {}
                 other => panic!("{other:?} of {f} is not answered"),
             }
@@ -483,15 +560,18 @@ fn step(m: &mut Model, (kind, a, b, c): Step) {
     let f = u32::from(a % 6);
     let listener = pick(&m.listener_ids, b, 77);
     let conn = pick(&m.conn_ids, b, ConnId(77));
-    match kind % 20 {
+    match kind % 24 {
         0 | 1 => {
             let (uid, netns) = (u32::from(b % 3) * 500, 1 + u64::from(b % 5 == 4));
-            m.ask(0, Request::Attach { function: f, group: f, parent: 0, nonce: 0, uid, pid: 1, netns });
+            m.ask(
+                0,
+                Request::Attach { function: f, group: f, parent: 0, nonce: 0, uid, pid: 100 + f, netns },
+            );
         }
         2 => {
             let (parent, nonce) = pick(&m.forks.keys().copied().collect::<Vec<_>>(), b, (9, 9));
             let group = m.forks.get(&(parent, nonce)).map_or(9, |(group, _)| group + u32::from(c % 4 == 3));
-            m.ask(0, Request::Attach { function: f, group, parent, nonce, uid: 0, pid: 1, netns: 1 });
+            m.ask(0, Request::Attach { function: f, group, parent, nonce, uid: 0, pid: 100 + f, netns: 1 });
         }
         3 => m.ask(0, Request::Detach { function: f }),
         4 | 5 => m.ask(
@@ -519,6 +599,20 @@ fn step(m: &mut Model, (kind, a, b, c): Step) {
             1 => m.ask(f, Request::Lend { nonce: u64::from(b % 4), conn, side: u32::from(b % 2) }),
             _ => m.ask(f, Request::Fork { nonce: u64::from(b % 4) }),
         },
+        19 | 20 => {
+            let (pid, uid) = m.processes.get(&u32::from(b % 6)).map_or((1, 0), |p| (p.pid, p.uid));
+            m.ask(f, Request::Offer { serial: u32::from(c % 3), pid, uid });
+        }
+        21 => {
+            // Mostly an honest claim: the offer says who may make it, and the claimer who offers.
+            let offers: Vec<_> = m.offers.iter().map(|(key, peer)| (*key, *peer)).collect();
+            let ((function, serial), offered) = pick(&offers, b, ((f, 0), (1, 0)));
+            let claimer = m.processes.iter().find(|(_, p)| (p.pid, p.uid) == offered).map_or(f, |(n, _)| *n);
+            let (pid, uid) = m.processes.get(&function).map_or((1, 0), |p| (p.pid, p.uid));
+            let claimer = if c % 8 == 7 { f } else { claimer };
+            m.ask(claimer, Request::Claim { function, serial, pid: pid + u32::from(c % 16 == 6), uid });
+        }
+        22 if c % 4 == 0 => m.ask(f, Request::Retract { serial: u32::from(b % 3) }),
         _ => {
             let segment = pick(&m.making, b, 78);
             m.ask(0, Request::SegmentMade { segment, ok: c % 4 != 0 });

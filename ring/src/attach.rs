@@ -64,6 +64,8 @@ pub enum Reply {
         group: u32,
         /// Incarnation of the coordinator.
         epoch: u32,
+        /// Process id, as the agent sees it.
+        pid: u32,
     },
     /// [`SEGMENT_FDS`] descriptors follow.
     Segment {
@@ -225,7 +227,9 @@ impl Reply {
     #[must_use]
     pub fn to_wire(self) -> Wire {
         match self {
-            Reply::Welcome { function, group, epoch } => frame(65, [function, group, epoch], 0, None),
+            Reply::Welcome { function, group, epoch, pid } => {
+                frame(65, [function, group, epoch], u64::from(pid), None)
+            }
             Reply::Segment { side } => frame(66, [side, 0, 0], 0, None),
             Reply::Report => frame(67, [0; 3], 0, None),
             Reply::Leased => frame(68, [0; 3], 0, None),
@@ -239,9 +243,12 @@ impl Reply {
     /// # Errors
     /// [`BadMessage`] says what is wrong.
     pub fn from_wire(bytes: &[u8]) -> Result<Reply, BadMessage> {
-        let (kind, [a, b, c], _, text) = unframe(bytes)?;
+        let (kind, [a, b, c], nonce, text) = unframe(bytes)?;
         match kind {
-            65 if a != 0 => Ok(Reply::Welcome { function: a, group: b, epoch: c }),
+            65 if a != 0 => {
+                let pid = u32::try_from(nonce).map_err(|_| BadMessage::Malformed)?;
+                Ok(Reply::Welcome { function: a, group: b, epoch: c, pid })
+            }
             66 if a < 2 => Ok(Reply::Segment { side: a }),
             67 => Ok(Reply::Report),
             68 => Ok(Reply::Leased),

@@ -234,6 +234,32 @@ pub enum Request {
         /// From the `Listen` answer.
         listener: u32,
     },
+    /// A connected `AF_UNIX` socket of this process, soon bound to a name that tells its function and `serial`, wants memory
+    /// together with its peer (SPEC 3.10). The answer's value is 0; `Paired` says that there is some.
+    Offer {
+        /// This process's number for it.
+        serial: u32,
+        /// The peer by `SO_PEERCRED`: process id.
+        pid: u32,
+        /// Its user id.
+        uid: u32,
+    },
+    /// The offer does not stand any more. No answer.
+    Retract {
+        /// Which.
+        serial: u32,
+    },
+    /// This process has the other end of the socket that was offered. Answered by `Claimed`.
+    Claim {
+        /// Who offered it.
+        function: u32,
+        /// Under which number.
+        serial: u32,
+        /// The peer by `SO_PEERCRED`: process id.
+        pid: u32,
+        /// Its user id.
+        uid: u32,
+    },
     /// Agent only: a process is attached as `function`.
     Attach {
         /// New function number.
@@ -307,6 +333,11 @@ impl Request {
             Request::ForkFailed { nonce } => (9, [nonce, 0, 0, 0, 0, 0]),
             Request::Lend { nonce, conn, side } => (10, [nonce, conn.0, u64::from(side), 0, 0, 0]),
             Request::Withdraw { listener } => (11, [u64::from(listener), 0, 0, 0, 0, 0]),
+            Request::Offer { serial, pid, uid } => (12, [u64::from(serial), pair(pid, uid), 0, 0, 0, 0]),
+            Request::Retract { serial } => (13, [u64::from(serial), 0, 0, 0, 0, 0]),
+            Request::Claim { function, serial, pid, uid } => {
+                (14, [pair(function, serial), pair(pid, uid), 0, 0, 0, 0])
+            }
             Request::Attach { function, group, parent, nonce, uid, pid, netns } => {
                 (32, [pair(function, group), pair(parent, uid), nonce, u64::from(pid), netns, 0])
             }
@@ -338,6 +369,9 @@ impl Request {
             9 => Request::ForkFailed { nonce: a },
             10 if c < 2 => Request::Lend { nonce: a, conn: ConnId(b), side: lo(c) },
             11 => Request::Withdraw { listener: u32::try_from(a).map_err(|_| Malformed)? },
+            12 => Request::Offer { serial: u32::try_from(a).map_err(|_| Malformed)?, pid: lo(b), uid: hi(b) },
+            13 => Request::Retract { serial: u32::try_from(a).map_err(|_| Malformed)? },
+            14 => Request::Claim { function: lo(a), serial: hi(a), pid: lo(b), uid: hi(b) },
             32 => Request::Attach {
                 function: lo(a),
                 group: hi(a),
@@ -365,7 +399,7 @@ impl Request {
 pub enum Completion {
     /// Carries nothing but the credit.
     Credit,
-    /// Answer to `Listen` and `Attach`.
+    /// Answer to `Listen`, `Offer` and `Attach`.
     Done {
         /// Outcome.
         status: Status,
@@ -406,6 +440,20 @@ pub enum Completion {
         /// As a reset, whatever was read (the listener was closed).
         reset: bool,
     },
+    /// Answer to `Claim`.
+    Claimed {
+        /// `Ok`, `Empty` (not offered, or not yet), or why not.
+        status: Status,
+        /// The claimer's side of it (side 1).
+        conn: ConnId,
+    },
+    /// An offer was claimed: the offerer holds side 0 of this connection now.
+    Paired {
+        /// Which offer.
+        serial: u32,
+        /// The connection.
+        conn: ConnId,
+    },
     /// Agent only: make the memory of a segment for two groups. Answered by `SegmentMade`.
     MakeSegment {
         /// Number to give it.
@@ -439,6 +487,8 @@ impl Completion {
                 (68, Status::Ok, [pair(listener, u32::from(waiting)), 0, 0, 0, 0, 0])
             }
             Completion::PeerGone { conn, reset } => (69, Status::Ok, [conn.0, u64::from(reset), 0, 0, 0, 0]),
+            Completion::Claimed { status, conn } => (70, status, [conn.0, 0, 0, 0, 0, 0]),
+            Completion::Paired { serial, conn } => (71, Status::Ok, [u64::from(serial), conn.0, 0, 0, 0, 0]),
             Completion::MakeSegment { segment, client_group, server_group } => {
                 (96, Status::Ok, [u64::from(segment), pair(client_group, server_group), 0, 0, 0, 0])
             }
@@ -467,6 +517,8 @@ impl Completion {
             },
             68 => Completion::Ready { listener: lo(a), waiting: hi(a) != 0 },
             69 => Completion::PeerGone { conn: ConnId(a), reset: b != 0 },
+            70 => Completion::Claimed { status, conn: ConnId(a) },
+            71 => Completion::Paired { serial: u32::try_from(a).map_err(|_| Malformed)?, conn: ConnId(b) },
             96 => Completion::MakeSegment {
                 segment: u32::try_from(a).map_err(|_| Malformed)?,
                 client_group: lo(b),

@@ -221,8 +221,8 @@ reasons! {
     None = 0, "-", "accelerated";
     /// No agent.
     NoAgent = 1, "no-agent", "no IPC-Direct agent answered when the socket was made";
-    /// Not TCP.
-    Family = 2, "family", "only TCP over IPv4 and IPv6 is accelerated so far";
+    /// Neither TCP nor an `AF_UNIX` stream.
+    Family = 2, "family", "only TCP and AF_UNIX streams are accelerated so far";
     /// Destination elsewhere.
     Remote = 3, "remote", "the other end is not an address of this host";
     /// Nobody listens with the shim.
@@ -240,7 +240,7 @@ reasons! {
     /// Coordinator silent.
     CoordinatorGone = 10, "coordinator-gone", "the coordinator or agent did not answer or is gone";
     /// Binding the client's address failed.
-    Source = 11, "source-address", "the client's source address could not be reserved";
+    Source = 11, "source-address", "the client's own address could not be reserved, or is an AF_UNIX name";
     /// An option that user space can't honour.
     Option = 12, "socket-option", "a socket option is set that only the kernel implements";
     /// Came from elsewhere.
@@ -248,7 +248,7 @@ reasons! {
     /// Table full.
     TooMany = 14, "too-many", "the process has more descriptors than the shim tracks";
     /// An operation on a pipe.
-    Operation = 32, "operation", "an operation that only the kernel can do (epoll, splice, ...) was made on this pipe";
+    Operation = 32, "operation", "an operation that only the kernel can do (epoll, splice, ...) was made on this pipe, or one (shutdown, MSG_OOB) on this AF_UNIX connection before it left the kernel";
     /// Inherited by a program without the shim.
     Relayed = 15, "relayed", "a program without the shim has it, too: a relay process copies, or the kernel accepts";
     /// Shared by fork too early.
@@ -259,8 +259,10 @@ reasons! {
     UnixMessage = 17, "unix-message", "AF_UNIX datagram and seqpacket sockets go through the kernel";
     /// Closed or replaced by a raw system call.
     Escaped = 18, "escaped", "the descriptor was closed or replaced by a system call that did not come through libc";
-    /// In another network namespace than the process when it attached.
-    Namespace = 19, "other-namespace", "the socket belongs to another network namespace than the one the process attached in";
+    /// In another network namespace than the process when it attached, or (`AF_UNIX`) in another pid namespace than the agent.
+    Namespace = 19, "other-namespace", "the socket is of another network namespace than the process had when it attached, or the process of another pid namespace";
+    /// An `AF_UNIX` connection that has just begun.
+    Few = 21, "few-messages", "an AF_UNIX connection begins in the kernel, and leaves it after some messages if both sides can";
     /// Not of this version.
     Unknown = 255, "unknown", "unknown reason";
 }

@@ -5,7 +5,8 @@
 //! is published: so one small message costs one cache line, and the reader needs no index of the writer's.
 //!
 //! ```text
-//! header: bits 0-31 payload bytes, 32-39 kind (1 data, 2 skip to the ring's start, 3 one urgent byte), 63 valid
+//! header: bits 0-31 payload bytes, 32-39 kind (1 data, 2 skip to the ring's start, 3 one urgent byte, 4 data with something
+//!         beside it at the kernel), 63 valid
 //! ```
 //!
 //! Positions are bytes since the beginning, never wrapped; each side keeps its own in memory that the
@@ -27,6 +28,7 @@ const VALID: u64 = 1 << 63;
 const KIND_DATA: u64 = 1 << 32;
 const KIND_SKIP: u64 = 2 << 32;
 const KIND_URGENT: u64 = 3 << 32;
+const KIND_ANCILLARY: u64 = 4 << 32;
 
 /// The bytes of a ring, a power of two of them, as headers and payload. The shipped one is [`RingBytes`]; the loom tests
 /// bring one that detects overlapping accesses.
@@ -148,6 +150,8 @@ pub struct Span {
     pub len: usize,
     /// Reader: this is the byte of an urgent record, and the reader stands before it ([`crate::urgent`]).
     pub urgent: bool,
+    /// Reader: ancillary data belongs to the first byte of this record (SPEC 4.9), and the reader has not taken it yet.
+    pub ancillary: bool,
 }
 
 const fn padded(len: u64) -> u64 {
@@ -228,7 +232,7 @@ pub fn reserve(
     if len == 0 {
         return Ok(None);
     }
-    Ok(Some(Span { at: (offset + HEADER) as usize, len: len as usize, urgent: false }))
+    Ok(Some(Span { at: (offset + HEADER) as usize, len: len as usize, urgent: false, ancillary: false }))
 }
 
 /// Writer: publishes the `len` bytes (1 to the reserved length) that were copied to the reserved span.
@@ -240,6 +244,18 @@ pub fn commit(mem: &impl Memory, w: &mut Writer, len: usize) -> Result<(), Viola
     let len = len as u64;
     let step = HEADER + padded(len);
     publish(mem, w.tail, KIND_DATA | VALID | len, step)?;
+    w.tail += step;
+    Ok(())
+}
+
+/// Writer: [`commit`] of data that ancillary data belongs to, which is at the kernel already (SPEC 4.9).
+///
+/// # Errors
+/// As [`commit`].
+pub fn commit_ancillary(mem: &impl Memory, w: &mut Writer, len: usize) -> Result<(), Violation> {
+    let len = len as u64;
+    let step = HEADER + padded(len);
+    publish(mem, w.tail, KIND_ANCILLARY | VALID | len, step)?;
     w.tail += step;
     Ok(())
 }
@@ -276,7 +292,7 @@ fn publish(mem: &impl Memory, tail: u64, header: u64, step: u64) -> Result<(), V
 #[allow(clippy::cast_possible_truncation)] // lengths and offsets are below the ring's size
 pub fn next(mem: &impl Memory, r: &mut Reader) -> Result<Option<Span>, Violation> {
     let size = mem.size();
-    let mut urgent = false;
+    let (mut urgent, mut ancillary) = (false, false);
     if r.left == 0 {
         // At most two steps: a skip is followed by something else.
         let mut header = load_header(mem, r.pos)?;
@@ -293,10 +309,11 @@ pub fn next(mem: &impl Memory, r: &mut Reader) -> Result<Option<Span>, Violation
         let offset = r.pos & (size - 1);
         let len = header & 0xffff_ffff;
         if header != KIND_DATA | VALID | len {
-            if header != KIND_URGENT | VALID | 1 {
+            urgent = header == KIND_URGENT | VALID | 1;
+            ancillary = header == KIND_ANCILLARY | VALID | len;
+            if !urgent && !ancillary {
                 return Err(Violation);
             }
-            urgent = true;
         }
         if len == 0 || len > size - offset - HEADER {
             return Err(Violation);
@@ -305,7 +322,7 @@ pub fn next(mem: &impl Memory, r: &mut Reader) -> Result<Option<Span>, Violation
         r.left = len as u32;
     }
     let start = (r.pos & (size - 1)) + HEADER + u64::from(r.len) - u64::from(r.left);
-    Ok(Some(Span { at: start as usize, len: r.left as usize, urgent }))
+    Ok(Some(Span { at: start as usize, len: r.left as usize, urgent, ancillary }))
 }
 
 #[inline(always)]

@@ -44,6 +44,14 @@ fn request() -> impl Strategy<Value = Request> {
         any::<u64>().prop_map(|nonce| Request::ForkFailed { nonce }),
         (any::<u64>(), conn(), 0..2u32).prop_map(|(nonce, conn, side)| Request::Lend { nonce, conn, side }),
         any::<u32>().prop_map(|listener| Request::Withdraw { listener }),
+        three().prop_map(|(serial, pid, uid)| Request::Offer { serial, pid, uid }),
+        any::<u32>().prop_map(|serial| Request::Retract { serial }),
+        any::<[u32; 4]>().prop_map(|[function, serial, pid, uid]| Request::Claim {
+            function,
+            serial,
+            pid,
+            uid
+        }),
         (three(), any::<u64>(), any::<[u32; 2]>(), any::<u64>()).prop_map(
             |((function, group, parent), nonce, [uid, pid], netns)| Request::Attach {
                 function,
@@ -70,6 +78,8 @@ fn completion() -> impl Strategy<Value = Completion> {
         }),
         (any::<u32>(), any::<bool>()).prop_map(|(listener, waiting)| Completion::Ready { listener, waiting }),
         (conn(), any::<bool>()).prop_map(|(conn, reset)| Completion::PeerGone { conn, reset }),
+        (status(), conn()).prop_map(|(status, conn)| Completion::Claimed { status, conn }),
+        (any::<u32>(), conn()).prop_map(|(serial, conn)| Completion::Paired { serial, conn }),
         any::<[u32; 3]>().prop_map(|[segment, client_group, server_group]| Completion::MakeSegment {
             segment,
             client_group,
@@ -91,11 +101,8 @@ fn call() -> impl Strategy<Value = Call> {
 
 fn reply() -> impl Strategy<Value = Reply> {
     prop_oneof![
-        (1..u32::MAX, any::<u32>(), any::<u32>()).prop_map(|(function, group, epoch)| Reply::Welcome {
-            function,
-            group,
-            epoch
-        }),
+        (1..u32::MAX, any::<u32>(), any::<u32>(), any::<u32>())
+            .prop_map(|(function, group, epoch, pid)| { Reply::Welcome { function, group, epoch, pid } }),
         (0..2u32).prop_map(|side| Reply::Segment { side }),
         Just(Reply::Report),
         Just(Reply::Leased),
@@ -118,7 +125,7 @@ fn bus_msg() -> impl Strategy<Value = BusMsg> {
 
 /// Entries with a known kind more often than not.
 fn raw() -> impl Strategy<Value = Raw> {
-    let kind = prop_oneof![1..10u8, 32..35u8, 64..70u8, 96..98u8, any::<u8>()];
+    let kind = prop_oneof![1..15u8, 32..35u8, 64..72u8, 96..98u8, any::<u8>()];
     let word = || prop_oneof![0..4u64, 0..1u64 << 33, any::<u64>()];
     let body = [word(), word(), word(), word(), word(), word()];
     (kind, prop_oneof![0..9u16, any::<u16>()], any::<u32>(), body)

@@ -13,10 +13,11 @@ use support::{StreamMemory, copy_in, copy_out};
 
 #[derive(Clone, Debug)]
 enum Op {
-    /// Reserve `want`, commit `part`/256 of what was given.
+    /// Reserve `want`, commit `part`/256 of what was given, maybe with something beside it.
     Write {
         want: usize,
         part: u8,
+        ancillary: bool,
     },
     /// Take `part`/256 of the next span.
     Read {
@@ -33,7 +34,8 @@ fn op() -> impl Strategy<Value = Op> {
     let want = prop_oneof![1..=40usize, 1..=3 * RECORD_MAX];
     let part = prop_oneof![Just(255u8), any::<u8>()];
     prop_oneof![
-        4 => (want, part.clone()).prop_map(|(want, part)| Op::Write { want, part }),
+        4 => (want, part.clone(), any::<bool>())
+            .prop_map(|(want, part, ancillary)| Op::Write { want, part, ancillary }),
         4 => part.prop_map(|part| Op::Read { part }),
         3 => Just(Op::Release),
         1 => Just(Op::Unread),
@@ -57,6 +59,9 @@ struct Sut {
     r: Reader,
     written: u64,
     oracle: VecDeque<u8>,
+    /// Bytes written before each record that something belongs to, and bytes read.
+    beside: VecDeque<u64>,
+    taken: u64,
 }
 
 impl Sut {
@@ -75,6 +80,8 @@ impl Sut {
             r: Reader { pos: start, left: 0, len: 0 },
             written: 0,
             oracle: VecDeque::new(),
+            beside: VecDeque::new(),
+            taken: 0,
         }
     }
 
@@ -87,7 +94,8 @@ impl Sut {
         self.mem.ring_region().len() as u64 - (self.w.tail - consumed)
     }
 
-    fn write(&mut self, want: usize, part: u8) {
+    fn write(&mut self, want: usize, part: u8, ancillary: bool) {
+        let start = self.written;
         let free = self.free();
         let ring = self.mem.ring();
         let Some(span) = stream::reserve(&ring, self.mem.direction(), &mut self.w, want).unwrap() else {
@@ -104,7 +112,12 @@ impl Sut {
             })
             .collect();
         copy_in(&ring, span, &bytes);
-        stream::commit(&ring, &mut self.w, bytes.len()).unwrap();
+        if ancillary {
+            stream::commit_ancillary(&ring, &mut self.w, bytes.len()).unwrap();
+            self.beside.push_back(start);
+        } else {
+            stream::commit(&ring, &mut self.w, bytes.len()).unwrap();
+        }
         self.oracle.extend(bytes);
     }
 
@@ -114,10 +127,16 @@ impl Sut {
             return false;
         };
         self.inside(span);
+        let due = self.beside.front() == Some(&self.taken);
+        assert_eq!(span.ancillary, due, "it belongs to the first byte of its record, once");
+        if due {
+            self.beside.pop_front();
+        }
         let got = copy_out(&self.mem.ring(), span, part_of(span.len, part));
         let expected: Vec<u8> = self.oracle.drain(..got.len()).collect();
         assert_eq!(got, expected);
         stream::take(&mut self.r, got.len());
+        self.taken += got.len() as u64;
         true
     }
 
@@ -130,7 +149,7 @@ impl Sut {
 
     fn step(&mut self, op: &Op) {
         match *op {
-            Op::Write { want, part } => self.write(want, part),
+            Op::Write { want, part, ancillary } => self.write(want, part, ancillary),
             Op::Read { part } => {
                 self.read(part);
             }
@@ -163,7 +182,7 @@ impl Sut {
         self.release();
         assert!(stream::drained(self.mem.direction(), &self.w));
         // An empty ring takes a message, whatever its position.
-        self.write(1, 255);
+        self.write(1, 255, false);
         assert_eq!(self.oracle.len(), 1);
         assert!(self.read(255));
     }
@@ -227,7 +246,7 @@ fn hostile(start: u64, bytes: usize, words: &[u64], ops: &[(Op, Option<u64>, u64
         ring.header(sut.r.pos % bytes as u64).unwrap().store(*word, Ordering::Relaxed);
         let (w, r) = (sut.w, sut.r);
         match *op {
-            Op::Write { want, part } => match stream::reserve(&ring, dir, &mut sut.w, want) {
+            Op::Write { want, part, .. } => match stream::reserve(&ring, dir, &mut sut.w, want) {
                 Ok(Some(span)) => {
                     sut.inside(span);
                     stream::commit(&ring, &mut sut.w, part_of(span.len, part)).unwrap();
@@ -268,7 +287,7 @@ fn hostile(start: u64, bytes: usize, words: &[u64], ops: &[(Op, Option<u64>, u64
 #[test]
 fn s4_3_a_skip_record_takes_the_last_word_of_the_ring() {
     let mut sut = Sut::at(64 - 8, 64);
-    sut.write(8, 255);
+    sut.write(8, 255, false);
     let last = sut.mem.ring().header(56).unwrap().load(Ordering::Relaxed);
     assert_eq!(last, 1 << 63 | 2 << 32);
     assert_eq!(sut.w.tail, 56 + 8 + 16);
@@ -314,7 +333,7 @@ fn s4_6_a_reader_position_outside_of_what_was_written_is_a_violation() {
     {
         let mut sut = Sut::at(4096, 64);
         for _ in 0..3 {
-            sut.write(8, 255);
+            sut.write(8, 255, false);
         }
         sut.mem.direction().consumed.store(consumed, Ordering::Relaxed);
         let got = stream::reserve(&sut.mem.ring(), sut.mem.direction(), &mut sut.w, 32);
@@ -325,7 +344,7 @@ fn s4_6_a_reader_position_outside_of_what_was_written_is_a_violation() {
 #[test]
 fn s4_4_space_inside_a_record_is_freed_in_words() {
     let mut sut = Sut::at(0, 1024);
-    sut.write(100, 255);
+    sut.write(100, 255, false);
     let mut freed = Vec::new();
     for n in [1, 6, 1, 92] {
         stream::next(&sut.mem.ring(), &mut sut.r).unwrap();
@@ -339,7 +358,7 @@ fn s4_4_space_inside_a_record_is_freed_in_words() {
 #[test]
 fn s4_5_the_end_is_told_after_the_data() {
     let mut sut = Sut::at(0, 1024);
-    sut.write(5, 255);
+    sut.write(5, 255, false);
     sut.mem.direction().state.store(state::FIN, Ordering::Release);
     assert_eq!(sut.mem.direction().state.load(Ordering::Acquire), state::FIN);
     assert!(sut.read(255));
@@ -350,7 +369,7 @@ fn s4_5_the_end_is_told_after_the_data() {
 fn s4_8_the_last_urgent_byte_is_told_ahead_and_stands_in_the_stream() {
     let mut sut = Sut::at(40, 128);
     assert_eq!(urgent::ahead(sut.mem.direction(), &sut.r), None);
-    sut.write(3, 255);
+    sut.write(3, 255, false);
     for byte in [7, 8] {
         let span = stream::reserve(&sut.mem.ring(), sut.mem.direction(), &mut sut.w, 1).unwrap().unwrap();
         urgent::announce(sut.mem.direction(), &sut.w, byte);
@@ -375,7 +394,7 @@ fn s4_8_the_last_urgent_byte_is_told_ahead_and_stands_in_the_stream() {
 #[test]
 fn s5_5_open_empties_the_ring() {
     let mut sut = Sut::at(0, 64);
-    sut.write(8, 255);
+    sut.write(8, 255, false);
     sut.mem.direction().state.store(state::RST, Ordering::Release);
     assert!(!stream::is_open(sut.mem.direction(), 2));
     stream::open(&sut.mem.ring(), sut.mem.direction(), 2);

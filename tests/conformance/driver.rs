@@ -20,6 +20,9 @@ use crate::transcript::Transcript;
 /// As many looks in a row must find a thread asleep: one may catch it on its way into the call.
 const ASLEEP_LOOKS: u32 = 4;
 
+/// Exchanges after which an `AF_UNIX` connection has left the kernel.
+pub const GROWN: usize = 24;
+
 /// Which sides run under the shim, and whether both are one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -449,7 +452,21 @@ impl Duo {
         let l = self.unix_listener(ty, &name, 16);
         let c = self.c.socket(libc::AF_UNIX, ty);
         self.c.connect(c, &name);
-        Pair { l, s: self.s.accept(l), c }
+        let p = Pair { l, s: self.s.accept(l), c };
+        if ty == libc::SOCK_STREAM {
+            self.grow(p);
+        }
+        p
+    }
+
+    /// Exchanges so many messages that an `AF_UNIX` connection has left the kernel, in both directions, if it can.
+    pub fn grow(&self, p: Pair) {
+        for _ in 0..GROWN {
+            self.c.send(p.c, b"growing");
+            self.s.recv(p.s, 64);
+            self.s.send(p.s, b"grown");
+            self.c.recv(p.c, 64);
+        }
     }
 
     /// True when both sides are one process; a case that makes no sense then returns at once.

@@ -15,6 +15,7 @@ use crate::{
 pub const CASES: &[Case] = &[
     ("epoll::one_shot_that_was_shot_before_the_connection", User, shot_before),
     ("epoll::data_is_no_edge_for_a_writer", User, data_no_edge),
+    ("epoll::own_shutdown_is_an_edge", User, each_shutdown),
     ("epoll::level_triggered", User, level),
     ("epoll::level_with_partial_reads", User, level_partial),
     ("epoll::edge_triggered", User, edge),
@@ -576,4 +577,23 @@ fn data_no_edge(t: &Duo) {
     t.s.settle(p.s, libc::POLLRDHUP);
     t.s.epoll_wait(ep, 0);
     t.s.epoll_wait(ep, 0);
+}
+
+/// Whatever is watched, and each time.
+fn each_shutdown(t: &Duo) {
+    for (events, how) in [(EPOLLOUT, SHUT_WR), (EPOLLIN | EPOLLOUT, libc::SHUT_RD), (EPOLLRDHUP, SHUT_RDWR)] {
+        let p = t.pair();
+        let ep = t.s.epoll();
+        t.s.epoll_add(ep, p.s, events | EPOLLET);
+        for _ in 0..2 {
+            t.s.epoll_wait(ep, 0);
+            t.s.epoll_wait(ep, 0);
+            t.s.shutdown(p.s, how);
+        }
+        t.s.epoll_wait(ep, 0);
+        t.s.close(ep);
+        t.s.close(p.s);
+        t.c.close(p.c);
+        t.s.close(p.l);
+    }
 }

@@ -16,6 +16,7 @@ mod driver;
 mod end;
 mod epoll;
 mod families;
+mod fifos;
 mod figures;
 mod forks;
 mod inherit;
@@ -25,19 +26,25 @@ mod matrix;
 mod names;
 mod opening;
 mod options;
+mod pipe_children;
 mod pipes;
 mod polling;
 mod programs;
 mod reading;
 mod sets;
 mod signals;
+mod socketpairs;
 mod symbols;
 mod threads;
 mod transcript;
 mod transfers;
 mod udp;
+mod unix_lives;
 mod unix_messages;
+mod unix_names;
+mod unix_rights;
 mod unix_stream;
+mod unix_switch;
 mod urgent;
 mod watches;
 mod zerocopy;
@@ -113,6 +120,10 @@ const GROUPS: &[Group] = &[
     two(Family::Tcp, threads::CASES),
     two(Family::Tcp, transfers::CASES),
     two(Family::Udp, udp::CASES),
+    two(Family::UnixStream, unix_lives::CASES),
+    two(Family::UnixStream, unix_names::CASES),
+    two(Family::UnixStream, unix_switch::CASES),
+    two(Family::UnixStream, unix_rights::CASES),
     two(Family::UnixStream, unix_stream::CASES),
     two(Family::UnixSeqpacket, unix_messages::SEQPACKET),
     two(Family::UnixDgram, unix_messages::DGRAM),
@@ -127,9 +138,10 @@ const GROUPS: &[Group] = &[
     one(Family::Pipe, alike::PIPE),
     one(Family::Fifo, alike::FIFO),
     one(Family::Udp, alike::UDP),
-    one(Family::Pipe, pipes::PIPES),
-    one(Family::Fifo, pipes::FIFOS),
-    one(Family::Socketpair, pipes::SOCKETPAIRS),
+    one(Family::Pipe, pipes::CASES),
+    one(Family::Pipe, pipe_children::CASES),
+    one(Family::Fifo, fifos::CASES),
+    one(Family::Socketpair, socketpairs::CASES),
 ];
 
 const WORKER: &str = env!("CARGO_BIN_EXE_case-worker");

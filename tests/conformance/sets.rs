@@ -17,6 +17,8 @@ pub const CASES: &[Case] = &[
     ("epoll::dup_outlives_the_first", User, dup_outlives),
     ("epoll::dup2_of_the_set", User, dup2),
     ("epoll::closed_set_is_gone", User, closed),
+    ("epoll::closed_under_a_waiter", User, closed_under_waiter),
+    ("epoll::closed_under_a_waiter_and_replaced", User, replaced_under_waiter),
     ("epoll::cloexec", Any, cloexec),
     ("epoll::pwait_with_a_mask", User, |t| masked(t, false)),
     ("epoll::pwait2_with_a_mask", User, |t| masked(t, true)),
@@ -347,4 +349,39 @@ fn checked_wait(t: &Duo, by: PollBy) {
     t.s.until_blocked();
     t.c.send(p.c, b"x");
     t.s.join(waiting);
+}
+
+/// The waiter hears of what comes to the set that nobody has a descriptor of any more.
+fn closed_under_waiter(t: &Duo) {
+    let p = t.pair();
+    let ep = t.s.epoll();
+    t.s.epoll_add(ep, p.s, EPOLLIN);
+    let waiting = t.s.start(Op::EpollWait { ep, max: 4, timeout_ms: 10_000 });
+    t.s.until_blocked();
+    t.s.close(ep);
+    t.c.send(p.c, b"x");
+    t.s.join(waiting);
+    t.s.recv(p.s, 4);
+    t.s.epoll();
+}
+
+fn replaced_under_waiter(t: &Duo) {
+    let p = t.pair();
+    let ep = t.s.epoll();
+    t.s.epoll_add(ep, p.s, EPOLLIN);
+    let waiting = t.s.start(Op::EpollWait { ep, max: 4, timeout_ms: 10_000 });
+    t.s.until_blocked();
+    let other = t.s.epoll();
+    t.s.call(Op::Dup2 { fd: other, to: ep });
+    t.s.close(other);
+    // Wakes whoever sleeps in the shim.
+    let c = t.c.tcp();
+    let s = t.s.tcp();
+    t.c.close(c);
+    t.s.close(s);
+    t.s.epoll_add(ep, p.s, EPOLLOUT);
+    t.s.epoll_wait(ep, 0);
+    t.c.send(p.c, b"x");
+    t.s.join(waiting);
+    t.s.epoll_wait(ep, 0);
 }

@@ -14,6 +14,8 @@ use harness::suite::{self, Test};
 const TESTS: &[Test] = &[
     ("kill::busy_client", kills::busy_client),
     ("kill::busy_server", kills::busy_server),
+    ("kill::busy_unix_client", kills::busy_unix_client),
+    ("kill::busy_unix_server", kills::busy_unix_server),
     ("kill::idle_client", kills::idle_client),
     ("kill::idle_server", kills::idle_server),
     ("kill::agent", kills::agent),

@@ -1,9 +1,10 @@
 //! Who is who: pid and user namespaces, users, chroot.
 
+use harness::voice::Voice;
 use harness::{Outcome, bins, ensure};
 use rustix::process::Signal;
 
-use crate::scene::{At, Scene, Voice, all_in_user_space, compare};
+use crate::scene::{At, Scene, all_in_user_space, compare};
 
 /// The scene's program behind another program's arguments.
 fn behind(scene: &Scene<'_>, program: &str, options: &[&str], arguments: &[&str]) -> Outcome<Voice> {

@@ -6,9 +6,10 @@ use harness::census::Census;
 use harness::child::run_ok;
 use harness::instance::Instance;
 use harness::scratch::Scratch;
+use harness::voice::Voice;
 use harness::{Outcome, bins, ensure};
 
-use crate::scene::{ADDRESS_A, At, BOUND, Voice, all_in_user_space, compare, none_in_user_space};
+use crate::scene::{ADDRESS_A, At, BOUND, all_in_user_space, compare, none_in_user_space};
 
 pub fn loopback() -> Outcome {
     compare(

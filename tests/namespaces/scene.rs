@@ -1,17 +1,17 @@
 //! Two network namespaces joined by a veth pair, and the programs that talk in and between them.
 
 use std::ffi::OsStr;
-use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use harness::census::Census;
-use harness::child::{Guarded, run_ok};
+use harness::child::run_ok;
 use harness::counters::Totals;
 use harness::instance::Instance;
-use harness::{Failure, Outcome, bins, ensure, fail};
+use harness::voice::Voice;
+use harness::{Outcome, bins, ensure, fail};
 
 pub const BOUND: Duration = Duration::from_secs(60);
 
@@ -200,32 +200,4 @@ impl Drop for Scene<'_> {
 
 fn ip(arguments: &[&str]) -> Outcome<String> {
     run_ok(Command::new(bins::program("ip")?).args(arguments), BOUND)
-}
-
-/// A process that says lines.
-pub struct Voice {
-    pub process: Guarded,
-    lines: std::cell::RefCell<BufReader<ChildStdout>>,
-}
-
-impl Voice {
-    pub fn of(mut command: Command) -> Outcome<Voice> {
-        let mut process = Guarded::spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()))?;
-        let out = process.stdout().ok_or_else(|| Failure("its output is not piped".into()))?;
-        Ok(Voice { process, lines: BufReader::new(out).into() })
-    }
-
-    /// The next line. Bounded, because the programs' own waits are.
-    pub fn line(&self) -> Outcome<String> {
-        let mut line = String::new();
-        self.lines.borrow_mut().read_line(&mut line)?;
-        Ok(line.trim().to_owned())
-    }
-
-    /// The port of the line `listening PORT`.
-    pub fn listening(&self) -> Outcome<String> {
-        let line = self.line()?;
-        let port = line.strip_prefix("listening").map(|p| p.trim().to_owned());
-        port.ok_or_else(|| Failure(format!("the server said {line:?}")))
-    }
 }

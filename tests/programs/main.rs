@@ -26,6 +26,7 @@ const TESTS: &[Test] = &[
     ("redis::set_and_get", redis::set_and_get),
     ("redis::benchmark", redis::benchmark),
     ("redis::ipv6", redis::ipv6),
+    ("redis::unix_socket", redis::unix_socket),
     ("redis::saves_in_the_background_under_load", redis::background_saves),
     ("redis::thousand_clients", redis::thousand_clients),
     ("redis::values_of_64_mib", redis::large_values),
@@ -67,6 +68,20 @@ const TESTS: &[Test] = &[
 
 fn main() -> ExitCode {
     suite::main(TESTS)
+}
+
+/// At least `bytes` of what `body` moved must have gone through user space, and 20 times as many as through the kernel, where
+/// `AF_UNIX` connections begin.
+fn mostly_in_user_space(instance: &Instance, bytes: u64, body: impl FnOnce() -> Outcome) -> Outcome {
+    let before = instance.totals()?;
+    body()?;
+    let moved: Totals = instance.totals()? - before;
+    let enough = |user: u64, kernel: u64| user >= bytes.max(20 * kernel);
+    ensure(
+        enough(moved.user.tx_bytes, moved.kernel.tx_bytes)
+            && enough(moved.user.rx_bytes, moved.kernel.rx_bytes),
+        || format!("less than {bytes} bytes, or little of all, went through user space: {moved:?}"),
+    )
 }
 
 /// What `body` moved must have gone through user space: at least `bytes` of it, and nothing through the kernel.

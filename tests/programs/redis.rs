@@ -6,13 +6,14 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use harness::child::{Guarded, run_ok, wait_for};
+use harness::counters::Socket;
 use harness::instance::Instance;
 use harness::redis::Server;
 use harness::wire::Pattern;
 use harness::{Outcome, ensure};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::{in_user_space, with_instance};
+use crate::{in_user_space, mostly_in_user_space, with_instance};
 
 const BOUND: Duration = Duration::from_secs(120);
 
@@ -51,6 +52,31 @@ pub fn benchmark() -> Outcome {
                 run_ok(&mut command, BOUND).map(drop)
             })?;
         }
+        server.stop()
+    })
+}
+
+/// The same over the server's unix socket, and what redis-cli says of both ends there.
+pub fn unix_socket() -> Outcome {
+    with_instance(|instance| {
+        let server = Server::start(Some(instance))?;
+        let socket = server.unix_socket().display().to_string();
+        // So many that each connection makes calls enough to leave the kernel.
+        for (clients, pipeline, n) in [("1", "1", "5000"), ("50", "1", "5000"), ("50", "16", "100000")] {
+            mostly_in_user_space(instance, 100_000, || {
+                let mut command = server.client(Some(instance), "redis-benchmark")?;
+                command.args(["-s", &socket, "-c", clients, "-P", pipeline, "-n", n, "-q"]);
+                command.args(["-t", "ping,set,get,incr,lpush,rpop,sadd,hset,lrange_100,mset"]);
+                run_ok(&mut command, BOUND).map(drop)
+            })?;
+        }
+        let list = server.cli(Some(instance), &["-s", &socket, "client", "list"])?;
+        ensure(list.contains("redis.sock:0"), || format!("the client list is {list}"))?;
+        let report = instance.report()?;
+        let named = |s: &Socket| s.local == socket && s.state == "listening" && s.reason == "-";
+        ensure(report.processes.iter().any(|p| p.sockets.iter().any(named)), || {
+            format!("`ps` does not show the listener at {socket}: {report:?}")
+        })?;
         server.stop()
     })
 }

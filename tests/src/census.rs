@@ -74,8 +74,14 @@ impl Census {
         for entry in DIRECTORIES.iter().flat_map(fs::read_dir).flatten().flatten() {
             name("file", &entry.path().display().to_string());
         }
+        // Some names are drawn by lot: those count that a process of this run holds.
+        let held = sockets_of_this_run();
         for line in fs::read_to_string("/proc/net/unix").unwrap_or_default().lines() {
-            name("unix socket", line.split_whitespace().nth(7).unwrap_or(""));
+            let mut words = line.split_whitespace().skip(6);
+            let (inode, socket) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
+            if !is_drawn(socket) || held.contains(inode) {
+                name("unix socket", socket);
+            }
         }
         Census(found)
     }
@@ -96,12 +102,26 @@ impl Census {
     }
 }
 
-/// A name with one of the product's words in it, and with no number but ones of this run.
+/// A doorbell's name has no number that says whose it is.
+fn is_drawn(socket: &str) -> bool {
+    socket.starts_with("@ipc-direct/bell/")
+}
+
+/// Inode numbers of the sockets that this run's processes have open.
+fn sockets_of_this_run() -> BTreeSet<String> {
+    let open = processes().into_iter().flat_map(|pid| fs::read_dir(format!("/proc/{pid}/fd")));
+    let targets = open.flatten().flatten().filter_map(|fd| fs::read_link(fd.path()).ok());
+    targets
+        .filter_map(|t| Some(t.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned()))
+        .collect()
+}
+
+/// A name with one of the product's words in it, whose first number, if it has any, is a process of this run.
 fn ours(name: &str, mine: &BTreeSet<String>) -> bool {
     let ours =
         ["ipc-direct", "ipc_direct", "nic-coordinator", "rte_", "dpdk_"].iter().any(|w| name.contains(w));
-    let mut numbers = name.split(|c: char| !c.is_ascii_digit()).filter(|n| n.len() > 1).peekable();
-    let own_number = numbers.peek().is_none() || numbers.any(|n| n == run() || mine.contains(n));
+    let first = name.split(|c: char| !c.is_ascii_digit()).find(|n| n.len() > 1);
+    let own_number = first.is_none_or(|n| n == run() || mine.contains(n));
     ours && own_number
 }
 

@@ -10,6 +10,7 @@
 //! | [`net`] | free ports, waiting for a listener |
 //! | [`scratch`] | a directory of one's own |
 //! | [`redis`] | redis servers of one's own |
+//! | [`voice`] | programs of ours that say what they do |
 //! | [`transfer`] | a transfer that runs until somebody dies |
 //! | [`wire`] | one socket call as data, for the conformance workers |
 //! | [`worker`] | starts those workers and talks to them |
@@ -26,6 +27,7 @@ pub mod redis;
 pub mod scratch;
 pub mod suite;
 pub mod transfer;
+pub mod voice;
 pub mod watchdog;
 pub mod wire;
 pub mod worker;

@@ -81,7 +81,7 @@ impl Client {
             }
             ["connect", port] => {
                 match self.ask(Request::Connect { dst: here(port)?, src: here("40000")? })? {
-                    Completion::Connected { status, conn } => format!("{status:?} {}", parts(conn)),
+                    Completion::Connected { status, conn, .. } => format!("{status:?} {}", parts(conn)),
                     other => format!("{other:?}"),
                 }
             }

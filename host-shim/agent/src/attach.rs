@@ -110,7 +110,7 @@ impl Agent {
     fn welcome(&mut self, number: u32) {
         let epoch = self.card.epoch();
         let Some(function) = self.functions.get_mut(&number).filter(|f| !f.is_live()) else { return };
-        let (id, group) = (function.client, function.group);
+        let (id, group, pid) = (function.client, function.group, function.identity.pid);
         let watched = self
             .poller
             .watch(function.identity.pidfd.as_fd(), Watch::Death(number))
@@ -118,7 +118,7 @@ impl Agent {
         if let Err(e) = watched {
             return self.refuse(id, &format!("the agent can't watch your process: {e}"));
         }
-        let welcome = Reply::Welcome { function: number, group, epoch };
+        let welcome = Reply::Welcome { function: number, group, epoch, pid };
         let sent = match (self.clients.get(id), function.welcome_fds(&self.card)) {
             (Some(client), Some(fds)) => packet::send(&client.socket, &welcome.to_wire(), &fds).is_ok(),
             _ => false,

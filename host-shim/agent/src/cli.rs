@@ -12,7 +12,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::address::Address;
 use crate::serve::{Agent, Settings};
-use crate::{check, ps, pump, run, start};
+use crate::{check, lab, ps, pump, run, start};
 
 /// Socket traffic of unmodified programs through shared memory.
 #[derive(Debug, Parser)]
@@ -32,6 +32,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Show attached processes, their sockets, and why a socket is not accelerated
     Ps(ps::PsArgs),
+    /// Several hosts on this machine, each with an agent and an emulated card of its own
+    Lab(lab::LabArgs),
     /// The agent itself, as `run` starts it
     #[command(hide = true)]
     Agent(AgentArgs),
@@ -138,6 +140,7 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments),
         Command::Check(arguments) => check::check(&arguments),
         Command::Ps(arguments) => ps::ps(&arguments),
+        Command::Lab(arguments) => lab::lab(&arguments),
         Command::Pump => pump::pump(),
         Command::Up(UpArgs { card, pci, log }) => {
             log_to_stderr(log);

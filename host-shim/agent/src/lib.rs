@@ -13,6 +13,7 @@
 //! | [`identity`], `peer`, `attach`, [`function`] | who a process is; how it becomes a function |
 //! | [`groups`] | fork families, and the segments between them |
 //! | [`death`] | what happens when a process is gone |
+//! | [`lab`] | `ipc-direct lab`: several hosts on this machine |
 //! | [`relay`], [`pump`] | connections that a program without the shim has inherited |
 //!
 //! The agent is one thread that sleeps in epoll. It believes no client: identity comes from the kernel,
@@ -30,6 +31,8 @@ pub mod function;
 pub mod groups;
 pub mod identity;
 pub mod inspect;
+pub mod lab;
+mod names;
 mod peer;
 pub mod program;
 pub mod ps;

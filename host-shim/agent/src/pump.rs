@@ -1,12 +1,12 @@
 //! `ipc-direct pump`: the relay's program. It knows nothing of IPC-Direct: one of its two sockets is in user space because it
 //! runs with the shim, like any other program.
 //!
-//! `unsafe` is allowed here: taking over descriptors by their agreed numbers, and poll(2).
+//! `unsafe` is allowed here: taking over descriptors by their agreed numbers, poll(2), and messages with descriptors.
 #![allow(unsafe_code)]
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -39,13 +39,23 @@ pub fn pump() -> ExitCode {
 }
 
 /// Copies until the end, and passes the end on; or ends this process there, which lets go of both, if that is due. False: one of the two broke; nothing more can come the other way either.
-fn copy(mut from: &TcpStream, mut to: &TcpStream, is_over: impl Fn() -> bool) -> bool {
+fn copy(from: &TcpStream, mut to: &TcpStream, is_over: impl Fn() -> bool) -> bool {
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
-        let copied = match patiently(from, libc::POLLIN, || from.read(&mut buffer)) {
+        let mut beside = Beside::default();
+        let copied = match patiently(from, libc::POLLIN, || beside.receive(from, &mut buffer)) {
             Ok(0) if is_over() => std::process::exit(0),
             Ok(0) => return to.shutdown(Shutdown::Write).is_ok(),
-            Ok(n) => write_all(&mut to, buffer.get(..n).unwrap_or(&[])),
+            Ok(n) => {
+                let data = buffer.get(..n).unwrap_or(&[]);
+                match beside.fds.is_empty() {
+                    true => write_all(&mut to, data),
+                    false => match patiently(to, libc::POLLOUT, || beside.send(to, data)) {
+                        Ok(sent) => write_all(&mut to, data.get(sent..).unwrap_or(&[])),
+                        Err(_) => false,
+                    },
+                }
+            }
             Err(_) => false,
         };
         if !copied {
@@ -92,6 +102,67 @@ fn write_all(to: &mut &TcpStream, mut data: &[u8]) -> bool {
     true
 }
 
+/// Descriptors that came with bytes (`SCM_RIGHTS` of AF_UNIX; TCP has none). By libc's functions, which are the shim's here.
+#[derive(Default)]
+struct Beside {
+    fds: Vec<OwnedFd>,
+}
+
+/// Room for as many descriptors as one message carries.
+#[repr(C, align(8))]
+struct Control([u8; CONTROL_BYTES]);
+const CONTROL_BYTES: usize = 2048;
+
+impl Beside {
+    fn receive(&mut self, from: &TcpStream, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let mut control = Control([0; CONTROL_BYTES]);
+        let mut data = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        // SAFETY: all zero is a valid msghdr.
+        let mut m: libc::msghdr = unsafe { std::mem::zeroed() };
+        (m.msg_iov, m.msg_iovlen) = (&raw mut data, 1);
+        (m.msg_control, m.msg_controllen) = (control.0.as_mut_ptr().cast(), CONTROL_BYTES);
+        // SAFETY: buffers of these lengths, which live as long as the call.
+        let n = unsafe { libc::recvmsg(from.as_raw_fd(), &raw mut m, libc::MSG_CMSG_CLOEXEC) };
+        let n = usize::try_from(n).map_err(|_| std::io::Error::last_os_error())?;
+        // SAFETY: the control messages that the call has left there; the macros stay inside. Each descriptor is ours alone.
+        unsafe {
+            let mut at = libc::CMSG_FIRSTHDR(&raw const m);
+            while !at.is_null() {
+                if (*at).cmsg_level == libc::SOL_SOCKET && (*at).cmsg_type == libc::SCM_RIGHTS {
+                    let first = libc::CMSG_DATA(at).cast::<i32>();
+                    let bytes = (*at).cmsg_len - first.cast::<u8>().offset_from(at.cast()).unsigned_abs();
+                    for i in 0..bytes / size_of::<i32>() {
+                        self.fds.push(OwnedFd::from_raw_fd(first.add(i).read_unaligned()));
+                    }
+                }
+                at = libc::CMSG_NXTHDR(&raw const m, at);
+            }
+        }
+        Ok(n)
+    }
+
+    fn send(&self, to: &TcpStream, data: &[u8]) -> std::io::Result<usize> {
+        let mut control = Control([0; CONTROL_BYTES]);
+        let mut data = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
+        let bytes = u32::try_from(self.fds.len() * size_of::<i32>()).map_err(std::io::Error::other)?;
+        // SAFETY: all zero is a valid msghdr. The control message fits: no more came in one.
+        let sent = unsafe {
+            let mut m: libc::msghdr = std::mem::zeroed();
+            (m.msg_iov, m.msg_iovlen) = (&raw mut data, 1);
+            m.msg_control = control.0.as_mut_ptr().cast();
+            m.msg_controllen = libc::CMSG_SPACE(bytes) as usize;
+            let head = libc::CMSG_FIRSTHDR(&raw const m);
+            ((*head).cmsg_level, (*head).cmsg_type) = (libc::SOL_SOCKET, libc::SCM_RIGHTS);
+            (*head).cmsg_len = libc::CMSG_LEN(bytes) as usize;
+            for (i, fd) in self.fds.iter().enumerate() {
+                libc::CMSG_DATA(head).cast::<i32>().add(i).write_unaligned(fd.as_raw_fd());
+            }
+            libc::sendmsg(to.as_raw_fd(), &raw const m, libc::MSG_NOSIGNAL)
+        };
+        usize::try_from(sent).map_err(|_| std::io::Error::last_os_error())
+    }
+}
+
 /// Tries until it does not block: whoever gave the connection away may have made it non-blocking, and goes on using it so.
 fn patiently(
     socket: &TcpStream,
@@ -119,6 +190,7 @@ fn reset(socket: &TcpStream) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read as _;
     use std::net::TcpListener;
 
     #[test]

@@ -9,11 +9,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::function::Function;
 use crate::inspect::{ProcessRings, SegmentReport};
+use crate::names::Names;
 
 /// Version of the schema; new fields may come without a new version.
 pub const SCHEMA_VERSION: u32 = 1;
 /// Sockets that one report lists; the rest are counted in `sockets_omitted`.
 pub const SOCKETS_MAX: usize = 65_536;
+
+/// `libc::AF_UNIX`, as the counters have it.
+const AF_UNIX: u32 = libc::AF_UNIX.cast_unsigned();
 
 /// The whole report.
 #[derive(Debug, Serialize, Deserialize)]
@@ -121,7 +125,7 @@ pub struct SocketReport {
     pub reason: String,
     /// The reason as a sentence.
     pub reason_text: String,
-    /// `ADDRESS:PORT`.
+    /// `ADDRESS:PORT`; of an `AF_UNIX` socket its path, or `@` and its abstract name; `-` without either.
     pub local: String,
     /// `ADDRESS:PORT`; `-` without a peer.
     pub peer: String,
@@ -201,7 +205,7 @@ impl Totals {
 }
 
 impl SocketReport {
-    fn of(socket: &SocketStats) -> Option<SocketReport> {
+    fn of(socket: &SocketStats, names: &Names) -> Option<SocketReport> {
         let (state, path) = match SocketState::from_wire(socket.state.load(Ordering::Relaxed)) {
             SocketState::Unused => return None,
             SocketState::Idle => ("idle", "-"),
@@ -213,14 +217,21 @@ impl SocketReport {
         // A listener that user-space clients can't reach says so by its reason.
         let path = if state == "listening" && reason != Reason::None { "kernel" } else { path };
         let (local, peer) = socket.addrs();
+        let fd = socket.fd.load(Ordering::Relaxed).cast_signed();
+        let is_unix = socket.family_type.load(Ordering::Relaxed) & 0xffff == AF_UNIX;
+        let name = if is_unix { names.get(fd) } else { None };
         let traffic = self::path(&socket.traffic, 0);
         Some(SocketReport {
-            fd: socket.fd.load(Ordering::Relaxed).cast_signed(),
+            fd,
             state: state.into(),
             path: path.into(),
             reason: reason.code().into(),
             reason_text: reason.text().into(),
-            local: if local.port == 0 { "-".into() } else { local.to_string() },
+            local: match name {
+                Some(name) => name,
+                None if local.port == 0 => "-".into(),
+                None => local.to_string(),
+            },
             peer: if peer.port == 0 { "-".into() } else { peer.to_string() },
             conn: match ConnId(socket.conn.load(Ordering::Relaxed)) {
                 conn if path == "user-space" => format!("{conn:?}"),
@@ -239,7 +250,8 @@ impl ProcessReport {
     #[must_use]
     pub fn of(number: u32, function: &Function, room: usize) -> (ProcessReport, u64) {
         let stats = function.stats();
-        let mut sockets = used(stats).iter().filter_map(SocketReport::of);
+        let names = Names::of(function.identity.pid);
+        let mut sockets = used(stats).iter().filter_map(|s| SocketReport::of(s, &names));
         let listed: Vec<_> = sockets.by_ref().take(room).collect();
         let omitted = sockets.count() as u64;
         let report = ProcessReport {
@@ -281,9 +293,10 @@ mod tests {
         socket.set_addrs(Addr::v4([127, 0, 0, 1], 80), Addr::v4([127, 0, 0, 1], 4000));
         let totals = Totals::of(&stats);
         assert_eq!((totals.user.tx_bytes, totals.user.connections), (10, 2));
-        let shown = SocketReport::of(socket).unwrap();
+        let names = Names::of(std::process::id());
+        let shown = SocketReport::of(socket, &names).unwrap();
         assert_eq!((shown.local.as_str(), shown.path.as_str()), ("127.0.0.1:80", "user-space"));
         assert_eq!(shown.reason, "unknown");
-        assert!(SocketReport::of(&stats.sockets[4]).is_none());
+        assert!(SocketReport::of(&stats.sockets[4], &names).is_none());
     }
 }

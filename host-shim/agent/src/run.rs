@@ -65,6 +65,15 @@ pub struct RunArgs {
     pub(crate) program: Vec<OsString>,
 }
 
+impl RunArgs {
+    /// `run --require-agent --socket ADDRESS -- PROGRAM`.
+    pub(crate) fn at(address: &Address, program: Vec<OsString>) -> RunArgs {
+        let card = CardArgs { socket: Some(address.to_string()), hugepages: false, request_queue: None };
+        let (log, spin_us, agent_log) = (None, None, None);
+        RunArgs { card, log, spin_us, require_agent: true, require: false, agent_log, program }
+    }
+}
+
 /// What makes a program an accelerated one.
 struct Acceleration {
     lease: OwnedFd,
@@ -113,7 +122,11 @@ pub fn run(arguments: &RunArgs) -> ExitCode {
             None
         }
     };
-    let e = command.exec();
+    not_run(program, &command.exec())
+}
+
+/// Says why `program` could not be executed, by words and status.
+pub(crate) fn not_run(program: &OsStr, e: &io::Error) -> ExitCode {
     let status = match e.kind() {
         io::ErrorKind::NotFound => STATUS_NOT_FOUND,
         _ => STATUS_NOT_EXECUTABLE,

@@ -325,7 +325,7 @@ impl Agent {
 }
 
 /// Turns SIGTERM, SIGINT and SIGHUP into readability of a socket.
-fn watch_signals() -> io::Result<UnixStream> {
+pub(crate) fn watch_signals() -> io::Result<UnixStream> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let (read, write) = UnixStream::pair()?;
     for signal in [SIGTERM, SIGINT, SIGHUP] {

@@ -51,6 +51,8 @@ pub fn adopt(w: &Watch) -> Option<()> {
         ep,
         interest: Interest { events: w.events, data: w.data },
         off: w.state & watch::OFF != 0,
+        // What the kernel's set has of it, if anything, is found out at the first look.
+        kernel_events: (h.kind() == Kind::Stream && h.is_unix()).then_some(u32::MAX),
         ..NO_REG
     };
     let mut st = STATE.take()?;

@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering;
 
 use ring::wake;
 
-use super::set::{NO_REG, State};
+use super::set::State;
 use super::{barrier, is_shared};
 use crate::handle::{self, Handle, Kind};
 use crate::{listener, poll, segments};
@@ -106,6 +106,7 @@ impl State {
             Kind::Epoll if self.is_ready(h, NESTING_MAX) => (poll::IN & mask, 0),
             Kind::Stream => {
                 let Some(s) = h.stream() else { return (0, 0) };
+                self.sync_kernel(index, h);
                 let mut all = poll::events(h, &s);
                 if interest & poll::OUT != 0 && all & poll::OUT == 0 {
                     let lane = self.lane_for(h, instance);
@@ -207,7 +208,7 @@ impl State {
             let Some(index) = self.pop_ready(instance) else { break };
             let Some(r) = self.regs.get_mut(index) else { continue };
             if r.dead {
-                *r = NO_REG;
+                self.give_place(index);
                 continue;
             }
             if r.idle != idle {

@@ -33,6 +33,8 @@ pub(super) struct Reg {
     pub(super) off: bool,
     /// The kernel serves it (so far): the connection is not in user space.
     pub(super) in_kernel: bool,
+    /// A connection in both places ([`crate::dual`]): what the kernel was told to tell of it; `u32::MAX`: something else than is due.
+    pub(super) kernel_events: Option<u32>,
     /// Edge-triggered: added or changed, and not looked at since.
     pub(super) armed: bool,
     /// Edge-triggered: what the connection was ready for, and how far its input had come, at the last look.
@@ -57,6 +59,7 @@ pub(super) const NO_REG: Reg = Reg {
     fresh_input: false,
     off: false,
     in_kernel: false,
+    kernel_events: None,
     armed: false,
     last: 0,
     seen: 0,
@@ -108,7 +111,10 @@ pub(super) const NO_INSTANCE: Instance = Instance {
 pub(super) struct State {
     pub(super) instances: [Instance; INSTANCES_MAX],
     pub(super) regs: [Reg; REGS_MAX],
-    pub(super) cursor: usize,
+    /// Unused registrations: the first, plus one; each names the next as if in a ready list.
+    free: u32,
+    /// Registrations from here on were never used: their memory is untouched.
+    untouched: usize,
     pub(super) shared_lane: bool,
     /// Looks that found news.
     pub(super) found: u32,
@@ -146,15 +152,30 @@ impl State {
     }
 
     pub(super) fn add(&mut self, h: &Handle, new: Reg) -> Option<usize> {
-        let n = self.regs.len();
-        let index =
-            (0..n).map(|k| (self.cursor + k) % n).find(|i| self.regs.get(*i).is_some_and(|r| !r.used))?;
-        self.cursor = index + 1;
+        let index = self.take_place()?;
         let first = h.regs.load(Ordering::Relaxed);
         *self.regs.get_mut(index)? = Reg { used: true, next_of_handle: first, ..new };
         h.regs.store(link(index), Ordering::Relaxed);
         self.count_reg(new.instance, 1);
         Some(index)
+    }
+
+    fn take_place(&mut self) -> Option<usize> {
+        let Some(index) = (self.free as usize).checked_sub(1) else {
+            let index = self.untouched;
+            self.untouched += usize::from(index < self.regs.len());
+            return (index < self.regs.len()).then_some(index);
+        };
+        self.free = self.regs.get(index)?.next_ready;
+        Some(index)
+    }
+
+    /// Takes no part in anything any more.
+    pub(super) fn give_place(&mut self, index: usize) {
+        if let Some(r) = self.regs.get_mut(index) {
+            *r = Reg { next_ready: self.free, ..NO_REG };
+            self.free = link(index);
+        }
     }
 
     /// Takes a registration out of its handle's list.
@@ -180,9 +201,23 @@ impl State {
         if queued {
             r.dead = true;
         } else {
-            *r = NO_REG;
+            self.give_place(index);
         }
         self.count_reg(instance, -1);
+    }
+
+    /// Does something with each registration of an instance.
+    pub(super) fn each_of(&mut self, instance: u32, mut act: impl FnMut(&mut State, usize)) {
+        let mut left = self.instances.get(instance as usize).map_or(0, |i| i.regs);
+        for index in 0..self.untouched {
+            if left == 0 {
+                break;
+            }
+            if self.regs.get(index).is_some_and(|r| r.used && !r.dead && r.instance == instance) {
+                left -= 1;
+                act(self, index);
+            }
+        }
     }
 
     /// Keeps count of an instance's registrations, in its handle, too.
@@ -273,7 +308,8 @@ impl State {
     pub(super) const EMPTY: State = State {
         instances: [NO_INSTANCE; INSTANCES_MAX],
         regs: [NO_REG; REGS_MAX],
-        cursor: 0,
+        free: 0,
+        untouched: 0,
         shared_lane: false,
         found: 0,
         kick: false,

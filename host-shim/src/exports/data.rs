@@ -11,16 +11,34 @@ use super::{fail, length};
 use crate::connect::{self, Path};
 use rustix::fs::OFlags;
 
-use crate::handle::{Handle, Stream};
+use crate::handle::{Handle, Stream, touched};
 use crate::stream::{Buffers, is_nowhere};
 use crate::sys::{Errno, Result};
-use crate::{cancel, io, overlay, real, rights, splice, stats, sys, table, zerocopy};
+use crate::unix::Way;
+use crate::{ancillary, cancel, dual, io, overlay, real, rights, splice, stats, sys, table, unix, zerocopy};
 
+/// Who reads `fd`. With the kernel, something may have to be held meanwhile.
 #[inline(always)]
-fn ours(fd: c_int) -> Option<(&'static Handle, Stream)> {
-    let h = table::get(fd)?;
+fn ours(fd: c_int) -> Way {
+    let Some(h) = table::get(fd) else { return Err(None) };
     cancel::point();
-    Some((h, h.stream()?))
+    match h.stream() {
+        Some(s) => Ok((h, s)),
+        None if h.was(touched::YOUNG) => match unix::decide(fd, h) {
+            Some(busy) => Err(Some(busy)),
+            None => h.stream().map(|s| (h, s)).ok_or(None),
+        },
+        None => Err(None),
+    }
+}
+
+/// Who writes to `fd`.
+#[inline(always)]
+fn ours_to_write(fd: c_int) -> Way {
+    match ours(fd) {
+        Ok((h, s)) if s.is_to_kernel() => dual::before_write(h, s).map(|()| (h, s)),
+        way => way,
+    }
 }
 
 /// Counts a successful read of a kernel socket that we know.
@@ -37,6 +55,26 @@ fn written_by_kernel(fd: c_int, r: ssize_t) -> ssize_t {
         stats::sent(h.index(), n);
     }
     r
+}
+
+/// What is about to be sent through the kernel may be something that keeps a connection there.
+fn before_kernel(fd: c_int, flags: c_int) {
+    if flags & libc::MSG_OOB != 0 {
+        dual::urgent(fd);
+    }
+}
+
+/// After a read by the kernel, which may have named the sender: by a name of ours, it has none.
+unsafe fn hide_sender(fd: c_int, r: ssize_t, addr: *mut sockaddr, len: *mut socklen_t) {
+    if r >= 0 && !addr.is_null() && !len.is_null() && table::get(fd).is_some_and(Handle::is_unix) {
+        // SAFETY: by contract with C. The whole name is there: there is room for it, or it was longer.
+        unsafe {
+            unix::token::hide(addr, len, *len);
+            if *len as usize <= size_of::<libc::sa_family_t>() {
+                *len = 0;
+            }
+        }
+    }
 }
 
 fn vector<'a>(iov: *const iovec, n: c_int) -> Result<&'a [iovec]> {
@@ -58,9 +96,9 @@ fn vector<'a>(iov: *const iovec, n: c_int) -> Result<&'a [iovec]> {
 pub unsafe extern "C" fn read(fd: c_int, buf: *mut c_void, n: size_t) -> ssize_t {
     match ours(fd) {
         // read(2) of no bytes is no read at all; recv(2) of none is one.
-        Some(_) if n == 0 => 0,
-        Some((h, s)) => length(io::receive(h, &s, &Buffers::one(buf.cast(), n), 0)),
-        None => {
+        Ok(_) if n == 0 => 0,
+        Ok((h, s)) => length(io::receive(h, &s, &Buffers::one(buf.cast(), n), 0)),
+        Err(_busy) => {
             // SAFETY: the application's arguments, unchanged; so in every pass-through below.
             let native = || unsafe { real::read(fd, buf, n) };
             match overlay::of(fd) {
@@ -73,9 +111,9 @@ pub unsafe extern "C" fn read(fd: c_int, buf: *mut c_void, n: size_t) -> ssize_t
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn write(fd: c_int, buf: *const c_void, n: size_t) -> ssize_t {
-    match ours(fd) {
-        Some((h, s)) => length(io::send(h, &s, &Buffers::one(buf.cast_mut().cast(), n), 0)),
-        None => {
+    match ours_to_write(fd) {
+        Ok((h, s)) => length(io::send(h, &s, &Buffers::one(buf.cast_mut().cast(), n), 0)),
+        Err(_busy) => {
             // SAFETY: as above.
             let native = || unsafe { real::write(fd, buf, n) };
             match overlay::of(fd) {
@@ -89,18 +127,21 @@ pub unsafe extern "C" fn write(fd: c_int, buf: *const c_void, n: size_t) -> ssiz
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn recv(fd: c_int, buf: *mut c_void, n: size_t, flags: c_int) -> ssize_t {
     match ours(fd) {
-        Some((h, s)) => length(io::receive(h, &s, &Buffers::one(buf.cast(), n), flags)),
+        Ok((h, s)) => length(io::receive(h, &s, &Buffers::one(buf.cast(), n), flags)),
         // SAFETY: as above.
-        None => read_by_kernel(fd, unsafe { real::recv(fd, buf, n, flags) }),
+        Err(_busy) => read_by_kernel(fd, unsafe { real::recv(fd, buf, n, flags) }),
     }
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn send(fd: c_int, buf: *const c_void, n: size_t, flags: c_int) -> ssize_t {
-    match ours(fd) {
-        Some((h, s)) => length(io::send(h, &s, &Buffers::one(buf.cast_mut().cast(), n), flags)),
-        // SAFETY: as above.
-        None => written_by_kernel(fd, unsafe { real::send(fd, buf, n, flags) }),
+    match ours_to_write(fd) {
+        Ok((h, s)) => length(io::send(h, &s, &Buffers::one(buf.cast_mut().cast(), n), flags)),
+        Err(_busy) => {
+            before_kernel(fd, flags);
+            // SAFETY: as above.
+            written_by_kernel(fd, unsafe { real::send(fd, buf, n, flags) })
+        }
     }
 }
 
@@ -114,16 +155,32 @@ pub unsafe extern "C" fn recvfrom(
     len: *mut socklen_t,
 ) -> ssize_t {
     match ours(fd) {
-        Some((h, s)) => {
+        Ok((h, s)) => {
             let r = io::receive(h, &s, &Buffers::one(buf.cast(), n), flags);
             if r.is_ok() && !addr.is_null() && !len.is_null() {
-                // SAFETY: the application's pointer. A connected TCP socket names no sender.
-                unsafe { *len = 0 };
+                // SAFETY: the application's pointers.
+                unsafe { name_sender(fd, &s, addr, len) };
             }
             length(r)
         }
-        // SAFETY: as above.
-        None => read_by_kernel(fd, unsafe { real::recvfrom(fd, buf, n, flags, addr, len) }),
+        Err(_busy) => {
+            // SAFETY: as above.
+            let r = unsafe { real::recvfrom(fd, buf, n, flags, addr, len) };
+            // SAFETY: as above.
+            unsafe { hide_sender(fd, r, addr, len) };
+            read_by_kernel(fd, r)
+        }
+    }
+}
+
+/// Where recvfrom(2) names the sender: a connected TCP socket names none, and one of `AF_UNIX` its peer if that has a name.
+unsafe fn name_sender(fd: c_int, s: &Stream, addr: *mut sockaddr, len: *mut socklen_t) {
+    // SAFETY: by contract with C.
+    unsafe {
+        let named = s.is_unix() && sys::keep_errno(|| unix::name(fd, false, addr, len)) == 0;
+        if !named || *len as usize <= size_of::<libc::sa_family_t>() {
+            *len = 0;
+        }
     }
 }
 
@@ -162,9 +219,11 @@ pub unsafe extern "C" fn sendto(
     addr: *const sockaddr,
     len: socklen_t,
 ) -> ssize_t {
-    match ours(fd) {
-        Some((h, s)) => length(io::send(h, &s, &Buffers::one(buf.cast_mut().cast(), n), flags)),
-        None if flags & libc::MSG_FASTOPEN != 0 => match open_fast(fd, addr, len) {
+    match ours_to_write(fd) {
+        // As the kernel: TCP does not look at the address.
+        Ok((_, s)) if len > 0 && s.is_unix() => fail(Errno(libc::EISCONN)) as ssize_t,
+        Ok((h, s)) => length(io::send(h, &s, &Buffers::one(buf.cast_mut().cast(), n), flags)),
+        Err(_) if flags & libc::MSG_FASTOPEN != 0 => match open_fast(fd, addr, len) {
             Fast::Open(h, s) => {
                 let from = Buffers::one(buf.cast_mut().cast(), n);
                 length(io::send(h, &s, &from, flags & !libc::MSG_FASTOPEN))
@@ -176,19 +235,22 @@ pub unsafe extern "C" fn sendto(
                 fast_opened_by_kernel(fd, r)
             }
         },
-        // SAFETY: as above.
-        None => written_by_kernel(fd, unsafe { real::sendto(fd, buf, n, flags, addr, len) }),
+        Err(_busy) => {
+            before_kernel(fd, flags);
+            // SAFETY: as above.
+            written_by_kernel(fd, unsafe { real::sendto(fd, buf, n, flags, addr, len) })
+        }
     }
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn readv(fd: c_int, iov: *const iovec, n: c_int) -> ssize_t {
     match ours(fd) {
-        Some((h, s)) => length(vector(iov, n).map(Buffers::many).and_then(|to| match to.total() {
+        Ok((h, s)) => length(vector(iov, n).map(Buffers::many).and_then(|to| match to.total() {
             0 => Ok(0),
             _ => io::receive(h, &s, &to, 0),
         })),
-        None => {
+        Err(_busy) => {
             // SAFETY: as above.
             let native = || unsafe { real::readv(fd, iov, n) };
             match (overlay::of(fd), vector(iov, n)) {
@@ -201,13 +263,13 @@ pub unsafe extern "C" fn readv(fd: c_int, iov: *const iovec, n: c_int) -> ssize_
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn writev(fd: c_int, iov: *const iovec, n: c_int) -> ssize_t {
-    match ours(fd) {
+    match ours_to_write(fd) {
         // Of no bytes it is no write at all, on a broken connection, too.
-        Some((h, s)) => length(vector(iov, n).map(Buffers::many).and_then(|from| match from.total() {
+        Ok((h, s)) => length(vector(iov, n).map(Buffers::many).and_then(|from| match from.total() {
             0 => Ok(0),
             _ => io::send(h, &s, &from, 0),
         })),
-        None => {
+        Err(_busy) => {
             // SAFETY: as above.
             let native = || unsafe { real::writev(fd, iov, n) };
             match (overlay::of(fd), vector(iov, n)) {
@@ -237,6 +299,15 @@ unsafe fn receive_message(h: &Handle, s: &Stream, msg: *mut msghdr, flags: c_int
     if flags & libc::MSG_ERRQUEUE != 0 {
         return zerocopy::receive(h, s, m);
     }
+    if s.is_unix() {
+        // SAFETY: contract.
+        let n = unsafe { ancillary::receive(h, s, m, &Buffers::many(v), flags) }?;
+        if let (false, Some(fd)) = (m.msg_name.is_null(), table::find(h)) {
+            // SAFETY: contract.
+            unsafe { name_sender(fd, s, m.msg_name.cast(), &raw mut m.msg_namelen) };
+        }
+        return Ok(n);
+    }
     let n = io::receive(h, s, &Buffers::many(v), flags)?;
     if !m.msg_name.is_null() {
         m.msg_namelen = 0;
@@ -259,6 +330,19 @@ unsafe fn send_message(h: &Handle, s: &Stream, msg: *const msghdr, flags: c_int)
     }
     // SAFETY: contract.
     let m = unsafe { &*msg };
+    if s.is_unix() && m.msg_namelen > 0 {
+        return Err(Errno(libc::EISCONN));
+    }
+    if s.is_unix() && m.msg_controllen > 0 {
+        if let Some((fd, _busy)) = table::find(h).zip(dual::is_before_ring(s)) {
+            // SAFETY: contract.
+            let sent = unsafe { send_by_kernel(fd, msg, flags) };
+            return usize::try_from(sent).map_err(|_| sys::errno());
+        }
+        let from = Buffers::many(message_vector(m.msg_iov, m.msg_iovlen)?);
+        // SAFETY: contract.
+        return unsafe { ancillary::send(h, s, m, &from, flags) };
+    }
     io::send(h, s, &Buffers::many(message_vector(m.msg_iov, m.msg_iovlen)?), flags)
 }
 
@@ -266,18 +350,25 @@ unsafe fn send_message(h: &Handle, s: &Stream, msg: *const msghdr, flags: c_int)
 pub unsafe extern "C" fn recvmsg(fd: c_int, msg: *mut msghdr, flags: c_int) -> ssize_t {
     match ours(fd) {
         // SAFETY: as above.
-        Some((h, s)) => length(unsafe { receive_message(h, &s, msg, flags) }),
-        // SAFETY: as above.
-        None => read_by_kernel(fd, unsafe { real::recvmsg(fd, msg, flags) }),
+        Ok((h, s)) => length(unsafe { receive_message(h, &s, msg, flags) }),
+        Err(_busy) => {
+            // SAFETY: as above.
+            let r = unsafe { real::recvmsg(fd, msg, flags) };
+            if r >= 0 {
+                // SAFETY: as above.
+                unsafe { hide_sender(fd, r, (*msg).msg_name.cast(), &raw mut (*msg).msg_namelen) };
+            }
+            read_by_kernel(fd, r)
+        }
     }
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendmsg(fd: c_int, msg: *const msghdr, flags: c_int) -> ssize_t {
-    match ours(fd) {
+    match ours_to_write(fd) {
         // SAFETY: as above.
-        Some((h, s)) => length(unsafe { send_message(h, &s, msg, flags) }),
-        None if flags & libc::MSG_FASTOPEN != 0 && !is_nowhere(msg) => {
+        Ok((h, s)) => length(unsafe { send_message(h, &s, msg, flags) }),
+        Err(_) if flags & libc::MSG_FASTOPEN != 0 && !is_nowhere(msg) => {
             // SAFETY: as above.
             let m = unsafe { &*msg };
             match open_fast(fd, m.msg_name.cast(), m.msg_namelen) {
@@ -291,8 +382,11 @@ pub unsafe extern "C" fn sendmsg(fd: c_int, msg: *const msghdr, flags: c_int) ->
                 }
             }
         }
-        // SAFETY: as above.
-        None => written_by_kernel(fd, unsafe { send_by_kernel(fd, msg, flags) }),
+        Err(_busy) => {
+            before_kernel(fd, flags);
+            // SAFETY: as above.
+            written_by_kernel(fd, unsafe { send_by_kernel(fd, msg, flags) })
+        }
     }
 }
 
@@ -338,9 +432,10 @@ pub unsafe extern "C" fn recvmmsg(
     flags: c_int,
     timeout: *mut timespec,
 ) -> c_int {
-    let Some((h, s)) = ours(fd) else {
+    let (h, s) = match ours(fd) {
+        Ok(ours) => ours,
         // SAFETY: as above.
-        return unsafe { real::recvmmsg(fd, msgs, n, flags, timeout) };
+        Err(_busy) => return unsafe { real::recvmmsg(fd, msgs, n, flags, timeout) },
     };
     // SAFETY: the application's pointer, null or to a timespec.
     let mut limit = unsafe { timeout.as_mut() };
@@ -373,9 +468,10 @@ pub unsafe extern "C" fn recvmmsg(
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendmmsg(fd: c_int, msgs: *mut mmsghdr, n: c_uint, flags: c_int) -> c_int {
-    let Some((h, s)) = ours(fd) else {
+    let (h, s) = match ours_to_write(fd) {
+        Ok(ours) => ours,
         // SAFETY: as above.
-        return unsafe { send_many_by_kernel(fd, msgs, n, flags) };
+        Err(_busy) => return unsafe { send_many_by_kernel(fd, msgs, n, flags) },
     };
     each(n, |i| {
         // SAFETY: the application's array of `n` elements.
@@ -417,10 +513,10 @@ unsafe fn send_many_by_kernel(fd: c_int, msgs: *mut mmsghdr, n: c_uint, flags: c
 pub unsafe extern "C" fn sendfile(out: c_int, input: c_int, offset: *mut off_t, n: size_t) -> ssize_t {
     overlay::never(out);
     // No cancellation point, unlike most.
-    cancel::disabled(|| match (ours(out), ours(input)) {
+    cancel::disabled(|| match (ours_to_write(out), ours(input)) {
         // SAFETY: the application's pointer, null or to an off_t.
-        (Some((h, s)), _) => length(io::send_file(h, &s, input, unsafe { offset.as_mut() }, n)),
-        (None, Some((h, s))) if offset.is_null() && n > 0 && splice::is_pipe(out, OFlags::WRONLY) => {
+        (Ok((h, s)), _) => length(io::send_file(h, &s, input, unsafe { offset.as_mut() }, n)),
+        (Err(_), Ok((h, s))) if offset.is_null() && n > 0 && splice::is_pipe(out, OFlags::WRONLY) => {
             length(splice::to_pipe(h, &s, out, n, false))
         }
         // SAFETY: as above.
@@ -444,11 +540,11 @@ pub unsafe extern "C" fn splice(
     let nonblocking = flags & libc::SPLICE_F_NONBLOCK != 0;
     overlay::never(input);
     overlay::never(out);
-    match (ours(input), ours(out)) {
-        (Some((h, s)), None) if valid && splice::is_pipe(out, OFlags::WRONLY) => {
+    match (ours(input), ours_to_write(out)) {
+        (Ok((h, s)), Err(_)) if valid && splice::is_pipe(out, OFlags::WRONLY) => {
             length(splice::to_pipe(h, &s, out, n, nonblocking))
         }
-        (None, Some((h, s))) if valid && splice::is_pipe(input, OFlags::RDONLY) => {
+        (Err(_), Ok((h, s))) if valid && splice::is_pipe(input, OFlags::RDONLY) => {
             length(splice::from_pipe(h, &s, input, n, nonblocking))
         }
         // SAFETY: as above.
@@ -467,9 +563,9 @@ pub unsafe extern "C" fn __read_chk(fd: c_int, buf: *mut c_void, n: size_t, size
     match ours(fd) {
         // A length beyond the buffer is the original's to punish.
         // SAFETY: as above.
-        Some(_) if n <= size => unsafe { read(fd, buf, n) },
+        Ok(_) if n <= size => unsafe { read(fd, buf, n) },
         // SAFETY: as above.
-        None if n <= size && overlay::of(fd).is_some() => unsafe { read(fd, buf, n) },
+        Err(_) if n <= size && overlay::of(fd).is_some() => unsafe { read(fd, buf, n) },
         // SAFETY: as above.
         _ => unsafe { real::__read_chk(fd, buf, n, size) },
     }
@@ -485,7 +581,7 @@ pub unsafe extern "C" fn __recv_chk(
 ) -> ssize_t {
     match ours(fd) {
         // SAFETY: as above.
-        Some(_) if n <= size => unsafe { recv(fd, buf, n, flags) },
+        Ok(_) if n <= size => unsafe { recv(fd, buf, n, flags) },
         // SAFETY: as above.
         _ => unsafe { real::__recv_chk(fd, buf, n, size, flags) },
     }
@@ -503,7 +599,7 @@ pub unsafe extern "C" fn __recvfrom_chk(
 ) -> ssize_t {
     match ours(fd) {
         // SAFETY: as above.
-        Some(_) if n <= size => unsafe { recvfrom(fd, buf, n, flags, addr, len) },
+        Ok(_) if n <= size => unsafe { recvfrom(fd, buf, n, flags, addr, len) },
         // SAFETY: as above.
         _ => unsafe { real::__recvfrom_chk(fd, buf, n, size, flags, addr, len) },
     }

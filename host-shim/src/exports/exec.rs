@@ -10,7 +10,7 @@ use crate::handle::touched;
 use crate::leave::{self, Who};
 use crate::sys::NoSignals;
 use crate::target::{self, Target};
-use crate::{fds, overlay, process, real, table};
+use crate::{fds, overlay, process, real, table, unix};
 
 type Strings = *const *mut c_char;
 
@@ -76,6 +76,7 @@ unsafe fn leaving(
     let borrowed = process::is_borrowed();
     let who = if borrowed { Who::Child } else { who };
     let no_signals = NoSignals::new();
+    unix::before_exec(who);
     if !leave::is_needed(who) {
         drop(no_signals);
         return start(envp);
@@ -286,6 +287,7 @@ pub unsafe extern "C" fn posix_spawn_file_actions_adddup2(
 ) -> c_int {
     if let Some(h) = table::get(fd) {
         h.touched.fetch_or(touched::SPAWNED, core::sync::atomic::Ordering::Relaxed);
+        unix::stays(fd, ring::stats::Reason::Shared);
     }
     // SAFETY: as above.
     unsafe { real::posix_spawn_file_actions_adddup2(actions, fd, to) }

@@ -12,7 +12,7 @@ use crate::handle::{self, Handle, Kind};
 use crate::poll::{self, Select, Set};
 use crate::scratch::Scratch;
 use crate::sys::{self, Errno, Result};
-use crate::{cancel, epoll, epoll_wait, overlay, real, socket, table};
+use crate::{cancel, epoll, epoll_wait, overlay, real, socket, table, unix};
 
 /// A timespec of the application; a negative one counts as none left.
 pub fn duration(t: &timespec) -> Duration {
@@ -210,6 +210,7 @@ pub unsafe extern "C" fn epoll_ctl(ep: c_int, op: c_int, fd: c_int, event: *mut 
         overlay::never(fd);
     }
     let Some(e) = instance(ep) else {
+        unix::stays(fd, ring::stats::Reason::Operation);
         // SAFETY: as above.
         return unsafe { real::epoll_ctl(ep, op, fd, event) };
     };

@@ -5,12 +5,14 @@ use core::sync::atomic::Ordering;
 
 use libc::{c_int, c_void, sockaddr, socklen_t};
 
+use ring::stats::Reason;
+
 use super::{fail, number, status};
 use crate::connect::{self, Path};
 use crate::handle::{Handle, Kind, touched};
 use crate::listener::{self, PeerOut};
 use crate::sys::{Errno, keep_errno};
-use crate::{cancel, options, real, socket, stats, table};
+use crate::{cancel, dual, options, real, socket, stats, table, unix};
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn socket(domain: c_int, ty: c_int, protocol: c_int) -> c_int {
@@ -26,7 +28,7 @@ pub unsafe extern "C" fn socket(domain: c_int, ty: c_int, protocol: c_int) -> c_
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bind(fd: c_int, addr: *const sockaddr, len: socklen_t) -> c_int {
-    if table::get(fd).is_some_and(|h| h.kind() == Kind::Stream) {
+    if table::get(fd).is_some_and(|h| h.kind() == Kind::Stream && !h.is_unix()) {
         return fail(Errno(libc::EINVAL));
     }
     // SAFETY: as above.
@@ -45,8 +47,10 @@ pub unsafe extern "C" fn listen(fd: c_int, backlog: c_int) -> c_int {
     keep_errno(|| {
         // SAFETY: as above.
         let r = unsafe { real::listen(fd, backlog) };
-        if r == 0 {
-            listener::listening(fd, backlog);
+        match table::get(fd).filter(|_| r == 0) {
+            Some(h) if h.is_unix() => unix::listening(h),
+            Some(_) => listener::listening(fd, backlog),
+            None => {}
         }
         r
     })
@@ -66,9 +70,18 @@ pub unsafe extern "C" fn accept4(fd: c_int, addr: *mut sockaddr, len: *mut sockl
         Some((_, Kind::Stream)) => fail(Errno(libc::EINVAL)),
         other => {
             // SAFETY: as above.
+            let room = if len.is_null() { 0 } else { unsafe { *len } };
+            // SAFETY: as above.
             let new = unsafe { real::accept4(fd, addr, len, flags) };
-            if let (true, Some((h, _))) = (new >= 0, other) {
-                accepted_by_kernel(new, h);
+            if new >= 0 {
+                match other {
+                    Some((h, _)) => accepted_by_kernel(new, h),
+                    None => unix::accepted_unseen(fd, new),
+                }
+                if table::get(new).is_some_and(Handle::is_unix) {
+                    // SAFETY: as above.
+                    unsafe { unix::token::hide(addr, len, room) };
+                }
             }
             new
         }
@@ -79,7 +92,10 @@ pub unsafe extern "C" fn accept4(fd: c_int, addr: *mut sockaddr, len: *mut sockl
 fn accepted_by_kernel(new: c_int, listener: &Handle) {
     let (domain, ty) = listener.family();
     socket::made(new, domain, ty);
-    if let Some(h) = table::get(new) {
+    let Some(h) = table::get(new) else { return };
+    if h.is_unix() {
+        unix::connected(h, true);
+    } else {
         socket::went_to_kernel(new, h, stats::reason(listener.index()));
     }
 }
@@ -101,12 +117,16 @@ pub unsafe extern "C" fn connect(fd: c_int, addr: *const sockaddr, len: socklen_
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn shutdown(fd: c_int, how: c_int) -> c_int {
     match table::get(fd).and_then(|h| Some((h, h.stream()?))) {
-        Some((h, s)) => status(socket::shutdown(h, &s, how)),
+        Some((h, s)) => {
+            dual::shutdown(fd, &s, how);
+            status(socket::shutdown(h, &s, how))
+        }
         None => {
             keep_errno(|| {
                 // SAFETY: as above.
                 let r = unsafe { real::shutdown(fd, how) };
                 if r == 0 {
+                    unix::stays(fd, Reason::Operation);
                     listener::shut_down(fd);
                 }
                 r
@@ -117,6 +137,10 @@ pub unsafe extern "C" fn shutdown(fd: c_int, how: c_int) -> c_int {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn getsockname(fd: c_int, addr: *mut sockaddr, len: *mut socklen_t) -> c_int {
+    if table::get(fd).is_some_and(Handle::is_unix) {
+        // SAFETY: as above.
+        return unsafe { unix::name(fd, true, addr, len) };
+    }
     match table::get(fd).and_then(|h| Some((h, h.stream()?))) {
         Some((h, s)) => status(options::name(h, &s, true, addr, len)),
         // SAFETY: as above.
@@ -126,6 +150,10 @@ pub unsafe extern "C" fn getsockname(fd: c_int, addr: *mut sockaddr, len: *mut s
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn getpeername(fd: c_int, addr: *mut sockaddr, len: *mut socklen_t) -> c_int {
+    if table::get(fd).is_some_and(Handle::is_unix) {
+        // SAFETY: as above.
+        return unsafe { unix::name(fd, false, addr, len) };
+    }
     match table::get(fd).and_then(|h| Some((h, h.stream()?))) {
         Some((h, s)) => status(options::name(h, &s, false, addr, len)),
         // SAFETY: as above.
@@ -154,7 +182,7 @@ pub unsafe extern "C" fn setsockopt(
     value: *const c_void,
     len: socklen_t,
 ) -> c_int {
-    let in_user = table::get(fd).is_some_and(|h| h.kind() == Kind::Stream);
+    let in_user = table::get(fd).is_some_and(|h| h.kind() == Kind::Stream && !h.is_unix());
     if let Some(e) = options::refused(level, name).filter(|_| in_user) {
         return fail(e);
     }

@@ -46,6 +46,10 @@ pub fn get(
     value: *mut c_void,
     len: *mut libc::socklen_t,
 ) -> Option<i32> {
+    // The kernel's descriptor is connected, too.
+    if s.is_unix() && (level, name) != (SOL_SOCKET, libc::SO_ERROR) {
+        return None;
+    }
     let _pinned = h.pin().filter(|_| s.current(h))?;
     let number = match (level, name) {
         (SOL_SOCKET, libc::SO_ERROR) => take_error(h, s).cast_unsigned(),

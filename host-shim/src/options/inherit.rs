@@ -122,6 +122,8 @@ fn copy(from: i32, to: i32, level: i32, name: i32) {
 /// A socket with this set is left to the kernel: filters, devices, signatures and the like work on packets.
 pub fn is_for_kernel_only(level: i32, name: i32) -> bool {
     const TCP_AO_ADD_KEY: i32 = 38;
+    const SO_PASSPIDFD: i32 = 76;
+    const SO_INQ: i32 = 84;
     match level {
         SOL_SOCKET => matches!(
             name,
@@ -131,6 +133,10 @@ pub fn is_for_kernel_only(level: i32, name: i32) -> bool {
                 | libc::SO_ATTACH_BPF
                 | libc::SO_ATTACH_REUSEPORT_CBPF
                 | libc::SO_ATTACH_REUSEPORT_EBPF
+                | libc::SO_PASSSEC
+                | libc::SO_PEEK_OFF
+                | SO_PASSPIDFD
+                | SO_INQ
         ),
         IPPROTO_TCP => matches!(
             name,

@@ -176,7 +176,7 @@ impl Logic {
         self.release_conn(me, id, SERVER, End::Refused, out);
     }
 
-    fn may_hold_more(&self, f: u32) -> bool {
+    pub(super) fn may_hold_more(&self, f: u32) -> bool {
         self.functions
             .get(f)
             .is_some_and(|f| f.holdings.conns.len() + f.connecting < self.limits.conns_per_function)

@@ -4,8 +4,8 @@ use ring::bus::AGENT_FUNCTION;
 use ring::msg::{Addr, Completion, ConnId, Status};
 
 use super::functions::{CLIENT, Holder};
-use super::segments::{Conn, Room, Waiting};
-use super::{Logic, Out, announce, policy, reply};
+use super::segments::{Conn, Room, Waiting, Wanted};
+use super::{Logic, Out, announce, claims, policy, reply};
 
 impl Logic {
     pub(super) fn connect(&mut self, f: u32, token: u32, dst: Addr, src: Addr, out: &mut Vec<Out>) {
@@ -30,23 +30,16 @@ impl Logic {
         }
         let listener = self.listeners.find(identity.netns, &dst)?;
         let server_group = self.listeners.get(listener).map(|l| l.group).ok_or(Status::NoListener)?;
-        let waiting = Waiting { function: f, token, listener, client: src, server: dst };
+        let waiting =
+            Waiting { function: f, token, wanted: Wanted::Connect { listener, client: src, server: dst } };
         match self.segments.room(identity.group, server_group) {
             Room::Ready(segment) => self.establish(segment, waiting, out),
             Room::Making(segment) => self.wait_for(segment, waiting),
-            Room::Full(of_pair) => {
-                if of_pair >= self.limits.segments_per_pair || self.segments.len() >= self.limits.segments {
-                    return Err(Status::Quota);
-                }
-                let segment = self.segments.make(identity.group, server_group);
-                let make = Completion::MakeSegment { segment, client_group: identity.group, server_group };
-                announce(out, AGENT_FUNCTION, make);
-                self.wait_for(segment, waiting)
-            }
+            Room::Full(of_pair) => self.make_segment([identity.group, server_group], of_pair, waiting, out),
         }
     }
 
-    fn wait_for(&mut self, segment: u32, waiting: Waiting) -> Result<(), Status> {
+    pub(super) fn wait_for(&mut self, segment: u32, waiting: Waiting) -> Result<(), Status> {
         if !self.segments.wait(segment, waiting) {
             return Err(Status::Quota);
         }
@@ -58,7 +51,8 @@ impl Logic {
 
     /// Opens the connection, tells the client, and brings it to the listener.
     fn establish(&mut self, segment: u32, waiting: Waiting, out: &mut Vec<Out>) -> Result<(), Status> {
-        let Waiting { function: f, token, listener, client, server } = waiting;
+        let Waiting { function: f, token, wanted } = waiting;
+        let Wanted::Connect { listener, client, server } = wanted else { return Err(Status::BadRequest) };
         let function = self.functions.get_mut(f).ok_or(Status::BadRequest)?;
         let holders = [vec![Holder::Function(f)], Vec::new()];
         let conn = Conn { holders, client, server, listener, queued: true, ends: [None; 2] };
@@ -77,13 +71,20 @@ impl Logic {
                 function.connecting -= 1;
             }
             // Time has passed: the listener may be gone or full.
-            let outcome = match self.listeners.get(waiting.listener) {
+            let outcome = match waiting.wanted {
                 _ if !ok => Err(Status::NoSegment),
-                None => Err(Status::NoListener),
-                Some(listener) if !listener.has_space() => Err(Status::BacklogFull),
-                Some(_) => self.establish(segment, waiting, out),
+                Wanted::Claim { .. } => self.pair(segment, waiting, out),
+                Wanted::Connect { listener, .. } => match self.listeners.get(listener) {
+                    None => Err(Status::NoListener),
+                    Some(listener) if !listener.has_space() => Err(Status::BacklogFull),
+                    Some(_) => self.establish(segment, waiting, out),
+                },
             };
             if let Err(status) = outcome {
+                let refuse = match waiting.wanted {
+                    Wanted::Claim { .. } => claims::refuse,
+                    Wanted::Connect { .. } => refuse,
+                };
                 refuse(out, waiting.function, waiting.token, status);
             }
         }

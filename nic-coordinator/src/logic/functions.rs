@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ring::msg::ConnId;
 
+use super::claims::Offer;
+
 /// Which end of a connection: 0 is the client's, 1 the server's.
 pub type Side = usize;
 /// The client's end.
@@ -36,7 +38,7 @@ pub struct Identity {
     pub group: u32,
     /// Real user id at attach.
     pub uid: u32,
-    /// Process id, for people.
+    /// Process id, as the agent sees it.
     pub pid: u32,
     /// Inode of the network namespace.
     pub netns: u64,
@@ -49,8 +51,10 @@ pub struct Function {
     pub identity: Identity,
     /// What it holds.
     pub holdings: Holdings,
-    /// Connects that wait for their segment.
+    /// Connects and claims that wait for their segment.
     pub connecting: usize,
+    /// Ends of connections that may be claimed, by the process's number for them.
+    pub offers: BTreeMap<u32, Offer>,
 }
 
 /// All attached processes, and how many members each group has.
@@ -77,6 +81,13 @@ impl Functions {
         self.by_number.iter().map(|(number, function)| (*number, function))
     }
 
+    /// The group of the process that the kernel knows by this id, if it is attached. The user tells it from one that died before.
+    #[must_use]
+    pub fn family_of(&self, pid: u32, uid: u32) -> Option<u32> {
+        let process = |f: &&Function| f.identity.pid == pid && f.identity.uid == uid;
+        self.by_number.values().find(process).map(|f| f.identity.group)
+    }
+
     /// How many are attached.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -92,7 +103,8 @@ impl Functions {
     /// Adds a process, which joins its group. The number must be free.
     pub fn insert(&mut self, number: u32, identity: Identity, holdings: Holdings) {
         self.join(identity.group);
-        self.by_number.insert(number, Function { identity, holdings, connecting: 0 });
+        self.by_number
+            .insert(number, Function { identity, holdings, connecting: 0, offers: BTreeMap::new() });
     }
 
     /// Takes a process out. It still counts as a member of its group until [`Functions::leave`].

@@ -9,9 +9,10 @@
 //! | [`listeners`] | which listener a destination means; accept queues |
 //! | [`segments`] | slots for connections in the memory that two groups share |
 //! | [`forks`] | what a child inherits before it has attached |
-//! | `connect`, `accept`, `lifetime` | the requests, in terms of those tables |
+//! | `connect`, `accept`, `claims`, `lifetime` | the requests, in terms of those tables |
 
 mod accept;
+pub mod claims;
 mod connect;
 pub mod forks;
 pub mod functions;
@@ -23,6 +24,7 @@ pub mod segments;
 use ring::bus::AGENT_FUNCTION;
 use ring::msg::{Completion, Request};
 
+use claims::Peer;
 use forks::Forks;
 use functions::{Functions, Holder, Holdings};
 use listeners::Listeners;
@@ -87,6 +89,8 @@ pub struct Logic {
     forks: Forks,
     listeners: Listeners,
     segments: Segments,
+    /// Number of the next offer.
+    offers_ever: u64,
 }
 
 impl Logic {
@@ -145,6 +149,13 @@ impl Logic {
             }
             Request::Unlisten { listener } => self.unlisten(f, listener, out),
             Request::Connect { dst, src } => self.connect(f, token, dst, src, out),
+            Request::Offer { serial, pid, uid } => {
+                self.note_offer(f, token, serial, Peer { pid, uid }, out);
+            }
+            Request::Retract { serial } => self.retract(f, serial),
+            Request::Claim { function, serial, pid, uid } => {
+                self.claim(f, token, (function, serial), Peer { pid, uid }, out);
+            }
             Request::Accept { listener, flags } => self.accept(f, token, listener, flags, out),
             Request::CancelAccept { listener, token } => self.cancel_accept(f, token, listener, out),
             Request::Close { conn, side, finished } => {

@@ -27,7 +27,7 @@ pub struct Conn {
     pub client: Addr,
     /// The address it connected to.
     pub server: Addr,
-    /// The listener it came to.
+    /// The listener it came to; 0: none.
     pub listener: u32,
     /// It is in that listener's queue: the server's side is not closed although nobody holds it.
     pub queued: bool,
@@ -61,19 +61,38 @@ impl Conn {
     }
 }
 
-/// A `Connect` that waits for its segment to be made.
+/// A `Connect` or `Claim` that waits for its segment to be made.
 #[derive(Clone, Copy, Debug)]
 pub struct Waiting {
     /// Whose.
     pub function: u32,
     /// Its token.
     pub token: u32,
-    /// The listener that was found.
-    pub listener: u32,
-    /// The client's address.
-    pub client: Addr,
-    /// Where to.
-    pub server: Addr,
+    /// What for.
+    pub wanted: Wanted,
+}
+
+/// What a process waits for.
+#[derive(Clone, Copy, Debug)]
+pub enum Wanted {
+    /// A connection to a listener.
+    Connect {
+        /// The listener that was found.
+        listener: u32,
+        /// The client's address.
+        client: Addr,
+        /// Where to.
+        server: Addr,
+    },
+    /// One that was offered.
+    Claim {
+        /// By whom.
+        offerer: u32,
+        /// Under which number.
+        serial: u32,
+        /// [`super::claims::Offer::id`].
+        id: u64,
+    },
 }
 
 #[derive(Debug, Default)]

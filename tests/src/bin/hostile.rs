@@ -74,7 +74,7 @@ fn lie(lie: &Lie, socket: &str, seconds: &str, seed: &str) -> Outcome {
         Lie::Requests => attached.random_requests(&mut random, Instant::now() + time),
         Lie::Client(port) => {
             let request = Request::Connect { dst: localhost(*port), src: localhost(40_000) };
-            let Completion::Connected { status: Status::Ok, conn } = attached.ask(request)? else {
+            let Completion::Connected { status: Status::Ok, conn, .. } = attached.ask(request)? else {
                 return Err("not connected".into());
             };
             attached.scribble(conn, 0, &mut random, Instant::now() + time)

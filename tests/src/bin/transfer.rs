@@ -1,11 +1,12 @@
 //! A transfer that runs until somebody dies, for the tests that kill.
 //!
-//! `transfer server` prints its port and echoes connections, one after the other. `transfer client PORT busy SECONDS`
+//! `transfer server [PATH]` prints its port (or the path of its unix socket, which stands for a port below, too) and echoes connections, one after the other. `transfer client PORT busy SECONDS`
 //! sends and checks echoes for that long; `... idle SECONDS` only waits for the end of the stream. Both print a line
 //! when a connection ends: how, and when by the monotonic clock in ns; a busy client also prints its progress.
 
-use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -22,8 +23,9 @@ fn main() -> ExitCode {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let outcome = match words.as_slice() {
         ["server"] => server(),
-        ["client", port, kind @ ("busy" | "idle"), seconds] => match (port.parse(), seconds.parse()) {
-            (Ok(port), Ok(seconds)) => client(port, *kind == "busy", Duration::from_secs_f64(seconds)),
+        ["server", path] => unix_server(path),
+        ["client", port, kind @ ("busy" | "idle"), seconds] => match seconds.parse() {
+            Ok(seconds) => connect(port, *kind == "busy", Duration::from_secs_f64(seconds)),
             _ => Err(io::Error::from(ErrorKind::InvalidInput)),
         },
         _ => Err(io::Error::from(ErrorKind::InvalidInput)),
@@ -55,30 +57,52 @@ fn cause(e: &io::Error) -> &'static str {
 fn server() -> io::Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     println!("port {}", listener.local_addr()?.port());
-    let mut room = vec![0; 65_536];
     loop {
-        let (mut peer, _) = listener.accept()?;
-        println!("accepted");
-        let how = loop {
-            match peer.read(&mut room) {
-                Ok(0) => break "eof",
-                Ok(n) => match peer.write_all(room.get(..n).unwrap_or(&[])) {
-                    Ok(()) => {}
-                    Err(e) => break cause(&e),
-                },
-                Err(e) => break cause(&e),
-            }
-        };
-        ended(how);
+        echo(listener.accept()?.0);
     }
 }
 
-fn client(port: u16, busy: bool, time: Duration) -> io::Result<()> {
-    let mut peer = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+fn unix_server(path: &str) -> io::Result<()> {
+    let listener = UnixListener::bind(path)?;
+    println!("port {path}");
+    loop {
+        echo(listener.accept()?.0);
+    }
+}
+
+fn echo(mut peer: impl Read + Write) {
+    println!("accepted");
+    let mut room = vec![0; 65_536];
+    let how = loop {
+        match peer.read(&mut room) {
+            Ok(0) => break "eof",
+            Ok(n) => match peer.write_all(room.get(..n).unwrap_or(&[])) {
+                Ok(()) => {}
+                Err(e) => break cause(&e),
+            },
+            Err(e) => break cause(&e),
+        }
+    };
+    ended(how);
+}
+
+fn connect(port: &str, busy: bool, time: Duration) -> io::Result<()> {
+    let limit = (!busy).then_some(time);
+    if let Ok(port) = port.parse::<u16>() {
+        let peer = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        peer.set_read_timeout(limit)?;
+        client(peer, busy, time)
+    } else {
+        let peer = UnixStream::connect(port)?;
+        peer.set_read_timeout(limit)?;
+        client(peer, busy, time)
+    }
+}
+
+fn client(mut peer: impl Read + Write, busy: bool, time: Duration) -> io::Result<()> {
     println!("connected");
     let start = Instant::now();
     if !busy {
-        peer.set_read_timeout(Some(time))?;
         match peer.read(&mut [0]) {
             Ok(_) => ended("eof"),
             Err(e) if e.kind() == ErrorKind::WouldBlock => println!("done 0"),

@@ -1,0 +1,33 @@
+//! `ipc-direct lab`: several hosts on this machine. What crosses hosts behaves as between machines, what stays on one is
+//! accelerated, faults do what they say, and nothing stays behind, however it ends.
+
+mod ends;
+mod faults;
+mod scene;
+mod traffic;
+
+use std::process::ExitCode;
+
+use harness::suite::{self, Test};
+
+const TESTS: &[Test] = &[
+    ("traffic::redis_across_hosts_uses_the_kernel", traffic::redis_across),
+    ("traffic::within_a_host_is_accelerated", traffic::within),
+    ("traffic::names_and_addresses", traffic::names),
+    ("traffic::a_host_is_a_world_of_its_own", traffic::own_world),
+    ("traffic::status_signals_and_streams_of_exec", traffic::exec),
+    ("faults::packets", faults::packets),
+    ("faults::large_transfer_over_a_bad_link", faults::transfer),
+    ("faults::partition_and_heal", faults::partition),
+    ("faults::kill_and_start", faults::kill_and_start),
+    ("ends::down", ends::down),
+    ("ends::ctrl_c", ends::ctrl_c),
+    ("ends::killed", ends::killed),
+    ("ends::half_started", ends::half_started),
+    ("ends::exec_is_killed", ends::exec_is_killed),
+    ("ends::sentences", ends::sentences),
+];
+
+fn main() -> ExitCode {
+    suite::main(TESTS)
+}
