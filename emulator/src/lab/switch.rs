@@ -70,6 +70,12 @@ impl Plug {
         format!("{}{}", self.port.letter(), self.host)
     }
 
+    /// The same each time that the host is started: its neighbours remember it. Locally administered (IEEE 802).
+    fn ethernet_address(&self) -> String {
+        let [_, _, high, low] = self.host.to_be_bytes();
+        format!("02:69:70:{:02x}:{high:02x}:{low:02x}", self.port as u8)
+    }
+
     /// What is in the bridge: the link, or the far end of the bad wire.
     fn bridged(&self) -> String {
         if self.bad.is_some() { format!("{}-far", self.name()) } else { self.name() }
@@ -110,9 +116,9 @@ impl Switch {
         self.unplug(host);
         for port in Port::ALL {
             let plug = Plug { host, port, side: 0, bad: None };
-            let (name, inside) = (plug.name(), port.link());
+            let (name, inside, address) = (plug.name(), port.link(), plug.ethernet_address());
             ip(&format!(
-                "link add name {name} type veth peer name {inside} netns {pid}\n\
+                "link add name {name} type veth peer name {inside} address {address} netns {pid}\n\
                  link set {name} master br0\nlink set {name} up\n"
             ))?;
             self.plugs.push(plug);
