@@ -91,10 +91,9 @@ pub fn open() -> Result<(), AgentError> {
 
 fn connect() -> Result<i32, AgentError> {
     let addr = address().ok_or(AgentError::Absent)?;
-    let socket =
-        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-            .map_err(|_| AgentError::Absent)?;
-    let fd = fds::adopt(socket.into_raw_fd());
+    let flags = SocketFlags::CLOEXEC;
+    let socket = || rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
+    let fd = fds::made(socket).map_err(|_| AgentError::Absent)?;
     let checked = match rustix::net::connect(sys::borrow(fd), &addr) {
         Ok(()) => check_trust(fd),
         Err(_) => Err(AgentError::Absent),

@@ -13,9 +13,10 @@ use core::sync::atomic::Ordering;
 
 use libc::{cmsghdr, iovec, msghdr};
 
+use crate::buffers::{Buffers, Cursor};
 use crate::handle::{Handle, Stream};
 use crate::sock::modes;
-use crate::stream::{Buffers, Cursor, ReadHow};
+use crate::stream::ReadHow;
 use crate::sys::{Errno, NoSignals, Result};
 use crate::{dual, io, options, real, rights, sys, table};
 

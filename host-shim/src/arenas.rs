@@ -10,7 +10,6 @@ use core::ffi::CStr;
 use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 use ring::image::ArenaRef;
-use rustix::fd::IntoRawFd;
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -70,9 +69,7 @@ impl Arenas {
 
     fn make_own(&self) -> Option<usize> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let numbering = fds::numbering().take();
-        let fd = fds::adopt(rustix::fs::memfd_create(self.name, flags).ok()?.into_raw_fd());
-        drop(numbering);
+        let fd = fds::made(|| rustix::fs::memfd_create(self.name, flags)).ok()?;
         let memory = sys::borrow(fd);
         let sized = rustix::fs::ftruncate(memory, self.bytes as u64)
             .and_then(|()| rustix::fs::fcntl_add_seals(memory, SEALS));

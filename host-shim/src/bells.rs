@@ -7,7 +7,6 @@
 use core::sync::atomic::{AtomicI32, Ordering};
 
 use ring::wake::EVERYBODY;
-use rustix::fd::IntoRawFd;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::{fds, process, sys};
@@ -24,10 +23,8 @@ static RINGER: AtomicI32 = AtomicI32::new(-1);
 /// our peers.
 fn socket() -> Option<i32> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let numbering = fds::numbering().take();
-    let new = rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None).ok()?;
-    let fd = fds::adopt(new.into_raw_fd());
-    drop(numbering);
+    let new = || rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None);
+    let fd = fds::made(new).ok()?;
     if process::is_home(fd) {
         return Some(fd);
     }

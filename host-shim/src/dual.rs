@@ -16,9 +16,10 @@ use ring::segment::state;
 use ring::stream;
 
 use crate::ancillary::Wanted;
+use crate::buffers::{Buffers, Cursor};
 use crate::handle::{Handle, Stream};
 use crate::sock::{modes, shut};
-use crate::stream::{Buffers, Cursor, ReadHow};
+use crate::stream::ReadHow;
 use crate::sys::{Errno, Result};
 use crate::unix::Busy;
 use crate::{epoll, poll, real, sys, table, wait};

@@ -348,30 +348,31 @@ pub fn forget_handle(h: &Handle) {
 
 /// Something about a connection or listener changed, other than by news: look at it.
 pub fn handle_changed(h: &Handle) {
+    changed(h, false);
+}
+
+/// As [`handle_changed`], by a call of our own that is an edge for whatever is watched: Linux (`sk_state_change`) says no event then.
+pub fn state_changed(h: &Handle) {
+    changed(h, true);
+}
+
+fn changed(h: &Handle, is_edge: bool) {
     // SeqCst: what changed was stored before this; who registers now looks at it afterwards (it holds the lock, a full fence,
     // in between). So either we see the registration, or it sees the change.
     fence(Ordering::SeqCst);
     if h.regs.load(Ordering::Relaxed) == 0 {
         return;
     }
-    if let Some(mut st) = STATE.take() {
-        st.queue_all(h);
-        st.finish();
-    }
-}
-
-/// As [`handle_changed`], by a call of our own that is an edge for whatever is watched: Linux (`sk_state_change`) says no event then.
-pub fn state_changed(h: &Handle) {
-    if h.regs.load(Ordering::Relaxed) != 0
-        && let Some(mut st) = STATE.take()
-    {
+    let Some(mut st) = STATE.take() else { return };
+    if is_edge {
         st.each(h, |st, index| {
             if let Some(r) = st.regs.get_mut(index) {
                 r.armed = true;
             }
         });
     }
-    handle_changed(h);
+    st.queue_all(h);
+    st.finish();
 }
 
 /// Does the instance need us at all? If not, the kernel's epoll_wait(2) is all there is.

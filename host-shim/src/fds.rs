@@ -5,7 +5,7 @@ use core::ffi::CStr;
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicI32, Ordering};
 
-use rustix::fd::IntoRawFd;
+use rustix::fd::{IntoRawFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::process::{Resource, getrlimit};
 
@@ -25,6 +25,15 @@ pub fn numbering() -> &'static Lock {
 fn base() -> i32 {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(1024).clamp(64, table::FDS_MAX as u64);
     i32::try_from(limit / 4 * 3).unwrap_or(768)
+}
+
+/// What `make` makes, as one of ours.
+///
+/// # Errors
+/// As `make`.
+pub fn made<E>(make: impl FnOnce() -> Result<OwnedFd, E>) -> Result<i32, E> {
+    let _numbering = NUMBERING.take();
+    make().map(|fd| adopt(fd.into_raw_fd()))
 }
 
 /// Moves the descriptor `low` up, close-on-exec, and marks it as ours. The number it has from now on.

@@ -8,10 +8,11 @@ use core::time::Duration;
 use ring::wake::SleepWord;
 
 use crate::ancillary::Wanted;
+use crate::buffers::{Buffers, Cursor};
 use crate::dual::{self, Got};
 use crate::handle::{Handle, Pinned, Stream};
 use crate::sock::{modes, shut};
-use crate::stream::{Buffers, Cursor, End, ReadHow};
+use crate::stream::{End, ReadHow};
 use crate::sys::{Errno, Result};
 use crate::wait::{self, Spin};
 use crate::{arrivals, coordinator, epoll, sys, urgent, zerocopy};

@@ -9,7 +9,7 @@
 //! | layer | modules | what it does |
 //! |---|---|---|
 //! | symbols | [`exports`] | the C functions that we define in libc's place |
-//! | sockets | [`socket`], [`stream`], [`io`], [`splice`], [`urgent`], [`zerocopy`], [`listener`], [`reserved`], [`connect`], [`options`], [`file`] | what a descriptor of ours does |
+//! | sockets | [`socket`], [`stream`], [`buffers`], [`io`], [`splice`], [`urgent`], [`zerocopy`], [`listener`], [`reserved`], [`connect`], [`options`], [`file`] | what a descriptor of ours does |
 //! | readiness | [`epoll`], [`epoll_wait`], [`poll`], [`wait`], [`bells`], [`arrivals`] | waiting: spin, yield, sleep |
 //! | pipes | [`overlay`] | pipes between relatives: a ring over the kernel's object |
 //! | leaving | [`cancel`], [`holds`] | calls that never return: cancelled, or left by a jump |
@@ -27,6 +27,7 @@ mod ancillary;
 mod arenas;
 mod arrivals;
 mod bells;
+mod buffers;
 mod cancel;
 mod config;
 mod connect;

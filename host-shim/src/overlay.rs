@@ -27,9 +27,9 @@ use ring::msg::ConnId;
 use ring::stats::Reason;
 use rustix::fs::OFlags;
 
+use crate::buffers::{Buffers, Cursor};
 use crate::handle::{self, HANDLES_MAX, Handle, Kind};
 use crate::leave::{self, Who};
-use crate::stream::{Buffers, Cursor};
 use crate::{file, process, socket, stats, sys, table};
 use channel::{Busy, Channel, KERNEL, NEVER, RING, Role, Wrote};
 

@@ -7,8 +7,8 @@
 use rustix::fs::{FileType, OFlags};
 use rustix::io::{Errno as RustixErrno, ReadWriteFlags};
 
+use crate::buffers::Buffers;
 use crate::handle::{Handle, Stream};
-use crate::stream::Buffers;
 use crate::sys::{self, Errno, Result};
 use crate::{io, real};
 

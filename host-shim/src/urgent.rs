@@ -13,9 +13,9 @@ use ring::segment::RING_BYTES;
 use ring::stream::{self, Reader, Violation};
 use ring::urgent::{self, Urgent};
 
+use crate::buffers::Buffers;
 use crate::handle::{Handle, Stream};
 use crate::sock::modes;
-use crate::stream::Buffers;
 use crate::sys::{Errno, Result};
 use crate::{io, segments};
 

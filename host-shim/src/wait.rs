@@ -17,7 +17,6 @@ use ring::stats::Sleep;
 use ring::wake::{self, Announced, SleepWord};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags};
-use rustix::fd::IntoRawFd;
 
 use crate::holds::{self, Noted};
 use crate::sys::{Errno, Membarrier, Result};
@@ -364,9 +363,7 @@ impl Drop for Sleeper {
 }
 
 fn make_set(place: &Place) -> Option<i32> {
-    let numbering = fds::numbering().take();
-    let fd = fds::adopt(epoll::create(CreateFlags::CLOEXEC).ok()?.into_raw_fd());
-    drop(numbering);
+    let fd = fds::made(|| epoll::create(CreateFlags::CLOEXEC)).ok()?;
     watch(fd);
     let (bell, mut number) = bells::hang();
     let flags = EventFlags::IN | EventFlags::ET;

@@ -7,9 +7,9 @@
 
 use core::sync::atomic::Ordering;
 
+use crate::buffers::is_nowhere;
 use crate::handle::{Handle, Stream};
 use crate::sock::modes;
-use crate::stream::is_nowhere;
 use crate::sys::{Errno, Result};
 use crate::{epoll, wait};
 

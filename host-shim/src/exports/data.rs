@@ -11,8 +11,8 @@ use super::{fail, length};
 use crate::connect::{self, Path};
 use rustix::fs::OFlags;
 
+use crate::buffers::{Buffers, is_nowhere};
 use crate::handle::{Handle, Stream, touched};
-use crate::stream::{Buffers, is_nowhere};
 use crate::sys::{Errno, Result};
 use crate::unix::Way;
 use crate::{ancillary, cancel, dual, io, overlay, real, rights, splice, stats, sys, table, unix, zerocopy};

@@ -14,8 +14,8 @@ use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, SOL_SOCKET};
 use ring::segment::{RING_BYTES, state};
 
 use super::{encode, kernel_option};
+use crate::buffers::is_nowhere;
 use crate::handle::{Handle, Stream};
-use crate::stream::is_nowhere;
 use crate::sys::Errno;
 use crate::{poll, real, stats, sys};
 

@@ -15,9 +15,9 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use crate::buffers::{Buffers, Cursor};
 use crate::lock::Lock;
 use crate::overlay::arena;
-use crate::stream::{Buffers, Cursor};
 use crate::sys;
 
 /// Bytes of the ring: what a pipe takes before it is full (pipe(7)).

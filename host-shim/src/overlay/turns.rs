@@ -13,7 +13,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::channel::{Busy, CAPACITY, KERNEL, NEVER, RING, Role, Wrote};
 use super::{REFUSED, SHOWN, View, agreed, is_libcs, of};
-use crate::stream::{Buffers, Cursor};
+use crate::buffers::{Buffers, Cursor};
 use crate::sys::Errno;
 use crate::{config, fds, process, real, stats, sys};
 
