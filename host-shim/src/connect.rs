@@ -51,12 +51,26 @@ pub fn connect(fd: i32, addr: *const libc::sockaddr, len: libc::socklen_t) -> Pa
         return Path::Kernel;
     }
     let _no_signals = NoSignals::new();
-    match through_coordinator(fd, h, dst) {
+    // Another thread may close it meanwhile.
+    let Some(_pinned) = h.pin() else { return Path::Kernel };
+    h.touched.fetch_or(touched::CONNECTING, Ordering::Relaxed);
+    let connected = through_coordinator(fd, h, dst);
+    // Release: pairs with the Acquire in `settled`: who waited sees the connection.
+    h.touched.fetch_and(!touched::CONNECTING, Ordering::Release);
+    match connected {
         Ok(nonblocking) => Path::User(if nonblocking { Err(Errno(libc::EINPROGRESS)) } else { Ok(()) }),
         Err(reason) => {
             stats::set_reason(h.index(), reason);
             Path::Kernel
         }
+    }
+}
+
+/// Waits for another thread that connects `h`: the other side may have accepted, and even sent, before the connection is in
+/// place here. The coordinator answers in bounded time; a handler of a signal can't have interrupted the connecting thread.
+pub fn settled(h: &Handle) {
+    while h.touched.load(Ordering::Acquire) & touched::CONNECTING != 0 {
+        rustix::thread::sched_yield();
     }
 }
 

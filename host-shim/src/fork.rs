@@ -12,7 +12,8 @@ use ring::msg::Request;
 
 use crate::lock::Lock;
 use crate::{
-    agent, arenas, coordinator, epoll, fds, overlay, process, reserved, segments, socket, sys, unix, wait,
+    agent, arenas, coordinator, epoll, fds, overlay, pending, process, reserved, segments, socket, sys, unix,
+    wait,
 };
 
 /// Held from before a fork until the parent has gone on.
@@ -105,6 +106,7 @@ extern "C" fn after_in_child() {
         }
     }
     socket::forget_calls();
+    pending::forget();
     unix::forget_calls();
     reserved::forget_others(FORKER.load(Ordering::Relaxed));
     epoll::look_at_shared();

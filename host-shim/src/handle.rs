@@ -110,6 +110,10 @@ pub mod touched {
     pub const OFFERED: u32 = 4096;
     /// `AF_UNIX`: it listens.
     pub const LISTENS: u32 = 8192;
+    /// A thread is connecting it through the coordinator: see [`crate::connect::settled`].
+    pub const CONNECTING: u32 = 16384;
+    /// A kernel socket that may be another thing by the time the kernel is asked.
+    pub const MOVES: u32 = YOUNG | CONNECTING;
 }
 
 static HANDLES: [Handle; HANDLES_MAX] = [const { Handle::new() }; HANDLES_MAX];
@@ -399,8 +403,8 @@ pub fn next_era() {
     ERA.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Gives back a pin of a call that never returned: index of its handle, and the era.
-fn unpin(index: usize, era: usize) {
+/// Gives back a pin that was forgotten, or one of a call that never returned: index of its handle, and the era.
+pub fn unpin(index: usize, era: usize) {
     if let Some(handle) = HANDLES.get(index) {
         drop(Pinned { handle, era: u32::try_from(era).unwrap_or(0) });
     }

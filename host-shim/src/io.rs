@@ -15,7 +15,7 @@ use crate::sock::{modes, shut};
 use crate::stream::{End, ReadHow};
 use crate::sys::{Errno, Result};
 use crate::wait::{self, Spin};
-use crate::{arrivals, coordinator, epoll, sys, urgent, zerocopy};
+use crate::{arrivals, coordinator, epoll, pending, sys, urgent, zerocopy};
 
 /// recv(2) and all its forms. Returns the number of bytes.
 ///
@@ -128,6 +128,22 @@ fn receive_slow(h: &Handle, s: &Stream, to: &Buffers<'_>, flags: i32, how: ReadH
     }
 }
 
+/// [`Handle::try_write`], and then what handlers of signals wrote that came in the middle of it.
+#[inline(always)]
+fn write(h: &Handle, s: &Stream, from: &Buffers<'_>, at: &mut Cursor) -> Result<bool> {
+    let written = h.try_write(s, from, at);
+    if pending::is_any() { after_handlers(h, s, written, at) } else { written }
+}
+
+#[cold]
+fn after_handlers(h: &Handle, s: &Stream, written: Result<bool>, at: &Cursor) -> Result<bool> {
+    match (pending::deliver(h, s), written) {
+        // As Linux: a call that a signal interrupts does not go on behind what the handler sent.
+        (true, Ok(false)) if at.done > 0 => Err(Errno(libc::EINTR)),
+        (_, written) => written,
+    }
+}
+
 /// send(2) and all its forms. Returns the number of bytes; raises SIGPIPE as Linux does.
 ///
 /// # Errors
@@ -140,7 +156,7 @@ pub fn send(h: &Handle, s: &Stream, from: &Buffers<'_>, flags: i32) -> Result<us
     let mut at = Cursor::default();
     // One look: who only sends has no other way to hear that its peer was killed.
     coordinator::pump();
-    match h.try_write(s, from, &mut at) {
+    match write(h, s, from, &mut at) {
         Ok(true) => Ok(at.done),
         other => send_slow(h, s, from, flags, at, other.map(|_| ())),
     }
@@ -167,7 +183,7 @@ fn send_specially(h: &Handle, s: &Stream, from: &Buffers<'_>, flags: i32) -> Res
 /// # Errors
 /// As send(2).
 pub fn send_rest(h: &Handle, s: &Stream, from: &Buffers<'_>, flags: i32, mut at: Cursor) -> Result<usize> {
-    match h.try_write(s, from, &mut at) {
+    match write(h, s, from, &mut at) {
         Ok(true) => Ok(at.done),
         other => send_slow(h, s, from, flags, at, other.map(|_| ())),
     }
@@ -223,7 +239,7 @@ fn send_slow(
             Err(_) if at.done > 0 => return Ok(at.done),
             Err(e) => return Err(e),
         }
-        last = match h.try_write(s, from, &mut at) {
+        last = match write(h, s, from, &mut at) {
             Ok(true) => return Ok(at.done),
             Ok(false) => Ok(()),
             Err(e) => Err(e),
@@ -279,7 +295,11 @@ pub fn send_with(
     let start = timeout.map(|_| sys::now());
     let mut done = 0;
     while done < n {
-        match h.try_write_with(s, n - done, |room| fill(room, done)) {
+        let written = h.try_write_with(s, n - done, |room| fill(room, done));
+        if pending::is_any() {
+            pending::deliver(h, s);
+        }
+        match written {
             Ok(Some(0)) => break,
             Ok(Some(got)) => done += got,
             Ok(None) if s.sock.is_nonblocking() => {

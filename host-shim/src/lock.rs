@@ -49,7 +49,7 @@ impl Lock {
 
     #[cold]
     fn take_slow(&self, tid: u32) -> Option<Held<'_>> {
-        if self.word.load(Ordering::Relaxed) & !futex::WAITERS == tid {
+        if self.is_own() {
             return None;
         }
         for round in 0..64 {
@@ -84,6 +84,11 @@ impl Lock {
                 Err(_) => {}
             }
         }
+    }
+
+    /// This very thread holds it.
+    pub fn is_own(&self) -> bool {
+        self.word.load(Ordering::Relaxed) & !futex::WAITERS == sys::tid()
     }
 
     /// Unlocks what this thread took and forgot (around fork).

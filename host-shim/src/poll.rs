@@ -14,7 +14,7 @@ use crate::handle::{Handle, Kind, Stream, touched};
 use crate::sock::shut;
 use crate::sys::{Errno, Result};
 use crate::wait::{Announcements, Asleep, Sleeper, Spin};
-use crate::{coordinator, dual, epoll, listener, overlay, real, stats, sys, table, unix, zerocopy};
+use crate::{connect, coordinator, dual, epoll, listener, overlay, real, stats, sys, table, unix, zerocopy};
 
 /// `POLLIN | POLLRDNORM`; the same bits as epoll's.
 pub const IN: u32 = 0x41;
@@ -24,6 +24,7 @@ pub const OUT: u32 = 0x104;
 pub const PRI: u32 = 0x2;
 const ERR: u32 = 0x8;
 const HUP: u32 = 0x10;
+const NVAL: u32 = 0x20;
 /// `POLLRDHUP`.
 pub const RDHUP: u32 = 0x2000;
 /// Told without being asked for.
@@ -94,6 +95,8 @@ pub struct Set<'a> {
     pub fds: &'a mut [libc::pollfd],
     /// The same for the kernel, with our connections taken out; one place more, for our own.
     pub kernel: &'a mut [libc::pollfd],
+    /// Some were closed while it waited.
+    pub closed: bool,
 }
 
 /// True if a poll of these needs us.
@@ -106,7 +109,7 @@ fn needs_us(h: &Handle) -> bool {
         Kind::Stream | Kind::Listener => true,
         Kind::Epoll => epoll::has_regs(h),
         Kind::Overlay => overlay::may_use_ring(h),
-        Kind::Kernel => h.was(touched::YOUNG),
+        Kind::Kernel => h.was(touched::MOVES),
         Kind::Free => false,
     }
 }
@@ -133,6 +136,19 @@ impl Set<'_> {
                 _ => any |= p.fd >= 0,
             }
         }
+        any
+    }
+
+    /// Gives the kernel what was a connection of ours when the call began, and is not any more. True if there is something.
+    fn split_closed(&mut self) -> bool {
+        let mut any = false;
+        for (p, k) in self.fds.iter().zip(self.kernel.iter_mut()).filter(|(p, k)| k.fd < 0 && p.fd >= 0) {
+            if table::get(p.fd).and_then(Handle::stream).is_none() {
+                *k = libc::pollfd { revents: 0, ..*p };
+                any = true;
+            }
+        }
+        self.closed |= any;
         any
     }
 
@@ -233,7 +249,8 @@ fn c_timespec(d: Duration) -> libc::timespec {
 /// # Errors
 /// As ppoll(2).
 pub fn wait(set: &mut Set<'_>, timeout: Option<Duration>, mask: *const libc::sigset_t) -> Result<usize> {
-    let (in_kernel, _young) = loop {
+    set.fds.iter().filter_map(|p| table::get(p.fd)).for_each(connect::settled);
+    let (mut in_kernel, _young) = loop {
         let in_kernel = set.split();
         if let Some(young) = unix::polled(set.fds.iter().map(|p| p.fd)) {
             break (in_kernel, young);
@@ -278,7 +295,9 @@ pub fn wait(set: &mut Set<'_>, timeout: Option<Duration>, mask: *const libc::sig
         if n > 0 {
             return Ok(n);
         }
-        if left.is_some_and(|t| t.is_zero()) {
+        if set.split_closed() {
+            in_kernel = true;
+        } else if left.is_some_and(|t| t.is_zero()) {
             return Ok(0);
         }
     }
@@ -295,6 +314,7 @@ fn sleep(set: &mut Set<'_>, timeout: Option<Duration>, mask: *const libc::sigset
     let _noted = sleeper.note();
     let _asleep = Asleep::announce();
     let _noted_asleep = Asleep::note();
+    sleeper.keep_open(set.fds.iter().filter_map(|p| table::get(p.fd)).filter(|h| h.kind() == Kind::Stream));
     sleeper.drain();
     set.announce(sleeper.bell());
     if coordinator::arm() || set.look() > 0 {
@@ -320,9 +340,9 @@ pub struct Select {
 }
 
 /// Events that select(2) counts for each of its sets (Linux fs/select.c documents them in select(2)).
-const SELECT_IN: u32 = IN | HUP | ERR;
-const SELECT_OUT: u32 = OUT | ERR;
-const SELECT_EXCEPT: u32 = libc::POLLPRI.cast_unsigned() as u32;
+const SELECT_IN: u32 = IN | HUP | ERR | NVAL;
+const SELECT_OUT: u32 = OUT | ERR | NVAL;
+const SELECT_EXCEPT: u32 = PRI | NVAL;
 
 impl Select {
     fn has(&self, set: usize, fd: usize) -> bool {
@@ -372,9 +392,10 @@ impl Select {
     /// Puts the result into the sets; the number of bits.
     ///
     /// # Errors
-    /// `EBADF` if a descriptor is not open.
-    pub fn take_result(&self, fds: &[libc::pollfd]) -> Result<usize> {
-        if fds.iter().any(|p| p.revents & libc::POLLNVAL != 0) {
+    /// `EBADF` if a descriptor was not open when the call began.
+    pub fn take_result(&self, set: &Set<'_>) -> Result<usize> {
+        let fds = &*set.fds;
+        if !set.closed && fds.iter().any(|p| p.revents & libc::POLLNVAL != 0) {
             return Err(Errno(libc::EBADF));
         }
         let mut bits = 0;

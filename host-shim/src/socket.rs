@@ -250,6 +250,7 @@ pub fn shutdown(h: &Handle, s: &Stream, how: i32) -> crate::sys::Result<()> {
     if !s.is_unix() && crate::poll::is_dead(h, s) {
         return Err(crate::sys::Errno(libc::ENOTCONN));
     }
+    let _no_signals = NoSignals::new();
     let tx = s.sock.tx.take();
     // In Linux, too, a later connect is not the one that asks how the first went.
     s.sock.fresh_connect.store(0, Ordering::Relaxed);
@@ -363,6 +364,7 @@ pub fn leave_unconnected_to_kernel() {
 pub fn forget_calls() {
     handle::next_era();
     for h in handle::all() {
+        h.touched.fetch_and(!touched::CONNECTING, Ordering::Relaxed);
         if h.forget_pins() {
             tear_down(h);
         }

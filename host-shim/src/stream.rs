@@ -18,7 +18,7 @@ use crate::handle::{Handle, Stream};
 use crate::sock::{DEAD_RESET, modes, shut};
 use crate::sys::{Errno, Result};
 use crate::urgent::Met;
-use crate::{segments, stats, sys};
+use crate::{pending, segments, stats, sys};
 
 /// Free bytes from which a connection counts as writable, as Linux wants a third of the buffer free.
 const WRITABLE_BYTES: u64 = RING_BYTES as u64 / 4;
@@ -57,10 +57,10 @@ impl Handle {
     /// Writes as much as fits. `Ok(true)`: everything is out. `EPIPE` and `ECONNRESET` as in Linux; `EBADF`: closed meanwhile.
     ///
     /// # Errors
-    /// As above; `EAGAIN` from a signal handler that interrupted a write to this very connection.
+    /// As above; those of [`pending::keep`] from a signal handler that interrupted a write to this very connection.
     #[inline(always)]
     pub fn try_write(&self, s: &Stream, from: &Buffers<'_>, at: &mut Cursor) -> Result<bool> {
-        let Some(tx) = s.sock.tx.take() else { return Err(Errno(libc::EAGAIN)) };
+        let Some(tx) = s.sock.tx.take() else { return pending::keep(s, from, at) };
         if !s.current(self) {
             return Err(Errno(libc::EBADF));
         }

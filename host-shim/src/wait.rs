@@ -18,9 +18,10 @@ use ring::wake::{self, Announced, SleepWord};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags};
 
+use crate::handle::Handle;
 use crate::holds::{self, Noted};
 use crate::sys::{Errno, Membarrier, Result};
-use crate::{agent, bells, cancel, config, coordinator, fds, process, segments, stats, sys};
+use crate::{agent, bells, cancel, config, coordinator, fds, handle, process, segments, stats, sys};
 
 /// A thread that sleeps on data looks around this often, for a peer that died after the agent did.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -173,7 +174,12 @@ struct Place {
     /// Descriptor and number of its bell: [`crate::bells`].
     bell: AtomicI32,
     number: AtomicU32,
+    /// Indices, plus one, of the handles that the sleeper keeps open.
+    open: [AtomicU32; OPEN_MAX],
 }
+
+/// Connections that a sleeper keeps open, as poll(2) does. Of one beyond these, a close by another thread takes effect at once.
+const OPEN_MAX: usize = 32;
 
 impl Place {
     const fn new() -> Self {
@@ -182,6 +188,7 @@ impl Place {
             epoll: AtomicI32::new(-1),
             bell: AtomicI32::new(-1),
             number: AtomicU32::new(wake::EVERYBODY),
+            open: [const { AtomicU32::new(0) }; OPEN_MAX],
         }
     }
 
@@ -262,6 +269,17 @@ impl Sleeper {
     #[must_use]
     pub fn bell(&self) -> u32 {
         SLEEPERS.get(self.index).map_or(wake::EVERYBODY, |p| p.number.load(Ordering::Relaxed))
+    }
+
+    /// Keeps connections open until the sleeper is given back.
+    pub fn keep_open<'a>(&self, handles: impl Iterator<Item = &'a Handle>) {
+        let Some(place) = SLEEPERS.get(self.index) else { return };
+        for (open, h) in place.open.iter().zip(handles) {
+            if let Some(pinned) = h.pin() {
+                core::mem::forget(pinned);
+                open.store(h.index() + 1, Ordering::Relaxed);
+            }
+        }
     }
 
     /// Adds the wires of segments that were mapped since.
@@ -357,6 +375,11 @@ impl Sleeper {
 impl Drop for Sleeper {
     fn drop(&mut self) {
         if let Some(place) = SLEEPERS.get(self.index) {
+            for open in &place.open {
+                if let Some(index) = open.swap(0, Ordering::Relaxed).checked_sub(1) {
+                    handle::unpin(index as usize, handle::era() as usize);
+                }
+            }
             place.taken.store(0, Ordering::Release);
         }
     }
@@ -561,6 +584,8 @@ pub fn forget_sleepers() {
     for place in &SLEEPERS {
         fds::discard(place.epoll.swap(-1, Ordering::AcqRel));
         fds::discard(place.bell.swap(-1, Ordering::AcqRel));
+        // Calls of the parent's: the pins are forgotten with the handles'.
+        place.open.iter().for_each(|open| open.store(0, Ordering::Relaxed));
         place.taken.store(0, Ordering::Release);
     }
     ASLEEP.store(0, Ordering::Relaxed);

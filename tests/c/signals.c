@@ -232,6 +232,61 @@ static void handler_that_sends(void)
     say("handled %d", handled);
 }
 
+/* A handler sends on the very socket whose send it interrupts: whole messages, all of them, none inside another. */
+enum { MESSAGES = 300000, SIGNALS = 3000 };
+static volatile int refused, over;
+
+static void break_in(int signal)
+{
+    (void)signal;
+    if (send(c, "handler\n", 8, 0) != 8)
+        refused++;
+    handled++;
+}
+
+static void *send_many(void *none)
+{
+    for (int i = 0; i < MESSAGES; i++)
+        must(send(c, "message\n", 8, 0) == 8, "send");
+    over = 1;
+    return none;
+}
+
+static void *read_all(void *counts)
+{
+    int *count = counts;
+    size_t n = 0;
+    for (ssize_t got; (got = recv(s, room + n, sizeof room - n, 0)) > 0;) {
+        size_t end = n + (size_t)got, at = 0;
+        for (; at + 8 <= end; at += 8)
+            count[!memcmp(room + at, "message\n", 8) ? 0 : !memcmp(room + at, "handler\n", 8) ? 1 : 2]++;
+        n = end - at;
+        memmove(room, room + at, n);
+    }
+    return NULL;
+}
+
+static void handler_that_breaks_in(void)
+{
+    make_all();
+    catch(SA_RESTART, break_in);
+    int counts[3] = {0};
+    pthread_t reader;
+    pthread_create(&reader, NULL, read_all, counts);
+    over = 0;
+    pthread_create(&blocked, NULL, send_many, NULL);
+    for (int i = 1; i <= SIGNALS && !over; i++) {
+        pthread_kill(blocked, SIGUSR1);
+        while (handled < i && !over)
+            sched_yield();
+    }
+    pthread_join(blocked, NULL);
+    shutdown(c, SHUT_WR);
+    pthread_join(reader, NULL);
+    say("messages %d, others %d, refused %d", counts[0], counts[2], refused);
+    say("of the handler: %s, %s", counts[1] == handled ? "all" : "not all", handled > 0 ? "some" : "none");
+}
+
 static void listen_in(int signal)
 {
     (void)signal;
@@ -330,6 +385,7 @@ static const struct test TESTS[] = {
     {"masks", "user", masks},
     {"mask_during_the_wait", "user", mask_during_the_wait},
     {"handler_that_sends", "user", handler_that_sends},
+    {"handler_that_breaks_in", "user", handler_that_breaks_in},
     {"handler_that_receives", "user", handler_that_receives},
     {"one_set_for_everything", "user", one_set_for_everything},
 };

@@ -37,7 +37,44 @@ pub const CASES: &[Case] = &[
     ("poll::many_sockets", User, many),
     ("poll::writable_when_there_is_room", User, writable),
     ("select::bad_descriptor", Any, select_bad),
+    ("poll::closed_by_another_thread", User, |t| closed_elsewhere(t, PollBy::Poll, 8000)),
+    ("select::closed_by_another_thread", User, |t| closed_elsewhere(t, PollBy::Select, 400)),
+    ("poll::closed_by_another_thread_and_nothing_comes", User, closed_and_silent),
+    ("poll::number_used_again_by_another_thread", User, used_again),
 ];
+
+/// Linux looks at the descriptors again when something comes, and until the call returns the connection stays open.
+fn closed_elsewhere(t: &Duo, by: PollBy, timeout_ms: i32) {
+    let p = t.pair();
+    let waiting = t.s.start(Op::Poll { fds: vec![(p.s, POLLIN)], timeout_ms, by });
+    t.pause();
+    t.s.close(p.s);
+    t.c.poll(&[(p.c, POLLIN | POLLRDHUP)], 100);
+    t.c.send(p.c, b"x");
+    t.s.join(waiting);
+    t.c.recv(p.c, 4);
+}
+
+fn closed_and_silent(t: &Duo) {
+    let p = t.pair();
+    let waiting = t.s.start(Op::Poll { fds: vec![(p.s, POLLIN)], timeout_ms: 400, by: PollBy::Poll });
+    t.pause();
+    t.s.close(p.s);
+    t.s.join(waiting);
+    t.c.recv(p.c, 4);
+}
+
+fn used_again(t: &Duo) {
+    let (p, q) = (t.pair(), t.pair());
+    let waiting = t.s.start(Op::Poll { fds: vec![(p.s, POLLIN)], timeout_ms: 8000, by: PollBy::Poll });
+    t.pause();
+    t.s.close(p.s);
+    let again = t.s.dup(q.s);
+    t.c.send(q.c, b"y");
+    t.c.send(p.c, b"x");
+    t.s.join(waiting);
+    t.s.recv(again, 4);
+}
 
 fn data(t: &Duo, by: PollBy) {
     let p = t.pair();

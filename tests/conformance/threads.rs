@@ -1,7 +1,7 @@
 //! Several threads on the same sockets: only what Linux makes deterministic.
 
 use harness::wire::{Op, RecvBy, SendBy};
-use libc::{EPOLLIN, SHUT_RDWR};
+use libc::{EPOLLIN, MSG_DONTWAIT, POLLIN, SHUT_RDWR};
 
 use crate::driver::Duo;
 use crate::{Case, Expect::User};
@@ -15,7 +15,27 @@ pub const CASES: &[Case] = &[
     ("threads::epoll_in_one_data_from_another", User, epoll_elsewhere),
     ("threads::add_to_a_set_that_is_waited_for", User, add_while_waiting),
     ("threads::connect_in_parallel", User, parallel_connects),
+    ("threads::used_as_soon_as_the_other_side_has_accepted", User, used_at_once),
 ];
+
+fn used_at_once(t: &Duo) {
+    let (l, addr) = t.listener();
+    for round in 0..40 {
+        let c = t.c.tcp();
+        let connecting = t.c.start(Op::Connect { fd: c, addr: addr.clone() });
+        let s = t.s.accept(l);
+        t.s.send(s, b"hello");
+        if round % 2 == 0 {
+            t.c.poll(&[(c, POLLIN)], 5000);
+        }
+        t.c.recv_by(c, 8, RecvBy::Recv, if round % 2 == 0 { MSG_DONTWAIT } else { 0 });
+        t.c.send(c, b"answer");
+        t.s.recv(s, 8);
+        t.c.join(connecting);
+        t.c.close(c);
+        t.s.close(s);
+    }
+}
 
 fn two_readers(t: &Duo) {
     let p = t.pair();

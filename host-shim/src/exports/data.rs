@@ -3,38 +3,40 @@
 
 use core::slice;
 
-use libc::{
-    c_int, c_uint, c_void, iovec, mmsghdr, msghdr, off_t, size_t, sockaddr, socklen_t, ssize_t, timespec,
-};
+use libc::{c_int, c_uint, c_void, iovec, mmsghdr, msghdr, size_t, sockaddr, socklen_t, ssize_t, timespec};
 
 use super::{fail, length};
-use crate::connect::{self, Path};
-use rustix::fs::OFlags;
-
 use crate::buffers::{Buffers, is_nowhere};
+use crate::connect::{self, Path};
 use crate::handle::{Handle, Stream, touched};
 use crate::sys::{Errno, Result};
 use crate::unix::Way;
-use crate::{ancillary, cancel, dual, io, overlay, real, rights, splice, stats, sys, table, unix, zerocopy};
+use crate::{ancillary, cancel, dual, io, overlay, real, rights, stats, sys, table, unix, zerocopy};
 
 /// Who reads `fd`. With the kernel, something may have to be held meanwhile.
 #[inline(always)]
-fn ours(fd: c_int) -> Way {
+pub(super) fn ours(fd: c_int) -> Way {
     let Some(h) = table::get(fd) else { return Err(None) };
     cancel::point();
     match h.stream() {
         Some(s) => Ok((h, s)),
-        None if h.was(touched::YOUNG) => match unix::decide(fd, h) {
-            Some(busy) => Err(Some(busy)),
-            None => h.stream().map(|s| (h, s)).ok_or(None),
-        },
+        None if h.was(touched::MOVES) => moving(fd, h),
         None => Err(None),
+    }
+}
+
+#[cold]
+fn moving(fd: c_int, h: &'static Handle) -> Way {
+    connect::settled(h);
+    match h.was(touched::YOUNG).then(|| unix::decide(fd, h)).flatten() {
+        Some(busy) => Err(Some(busy)),
+        None => h.stream().map(|s| (h, s)).ok_or(None),
     }
 }
 
 /// Who writes to `fd`.
 #[inline(always)]
-fn ours_to_write(fd: c_int) -> Way {
+pub(super) fn ours_to_write(fd: c_int) -> Way {
     match ours(fd) {
         Ok((h, s)) if s.is_to_kernel() => dual::before_write(h, s).map(|()| (h, s)),
         way => way,
@@ -50,7 +52,7 @@ fn read_by_kernel(fd: c_int, r: ssize_t) -> ssize_t {
 }
 
 /// Counts a successful write to a kernel socket that we know.
-fn written_by_kernel(fd: c_int, r: ssize_t) -> ssize_t {
+pub(super) fn written_by_kernel(fd: c_int, r: ssize_t) -> ssize_t {
     if let (Ok(n), Some(h)) = (usize::try_from(r), table::get(fd)) {
         stats::sent(h.index(), n);
     }
@@ -507,55 +509,6 @@ unsafe fn send_many_by_kernel(fd: c_int, msgs: *mut mmsghdr, n: c_uint, flags: c
         }
         Ok(true)
     })
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn sendfile(out: c_int, input: c_int, offset: *mut off_t, n: size_t) -> ssize_t {
-    overlay::never(out);
-    // No cancellation point, unlike most.
-    cancel::disabled(|| match (ours_to_write(out), ours(input)) {
-        // SAFETY: the application's pointer, null or to an off_t.
-        (Ok((h, s)), _) => length(io::send_file(h, &s, input, unsafe { offset.as_mut() }, n)),
-        (Err(_), Ok((h, s))) if offset.is_null() && n > 0 && splice::is_pipe(out, OFlags::WRONLY) => {
-            length(splice::to_pipe(h, &s, out, n, false))
-        }
-        // SAFETY: as above.
-        _ => written_by_kernel(out, unsafe { real::sendfile(out, input, offset, n) }),
-    })
-}
-
-/// `SPLICE_F_MOVE`, `SPLICE_F_NONBLOCK`, `SPLICE_F_MORE`, `SPLICE_F_GIFT`.
-const SPLICE_FLAGS: c_uint = 0xf;
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn splice(
-    input: c_int,
-    input_offset: *mut off_t,
-    out: c_int,
-    output_offset: *mut off_t,
-    n: size_t,
-    flags: c_uint,
-) -> ssize_t {
-    let valid = n > 0 && input_offset.is_null() && output_offset.is_null() && flags & !SPLICE_FLAGS == 0;
-    let nonblocking = flags & libc::SPLICE_F_NONBLOCK != 0;
-    overlay::never(input);
-    overlay::never(out);
-    match (ours(input), ours_to_write(out)) {
-        (Ok((h, s)), Err(_)) if valid && splice::is_pipe(out, OFlags::WRONLY) => {
-            length(splice::to_pipe(h, &s, out, n, nonblocking))
-        }
-        (Err(_), Ok((h, s))) if valid && splice::is_pipe(input, OFlags::RDONLY) => {
-            length(splice::from_pipe(h, &s, input, n, nonblocking))
-        }
-        // SAFETY: as above.
-        _ => unsafe { real::splice(input, input_offset, out, output_offset, n, flags) },
-    }
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn sendfile64(out: c_int, input: c_int, offset: *mut off_t, n: size_t) -> ssize_t {
-    // SAFETY: off_t has 64 bits on every target of ours.
-    unsafe { sendfile(out, input, offset, n) }
 }
 
 #[unsafe(no_mangle)]

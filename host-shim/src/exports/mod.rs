@@ -11,6 +11,7 @@ mod descriptors;
 mod exec;
 mod files;
 mod leaving;
+mod moves;
 mod pipes;
 mod raw;
 pub(crate) mod ready;

@@ -8,7 +8,7 @@ use core::ptr::null_mut;
 
 use libc::{sigset_t, timespec};
 
-use super::{data, descriptors, exec, fail, pipes, ready, sockets};
+use super::{data, descriptors, exec, fail, moves, pipes, ready, sockets};
 use crate::{cancel, process, real, socket, stats, table};
 
 /// An argument, before it is known what it is.
@@ -216,11 +216,11 @@ unsafe fn on_descriptor(number: c_long, [fd, b, c, d, e, f]: [Word; 6]) -> Optio
             libc::SYS_recvmsg => return Some(data::recvmsg(n, b.pointer(), c.int()) as c_long),
             libc::SYS_sendmsg => return Some(data::sendmsg(n, b.pointer(), c.int()) as c_long),
             libc::SYS_sendfile => {
-                return Some(data::sendfile(n, b.int(), c.pointer(), d.size()) as c_long);
+                return Some(moves::sendfile(n, b.int(), c.pointer(), d.size()) as c_long);
             }
             libc::SYS_splice => {
                 let (input_offset, out, output_offset) = (b.pointer(), c.int(), d.pointer());
-                return Some(data::splice(n, input_offset, out, output_offset, e.size(), f.uint()) as c_long);
+                return Some(moves::splice(n, input_offset, out, output_offset, e.size(), f.uint()) as c_long);
             }
             libc::SYS_tee => return Some(pipes::tee(n, b.int(), c.size(), d.uint()) as c_long),
             libc::SYS_vmsplice => {

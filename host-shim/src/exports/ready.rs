@@ -55,7 +55,7 @@ pub unsafe fn poll_concerns_us(fds: *mut pollfd, n: nfds_t) -> bool {
 fn poll_ours(fds: &mut [pollfd], timeout: Option<Duration>, mask: *const sigset_t) -> c_int {
     cancel::point();
     let Some(mut scratch) = Scratch::new(fds.len() + 1) else { return fail(Errno(libc::ENOMEM)) };
-    let mut set = Set { fds, kernel: scratch.get() };
+    let mut set = Set { fds, kernel: scratch.get(), closed: false };
     count(poll::wait(&mut set, timeout, mask))
 }
 
@@ -119,9 +119,9 @@ fn select_ours(sets: &Select, timeout: Option<Duration>, mask: *const sigset_t) 
     let n = sets.fill(list.get());
     let Some(mut kernel) = Scratch::new(n + 1) else { return fail(Errno(libc::ENOMEM)) };
     let Some(fds) = list.get().get_mut(..n) else { return fail(Errno(libc::EINVAL)) };
-    let mut set = Set { fds, kernel: kernel.get() };
+    let mut set = Set { fds, kernel: kernel.get(), closed: false };
     let result = poll::wait(&mut set, timeout, mask);
-    count(result.and_then(|_| sets.take_result(set.fds)))
+    count(result.and_then(|_| sets.take_result(&set)))
 }
 
 /// The sets, if they concern us.

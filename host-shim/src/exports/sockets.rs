@@ -9,7 +9,7 @@ use ring::stats::Reason;
 
 use super::{fail, number, status};
 use crate::connect::{self, Path};
-use crate::handle::{Handle, Kind, touched};
+use crate::handle::{Handle, Kind, Stream, touched};
 use crate::listener::{self, PeerOut};
 use crate::sys::{Errno, keep_errno};
 use crate::{cancel, dual, options, real, socket, stats, table, unix};
@@ -114,9 +114,16 @@ pub unsafe extern "C" fn connect(fd: c_int, addr: *const sockaddr, len: socklen_
     })
 }
 
+/// The connection in user space that `fd` is.
+fn connection(fd: c_int) -> Option<(&'static Handle, Stream)> {
+    let h = table::get(fd)?;
+    connect::settled(h);
+    Some((h, h.stream()?))
+}
+
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn shutdown(fd: c_int, how: c_int) -> c_int {
-    match table::get(fd).and_then(|h| Some((h, h.stream()?))) {
+    match connection(fd) {
         Some((h, s)) => {
             dual::shutdown(fd, &s, how);
             status(socket::shutdown(h, &s, how))
@@ -141,7 +148,7 @@ pub unsafe extern "C" fn getsockname(fd: c_int, addr: *mut sockaddr, len: *mut s
         // SAFETY: as above.
         return unsafe { unix::name(fd, true, addr, len) };
     }
-    match table::get(fd).and_then(|h| Some((h, h.stream()?))) {
+    match connection(fd) {
         Some((h, s)) => status(options::name(h, &s, true, addr, len)),
         // SAFETY: as above.
         None => unsafe { real::getsockname(fd, addr, len) },
@@ -154,7 +161,7 @@ pub unsafe extern "C" fn getpeername(fd: c_int, addr: *mut sockaddr, len: *mut s
         // SAFETY: as above.
         return unsafe { unix::name(fd, false, addr, len) };
     }
-    match table::get(fd).and_then(|h| Some((h, h.stream()?))) {
+    match connection(fd) {
         Some((h, s)) => status(options::name(h, &s, false, addr, len)),
         // SAFETY: as above.
         None => unsafe { real::getpeername(fd, addr, len) },
@@ -169,7 +176,7 @@ pub unsafe extern "C" fn getsockopt(
     value: *mut c_void,
     len: *mut socklen_t,
 ) -> c_int {
-    let ours = table::get(fd).and_then(|h| options::get(fd, h, &h.stream()?, level, name, value, len));
+    let ours = connection(fd).and_then(|(h, s)| options::get(fd, h, &s, level, name, value, len));
     // SAFETY: as above.
     ours.unwrap_or_else(|| unsafe { real::getsockopt(fd, level, name, value, len) })
 }
