@@ -10,7 +10,7 @@ use crate::buffers::{Buffers, is_nowhere};
 use crate::connect::{self, Path};
 use crate::handle::{Handle, Stream, touched};
 use crate::sys::{Errno, Result};
-use crate::unix::Way;
+use crate::unix::{Busy, Way};
 use crate::{ancillary, cancel, dual, io, overlay, real, rights, stats, sys, table, unix, zerocopy};
 
 /// Who reads `fd`. With the kernel, something may have to be held meanwhile.
@@ -20,18 +20,19 @@ pub(super) fn ours(fd: c_int) -> Way {
     cancel::point();
     match h.stream() {
         Some(s) => Ok((h, s)),
-        None if h.was(touched::MOVES) => moving(fd, h),
+        None if h.was(touched::MOVES) => match moving(fd, h) {
+            Some(busy) => Err(Some(busy)),
+            None => h.stream().map(|s| (h, s)).ok_or(None),
+        },
         None => Err(None),
     }
 }
 
+/// `None`: it moves no more.
 #[cold]
-fn moving(fd: c_int, h: &'static Handle) -> Way {
+fn moving(fd: c_int, h: &'static Handle) -> Option<Busy> {
     connect::settled(h);
-    match h.was(touched::YOUNG).then(|| unix::decide(fd, h)).flatten() {
-        Some(busy) => Err(Some(busy)),
-        None => h.stream().map(|s| (h, s)).ok_or(None),
-    }
+    if h.was(touched::YOUNG) { unix::decide(fd, h) } else { None }
 }
 
 /// Who writes to `fd`.
