@@ -226,7 +226,20 @@ pub fn call(request: Request) -> Result<Completion, NoAnswer> {
 /// As [`call`].
 pub fn call_for(listener: Option<&Handle>, request: Request) -> Result<Completion, NoAnswer> {
     let epoch = process::epoch();
-    let ticket = start(listener, request)?;
+    answer(start(listener, request)?, epoch)
+}
+
+/// Posts a request of which nothing but its being done is of interest, and waits for that where one can.
+pub fn done(request: Request) {
+    let epoch = process::epoch();
+    // Who acts on completions can't wait for one.
+    match if DISPATCH.is_own() { Err(NoAnswer) } else { start(None, request) } {
+        Ok(ticket) => drop(answer(ticket, epoch)),
+        Err(NoAnswer) => drop(post(request)),
+    }
+}
+
+fn answer(ticket: Ticket, epoch: u32) -> Result<Completion, NoAnswer> {
     let start = sys::now();
     let mut spin = Spin::new();
     loop {

@@ -54,6 +54,8 @@ pub fn receive_with(
 fn receive_slow(h: &Handle, s: &Stream, to: &Buffers<'_>, flags: i32, how: ReadHow) -> Result<usize> {
     let pinned = pin(h, s)?;
     let _noted = pinned.note();
+    // A reset comes before the end that shutdown(2) has made.
+    coordinator::pump();
     if flags & libc::MSG_ERRQUEUE != 0 {
         // No bytes, and by this call no ancillary data either.
         return zerocopy::take(s).map(|_| 0);

@@ -155,10 +155,11 @@ fn number_of(h: &Handle) -> Option<u32> {
     (number != 0 && h.is_current()).then_some(number)
 }
 
-/// The coordinator may forget that this process holds the listener.
+/// The coordinator may forget that this process holds the listener. When this returns, it has: as in Linux, who connects from now
+/// on is refused, and who was not accepted is reset.
 pub fn unlisten(h: &Handle) {
     if let Some(listener) = number_of(h) {
-        let _ = coordinator::post(Request::Unlisten { listener });
+        coordinator::done(Request::Unlisten { listener });
     }
 }
 

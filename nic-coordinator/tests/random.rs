@@ -187,6 +187,7 @@ impl Model {
                 self.open.insert((f, token), request);
             }
             Request::Unlisten { listener } => {
+                self.open.insert((f, token), request);
                 if let Some(l) = self.listeners.get_mut(&listener) {
                     l.holders.remove(&me);
                 }
@@ -373,6 +374,7 @@ impl Model {
                     self.offers.insert((f, serial), (pid, uid));
                 }
             }
+            Request::Unlisten { .. } => assert_eq!((status, value), (Status::Ok, 0)),
             _ => assert_eq!((f, status), (0, Status::BadRequest)),
         }
     }

@@ -170,7 +170,7 @@ pub enum Request {
         /// `LISTEN_*`.
         flags: u32,
     },
-    /// This process closed its last descriptor of the listener. No answer.
+    /// This process closed its last descriptor of the listener. Answered by `Done` if it has a token (not 0).
     Unlisten {
         /// From the `Listen` answer.
         listener: u32,

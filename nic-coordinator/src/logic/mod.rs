@@ -147,7 +147,12 @@ impl Logic {
                 };
                 reply(out, f, token, Completion::Done { status, value });
             }
-            Request::Unlisten { listener } => self.unlisten(f, listener, out),
+            Request::Unlisten { listener } => {
+                self.unlisten(f, listener, out);
+                if token != 0 {
+                    reply(out, f, token, Completion::Done { status: ring::msg::Status::Ok, value: 0 });
+                }
+            }
             Request::Connect { dst, src } => self.connect(f, token, dst, src, out),
             Request::Offer { serial, pid, uid } => {
                 self.note_offer(f, token, serial, Peer { pid, uid }, out);

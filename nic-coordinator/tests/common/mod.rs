@@ -42,6 +42,11 @@ impl World {
         self.token += 1;
         let mut out = Vec::new();
         self.logic.handle(function, self.token, request, self.now_us, &mut out).unwrap();
+        if let Request::Unlisten { .. } = request {
+            // Comes last, and says nothing.
+            let done = out.pop().map(|o| (o.function, o.token, o.completion));
+            assert_eq!(done, Some((function, self.token, Completion::Done { status: Status::Ok, value: 0 })));
+        }
         self.agent(out)
     }
 

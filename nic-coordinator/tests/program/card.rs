@@ -271,17 +271,26 @@ impl Process {
 
     /// Posts a request, waiting for credit if necessary, and rings the doorbell if it is wanted.
     pub fn post(&mut self, request: Request) -> u32 {
+        self.token += 1;
+        self.push(request, self.token);
+        self.token
+    }
+
+    /// Posts a request that wants no answer.
+    pub fn tell(&mut self, request: Request) {
+        self.push(request, 0);
+    }
+
+    fn push(&mut self, request: Request, token: u32) {
         let since = Instant::now();
         while self.requests.space() == 0 {
             self.collect();
             assert!(since.elapsed() < PATIENCE, "no credit");
             std::thread::yield_now();
         }
-        self.token += 1;
         let credit = self.completions.credit();
-        self.requests.push(&request.to_raw(self.token), credit).unwrap();
+        self.requests.push(&request.to_raw(token), credit).unwrap();
         self.ring();
-        self.token
     }
 
     pub fn ring(&self) {

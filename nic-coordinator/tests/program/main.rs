@@ -156,7 +156,7 @@ fn more_requests_than_the_rings_hold() {
     let mut process = host.attach(1);
     // No answers: credit comes by itself.
     for _ in 0..10 * ENTRIES {
-        process.post(Request::Unlisten { listener: 1 });
+        process.tell(Request::Unlisten { listener: 1 });
     }
     // Answers that nobody takes wait their turn.
     let tokens: Vec<u32> =
