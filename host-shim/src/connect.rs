@@ -81,9 +81,7 @@ fn again(h: &Handle) -> Result<()> {
     if s.sock.fresh_connect.swap(0, Ordering::AcqRel) == 0 {
         return Err(Errno(libc::EISCONN));
     }
-    coordinator::pump();
-    let broken = poll::is_dead(h, &s);
-    if !broken {
+    if !poll::is_dead(h, &s) {
         return Ok(());
     }
     let error = s.take_error(h).unwrap_or(Errno(libc::ECONNABORTED));

@@ -33,8 +33,10 @@ pub const ALWAYS: u32 = ERR | HUP;
 /// Kernel descriptors are looked at once in so many turns of a busy wait.
 const KERNEL_TURN: u32 = 128;
 
-/// Linux would be in state CLOSE: reset, or both ends have shut down.
+/// Linux would be in state CLOSE: reset, or both ends have shut down. Linux knows of a reset by itself; we have to ask whether the
+/// coordinator has word of one.
 pub fn is_dead(h: &Handle, s: &Stream) -> bool {
+    coordinator::pump();
     let theirs = s.input_state();
     let ours = s.out_dir.state.load(Ordering::Relaxed);
     theirs == state::FIN_RST

@@ -245,8 +245,6 @@ pub fn shutdown(h: &Handle, s: &Stream, how: i32) -> crate::sys::Result<()> {
     if !s.current(h) {
         return Err(crate::sys::Errno(libc::EBADF));
     }
-    // The coordinator may have word of a reset: Linux knows of it by itself.
-    crate::coordinator::pump();
     if !s.is_unix() && crate::poll::is_dead(h, s) {
         return Err(crate::sys::Errno(libc::ENOTCONN));
     }

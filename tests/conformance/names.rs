@@ -19,7 +19,20 @@ pub const CASES: &[Case] = &[
     ("names::other_loopback_address", User, other_loopback),
     ("names::not_a_socket", Any, not_a_socket),
     ("names::reuse_of_a_closed_socket_number", User, reuse),
+    ("names::after_the_listener_closed_without_accepting", Any, never_accepted),
 ];
+
+fn never_accepted(t: &Duo) {
+    let (l, addr) = t.listener();
+    let c = t.c.tcp();
+    t.c.connect(c, &addr);
+    t.c.peername(c);
+    t.s.close(l);
+    t.c.peername(c);
+    t.c.sockname(c);
+    t.c.getopt(c, libc::SOL_SOCKET, libc::SO_ERROR);
+    t.c.recv(c, 4);
+}
 
 fn fresh(t: &Duo) {
     let c = t.c.tcp();
