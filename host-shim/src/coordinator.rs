@@ -18,7 +18,7 @@ use crate::handle::{self, Handle};
 use crate::lock::{Guarded, Lock};
 use crate::sys::NoSignals;
 use crate::wait::{self, Spin};
-use crate::{process, segments, sock, sys};
+use crate::{process, segments, sock, socket, sys};
 
 /// Longest wait for an answer that the coordinator gives at once.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
@@ -439,7 +439,7 @@ pub fn peer_gone(h: &'static Handle, how: u32) {
         return;
     }
     s.sock.dead.store(how, Ordering::Release);
-    Handle::wake_own(&s);
+    socket::wake_own_side(h, &s);
     crate::epoll::handle_changed(h);
 }
 

@@ -5,14 +5,15 @@ use core::sync::atomic::Ordering;
 use ring::msg::{ConnId, Request};
 use ring::segment::{READER_SHUT, state};
 use ring::stats::{Reason, SocketState};
-use ring::stream;
+use ring::{stream, wake};
 
 use crate::handle::{self, Handle, Kind, NewStream, Stream, touched};
+use crate::segments::{self, Mapped};
 use crate::sock::{self, Sock, shut};
 use crate::sys::NoSignals;
 use crate::{
-    bells, config, coordinator, epoll, fds, file, leave, listener, overlay, process, segments, stats, sys,
-    table, unix, wait,
+    bells, config, coordinator, epoll, fds, file, leave, listener, overlay, process, stats, sys, table, unix,
+    wait,
 };
 
 /// A socket that the kernel has just made: from now on we know it. TCP sockets attach the process first.
@@ -207,7 +208,7 @@ pub fn dissolve(h: &Handle, s: &Stream) {
     end_stream(s);
     drop(tx);
     h.notify_all(s);
-    Handle::wake_own(s);
+    wake_own_side(h, s);
     epoll::left_user_space(h);
     close_stream(h, s);
     h.set_kind(Kind::Kernel);
@@ -228,6 +229,37 @@ fn end_stream(s: &Stream) {
     };
     // Release: pairs with the reader's Acquire: it sees all records before the end.
     s.out_dir.state.store(end, Ordering::Release);
+}
+
+/// Who on our own side waits for the connection looks again, for a reason that is not in the ring. This process's threads in poll(2)
+/// are woken by [`wait::kick_others`]; what they announced to the peer stays.
+#[cold]
+pub fn wake_own_side(h: &Handle, s: &Stream) {
+    let has_relatives = s.sock.processes.load(Ordering::Relaxed) > 1;
+    for word in [&s.in_dir.rx_wait, &s.out_dir.tx_wait] {
+        let claimed = word.sleepers();
+        if let Some(bell) = claimed.bell() {
+            word.announce(wake::WIRE, bell);
+            let _ = has_relatives && bells::ring(bell);
+        }
+        if claimed.how() & wake::FUTEX != 0 {
+            sys::futex_wake_all(word);
+        }
+    }
+    if !has_relatives {
+        return;
+    }
+    let Some(ours) = segments::by_index(h.place.load(Ordering::Relaxed)).and_then(Mapped::ours) else {
+        return;
+    };
+    for watch in [&s.in_dir.rx_watch, &s.out_dir.tx_watch] {
+        let lane = (wake::lane(watch.load(Ordering::Relaxed)) as usize).wrapping_sub(1);
+        let flag = ours.news.get(lane).and_then(|news| news.get(usize::from(s.conn.slot())));
+        if let (Some(flag), Some(lane)) = (flag, ours.lanes.get(lane)) {
+            let sleeper = wake::post(flag, wake::stamp(&lane.order), &lane.sleeping);
+            let _ = sleeper.bell().is_some_and(bells::ring);
+        }
+    }
 }
 
 /// shutdown(2) of a connection.
@@ -270,7 +302,7 @@ pub fn shutdown(h: &Handle, s: &Stream, how: i32) -> crate::sys::Result<()> {
         h.notify_every_writer(s);
     }
     // Our own threads that sleep on it look again, too.
-    Handle::wake_own(s);
+    wake_own_side(h, s);
     epoll::state_changed(h);
     crate::wait::kick_others();
     Ok(())

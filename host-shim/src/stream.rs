@@ -371,21 +371,6 @@ impl Handle {
         }
     }
 
-    /// Wakes our own side's threads that sleep in a read or write, for a reason that is not in the ring. Those in poll(2) are
-    /// woken by [`crate::wait::kick_others`]; what they announced to the peer stays.
-    #[cold]
-    pub fn wake_own(s: &Stream) {
-        for word in [&s.in_dir.rx_wait, &s.out_dir.tx_wait] {
-            let claimed = word.sleepers();
-            if let Some(bell) = claimed.bell() {
-                word.announce(wake::WIRE, bell);
-            }
-            if claimed.how() & wake::FUTEX != 0 {
-                sys::futex_wake_all(word);
-            }
-        }
-    }
-
     /// Both directions changed (close): everybody on the other side looks again.
     pub fn notify_all(&self, s: &Stream) {
         self.notify_reader(s);

@@ -1,6 +1,7 @@
 //! `fork`: both processes keep using what they share.
 
-use libc::{EPOLLIN, POLLIN, SHUT_WR};
+use harness::wire::{Op, PollBy};
+use libc::{EPOLLIN, EPOLLRDHUP, POLLIN, POLLRDHUP, SHUT_RD, SHUT_RDWR, SHUT_WR};
 
 use crate::driver::{Duo, Pair, Side};
 use crate::{Case, Expect::User};
@@ -25,7 +26,36 @@ pub const CASES: &[Case] = &[
     ("fork::epoll_set_with_connections_from_before_and_after", User, old_and_new_in_a_set),
     ("fork::data_sent_before_is_read_by_the_child", User, before_fork),
     ("fork::forty_children", User, forty),
+    ("fork::shutdown_wakes_a_polling_relative", User, shutdown_wakes_poll),
+    ("fork::shutdown_wakes_a_relative_in_epoll_wait", User, shutdown_wakes_epoll),
 ];
+
+fn shutdown_wakes_poll(t: &Duo) {
+    for how in [SHUT_RD, SHUT_RDWR] {
+        let p = t.pair();
+        let Some(child) = t.s.fork("k") else { return };
+        let fds = vec![(p.s, POLLIN | POLLRDHUP)];
+        let waiting = child.start(Op::Poll { fds, timeout_ms: 8000, by: PollBy::Poll });
+        t.pause();
+        t.s.shutdown(p.s, how);
+        child.join(waiting);
+        child.exit();
+    }
+}
+
+fn shutdown_wakes_epoll(t: &Duo) {
+    for how in [SHUT_RD, SHUT_RDWR] {
+        let p = t.pair();
+        let Some(child) = t.s.fork("k") else { return };
+        let ep = child.epoll();
+        child.epoll_add(ep, p.s, EPOLLIN | EPOLLRDHUP);
+        let waiting = child.start(Op::EpollWait { ep, max: 4, timeout_ms: 8000 });
+        t.pause();
+        t.s.shutdown(p.s, how);
+        child.join(waiting);
+        child.exit();
+    }
+}
 
 fn child_serves(t: &Duo) {
     let p = t.pair();
