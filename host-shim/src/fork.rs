@@ -55,7 +55,7 @@ extern "C" fn before() {
         PARENT.store(process::function(), Ordering::Relaxed);
         epoll::before_fork();
         socket::count_child();
-    } else if process::is_attached() && unix::is_inherited() {
+    } else if unix::is_inherited() {
         // It may have something to say to the coordinator some day: then it shall be known whose child it is.
         let nonce = sys::random() | 1;
         if coordinator::post(Request::Fork { nonce }).is_ok() {

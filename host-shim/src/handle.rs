@@ -112,6 +112,8 @@ pub mod touched {
     pub const LISTENS: u32 = 8192;
     /// A thread is connecting it through the coordinator: see [`crate::connect::settled`].
     pub const CONNECTING: u32 = 16384;
+    /// `AF_UNIX`: one end of a socketpair(2).
+    pub const PAIR: u32 = 32768;
     /// A kernel socket that may be another thing by the time the kernel is asked.
     pub const MOVES: u32 = YOUNG | CONNECTING;
 }

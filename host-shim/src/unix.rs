@@ -48,6 +48,17 @@ pub fn connected(h: &Handle, accepted: bool) {
     stats::set_state(h.index(), SocketState::Kernel, reason, None);
 }
 
+/// The kernel has made a pair. Which end is the client's is no matter.
+pub fn paired_by_kernel(ends: [i32; 2], domain: i32, ty: i32) {
+    for (fd, accepted) in ends.into_iter().zip([false, true]) {
+        socket::made(fd, domain, ty);
+        if let Some(h) = table::get(fd).filter(|h| h.is_unix()) {
+            h.touched.fetch_or(touched::PAIR, Ordering::Relaxed);
+            connected(h, accepted);
+        }
+    }
+}
+
 /// A listener that we know nothing of (inherited by exec, or received) has accepted `new`, which may be of `AF_UNIX`.
 pub fn accepted_unseen(listener: i32, new: i32) {
     let is = |name, value| options::kernel_number(new, libc::SOL_SOCKET, name) == Some(value);
@@ -310,9 +321,13 @@ fn young() -> impl Iterator<Item = &'static Handle> {
     handle::all().filter(|h| h.kind() == Kind::Kernel && h.was(touched::YOUNG))
 }
 
-/// Is there something that a forked child could go on with, if the coordinator knows it to be one?
+/// Is there something that a forked child could go on with, if the coordinator knows it to be one? A pair is mostly made for that, so
+/// now is the time for the coordinator to get to know us.
 pub fn is_inherited() -> bool {
-    handle::all().any(|h| h.kind() == Kind::Kernel && h.was(touched::YOUNG | touched::LISTENS))
+    let kernels = || handle::all().filter(|h| h.kind() == Kind::Kernel);
+    let known = process::is_attached()
+        || (kernels().any(|h| h.was(touched::PAIR) && h.was(touched::YOUNG)) && process::ensure_attached());
+    known && kernels().any(|h| h.was(touched::YOUNG | touched::LISTENS))
 }
 
 /// Before fork: who alone holds an end, both will know. What is offered already stays.

@@ -374,6 +374,8 @@ pub struct Duo {
     pub c: Side,
     /// The server.
     pub s: Side,
+    /// A case of connections is run over pairs instead, which one process has.
+    pub over_pairs: Cell<bool>,
     alone: bool,
     skipped: Cell<bool>,
     scratch: Scratch,
@@ -522,7 +524,8 @@ pub fn run<T>(
         transcript: Rc::clone(&transcript),
     };
     let skipped = Cell::new(false);
-    let duo = Duo { c: side("c", &client), s: side("s", &server), alone, skipped, scratch };
+    let over_pairs = Cell::new(false);
+    let duo = Duo { c: side("c", &client), s: side("s", &server), over_pairs, alone, skipped, scratch };
     case(&duo);
     let skipped = duo.skipped.get();
     if let Some(text) = transcript.broken.borrow().as_ref() {

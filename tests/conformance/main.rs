@@ -142,6 +142,7 @@ const GROUPS: &[Group] = &[
     one(Family::Pipe, pipe_children::CASES),
     one(Family::Fifo, fifos::CASES),
     one(Family::Socketpair, socketpairs::CASES),
+    one(Family::Socketpair, unix_switch::PAIRS),
 ];
 
 const WORKER: &str = env!("CARGO_BIN_EXE_case-worker");

@@ -9,7 +9,10 @@ use libc::{
 
 use crate::driver::Duo;
 use crate::pipe_children::copier;
-use crate::{Case, Expect::Any};
+use crate::{
+    Case,
+    Expect::{Any, Mixed},
+};
 
 pub const CASES: &[Case] = &[
     ("socketpair::stream", Any, |t| pair_exchange(t, SOCK_STREAM)),
@@ -29,7 +32,10 @@ pub const CASES: &[Case] = &[
     ("socketpair::readiness", Any, pair_ready),
     ("socketpair::rights", Any, pair_rights),
     ("socketpair::rights_of_its_own_end", Any, pair_own_end),
-    ("socketpair::fork", Any, pair_fork),
+    ("socketpair::fork", Mixed, pair_fork),
+    ("socketpair::fork_after_some_messages", Mixed, pair_fork_later),
+    ("socketpair::between_two_children", Mixed, pair_children),
+    ("socketpair::blocked_readers_in_two_processes", Mixed, pair_blocked_apart),
     ("socketpair::spawned_child", Any, pair_spawned),
     ("socketpair::static_child", Any, pair_static),
     ("socketpair::exec_keeps_it", Any, pair_exec),
@@ -222,6 +228,72 @@ fn pair_fork(t: &Duo) {
     }
     child.exit();
     t.c.recv(a, 64);
+}
+
+/// The child has both ends for a while, and then the parent's.
+fn pair_fork_later(t: &Duo) {
+    for n in [0, 3, 8, 12, 30] {
+        let (a, b) = t.c.socketpair(SOCK_STREAM);
+        for _ in 0..n {
+            t.c.send(a, b"before");
+            t.c.recv(b, 64);
+        }
+        let Some(child) = t.c.fork("k") else { return };
+        t.c.send(b, b"still ours");
+        child.recv(a, 64);
+        child.close(b);
+        t.c.close(a);
+        for _ in 0..60 {
+            child.send(a, b"now apart");
+            t.c.recv(b, 64);
+            t.c.send(b, b"indeed");
+            child.recv(a, 64);
+        }
+        child.send_fds(a, b"with a descriptor", &[a]);
+        let other = t.c.recv_fd(b);
+        child.exit();
+        t.c.close(other);
+        t.c.recv(b, 64);
+        t.c.close(b);
+    }
+}
+
+/// Who made it keeps neither end.
+fn pair_children(t: &Duo) {
+    let (a, b) = t.c.socketpair(SOCK_STREAM);
+    let Some(one) = t.c.fork("one") else { return };
+    let Some(two) = t.c.fork("two") else { return };
+    t.c.close(a);
+    t.c.close(b);
+    one.close(b);
+    two.close(a);
+    for _ in 0..60 {
+        one.send(a, b"hello");
+        two.recv(b, 64);
+        two.send(b, b"hello yourself");
+        one.recv(a, 64);
+    }
+    one.kill();
+    two.recv(b, 64);
+    two.exit();
+}
+
+fn pair_blocked_apart(t: &Duo) {
+    let (a, b) = t.c.socketpair(SOCK_STREAM);
+    let Some(child) = t.c.fork("k") else { return };
+    t.c.close(b);
+    child.close(a);
+    for _ in 0..30 {
+        let waits = child.start_recv(b, 64);
+        child.until_blocked();
+        t.c.send(a, b"wake up");
+        child.join(waits);
+        let waits = t.c.start_recv(a, 64);
+        t.c.until_blocked();
+        child.send(b, b"you, too");
+        t.c.join(waits);
+    }
+    child.exit();
 }
 
 fn pair_spawned(t: &Duo) {

@@ -27,11 +27,37 @@ pub const CASES: &[Case] = &[
     ("unix_switch::nonblocking_and_full", Mixed, full),
 ];
 
+/// The same over socketpair(2).
+pub const PAIRS: &[Case] = &[
+    ("pair_switch::one_way", Mixed, |t| over_pairs(t, one_way)),
+    ("pair_switch::answers_only", Mixed, |t| over_pairs(t, answers_only)),
+    ("pair_switch::reader_is_behind", Mixed, |t| over_pairs(t, behind)),
+    ("pair_switch::peek_and_count", Mixed, |t| over_pairs(t, peek)),
+    ("pair_switch::end_at_each_message", Mixed, |t| over_pairs(t, end)),
+    ("pair_switch::half_close_at_each_message", Mixed, |t| over_pairs(t, half_close)),
+    ("pair_switch::close_with_unread_data_at_each_message", Mixed, |t| over_pairs(t, reset)),
+    ("pair_switch::rights_at_each_message", Mixed, |t| over_pairs(t, rights)),
+    ("pair_switch::urgent_at_each_message", Mixed, |t| over_pairs(t, urgent)),
+    ("pair_switch::poll_at_each_message", Mixed, |t| over_pairs(t, poll)),
+    ("pair_switch::epoll_at_each_message", Mixed, |t| over_pairs(t, epoll)),
+    ("pair_switch::edges_at_each_message", Mixed, |t| over_pairs(t, edges)),
+    ("pair_switch::nonblocking_and_full", Mixed, |t| over_pairs(t, full)),
+];
+
+fn over_pairs(t: &Duo, case: fn(&Duo)) {
+    t.over_pairs.set(true);
+    case(t);
+}
+
 /// Messages by which both directions have left.
 const LAST: usize = 30;
 
 /// A new connection, of which nothing was sent.
 fn young(t: &Duo, l: &mut Option<i32>, name: &harness::wire::Addr) -> Pair {
+    if t.over_pairs.get() {
+        let (c, s) = t.c.socketpair(SOCK_STREAM);
+        return Pair { l: -1, s, c };
+    }
     let l = *l.get_or_insert_with(|| t.unix_listener(SOCK_STREAM, name, 16));
     let c = t.c.socket(AF_UNIX, SOCK_STREAM);
     t.c.connect(c, name);

@@ -90,7 +90,7 @@ unsafe fn ours(number: c_long, words: [Word; 6]) -> Option<c_long> {
     unsafe {
         match number {
             libc::SYS_io_uring_setup => return refuse_io_uring(),
-            libc::SYS_socket | libc::SYS_close_range | libc::SYS_epoll_create1 => {
+            libc::SYS_socket | libc::SYS_socketpair | libc::SYS_close_range | libc::SYS_epoll_create1 => {
                 return Some(makes_or_closes(number, words));
             }
             libc::SYS_ppoll | libc::SYS_pselect6 => return cancel::disabled(|| waits(number, words)),
@@ -134,11 +134,12 @@ unsafe fn executes(number: c_long, [a, b, c, d, e, _]: [Word; 6]) -> c_long {
     })
 }
 
-unsafe fn makes_or_closes(number: c_long, [a, b, c, ..]: [Word; 6]) -> c_long {
-    // SAFETY: no pointers.
+unsafe fn makes_or_closes(number: c_long, [a, b, c, d, ..]: [Word; 6]) -> c_long {
+    // SAFETY: as above.
     c_long::from(unsafe {
         match number {
             libc::SYS_socket => sockets::socket(a.int(), b.int(), c.int()),
+            libc::SYS_socketpair => sockets::socketpair(a.int(), b.int(), c.int(), d.pointer()),
             libc::SYS_close_range => descriptors::close_range(a.uint(), b.uint(), c.int()),
             _ => ready::epoll_create1(a.int()),
         }

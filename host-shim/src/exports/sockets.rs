@@ -27,6 +27,19 @@ pub unsafe extern "C" fn socket(domain: c_int, ty: c_int, protocol: c_int) -> c_
 }
 
 #[unsafe(no_mangle)]
+pub unsafe extern "C" fn socketpair(domain: c_int, ty: c_int, protocol: c_int, pair: *mut c_int) -> c_int {
+    keep_errno(|| {
+        // SAFETY: as above.
+        let r = unsafe { real::socketpair(domain, ty, protocol, pair) };
+        if r == 0 {
+            // SAFETY: the kernel has written two numbers there.
+            unix::paired_by_kernel(unsafe { [*pair, *pair.add(1)] }, domain, ty);
+        }
+        r
+    })
+}
+
+#[unsafe(no_mangle)]
 pub unsafe extern "C" fn bind(fd: c_int, addr: *const sockaddr, len: socklen_t) -> c_int {
     if table::get(fd).is_some_and(|h| h.kind() == Kind::Stream && !h.is_unix()) {
         return fail(Errno(libc::EINVAL));
