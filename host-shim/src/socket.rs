@@ -278,6 +278,9 @@ pub fn shutdown(h: &Handle, s: &Stream, how: i32) -> crate::sys::Result<()> {
         return Err(crate::sys::Errno(libc::EBADF));
     }
     if !s.is_unix() && crate::poll::is_dead(h, s) {
+        // In Linux, too, this wakes whoever waits.
+        epoll::state_changed(h);
+        crate::wait::kick_others();
         return Err(crate::sys::Errno(libc::ENOTCONN));
     }
     let _no_signals = NoSignals::new();

@@ -7,6 +7,9 @@
 //! 3. Each side *joins*: it listens to both ways from now on ([`crate::dual`]), and shows that by opening its direction.
 //! 4. Who finds the other side joined writes to the ring from then on.
 //!
+//! The ends of a socketpair(2) are client and server by their order. The kernel shows both of them the process that made the pair; those who
+//! share it are of its family, so that does for the coordinator's comparison as long as it lives.
+//!
 //! Nobody waits for the other one, and whoever never joins stays where he is. Only a process that alone holds its end joins, and
 //! not while a call of another thread is with the kernel: that would never hear of the ring.
 //!
@@ -45,7 +48,9 @@ pub fn connected(h: &Handle, accepted: bool) {
     let role = if accepted { touched::ACCEPTED } else { 0 };
     h.touched.fetch_or(touched::CONNECTED | touched::YOUNG | role, Ordering::Relaxed);
     let reason = if process::is_inert() { Reason::NoAgent } else { Reason::Few };
-    stats::set_state(h.index(), SocketState::Kernel, reason, None);
+    // Pairs are all kinds of things, and counted when they leave.
+    let state = if h.was(touched::PAIR) { SocketState::Idle } else { SocketState::Kernel };
+    stats::set_state(h.index(), state, reason, None);
 }
 
 /// The kernel has made a pair. Which end is the client's is no matter.

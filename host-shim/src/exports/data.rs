@@ -44,9 +44,14 @@ pub(super) fn ours_to_write(fd: c_int) -> Way {
     }
 }
 
+/// A kernel socket whose bytes are counted: not one of a pair.
+fn counted(fd: c_int) -> Option<&'static Handle> {
+    table::get(fd).filter(|h| !h.was(touched::PAIR))
+}
+
 /// Counts a successful read of a kernel socket that we know.
 fn read_by_kernel(fd: c_int, r: ssize_t) -> ssize_t {
-    if let (Ok(n), Some(h)) = (usize::try_from(r), table::get(fd)) {
+    if let (Ok(n), Some(h)) = (usize::try_from(r), counted(fd)) {
         stats::received(h.index(), n);
     }
     r
@@ -54,7 +59,7 @@ fn read_by_kernel(fd: c_int, r: ssize_t) -> ssize_t {
 
 /// Counts a successful write to a kernel socket that we know.
 pub(super) fn written_by_kernel(fd: c_int, r: ssize_t) -> ssize_t {
-    if let (Ok(n), Some(h)) = (usize::try_from(r), table::get(fd)) {
+    if let (Ok(n), Some(h)) = (usize::try_from(r), counted(fd)) {
         stats::sent(h.index(), n);
     }
     r
