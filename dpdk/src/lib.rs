@@ -7,6 +7,7 @@
 //! | [`affinity`] | undoing the pinning for threads that are not DPDK's |
 //! | [`mbuf`] | packet buffers, owned, and their pools |
 //! | [`ethdev`] | Ethernet ports and queues |
+//! | [`ring`] | messages from one lcore to another |
 //! | [`telemetry`] | commands for `dpdk-telemetry.py` |
 //! | [`errno`] | DPDK's error numbers |
 //!
@@ -57,4 +58,5 @@ pub mod errno;
 pub mod ethdev;
 pub mod lcore;
 pub mod mbuf;
+pub mod ring;
 pub mod telemetry;

@@ -28,6 +28,8 @@ const ALLOWED_FUNCTIONS: &[&str] = &[
     "rte_eth_dev_(get_port_by_name|info_get|socket_id|configure|adjust_nb_rx_tx_desc|start|stop|close)",
     "rte_eth_(rx|tx)_queue_setup",
     "rte_eth_(macaddr_get|promiscuous_enable|stats_get|find_next)",
+    // ring
+    "rte_ring_(create_elem|free)",
     // telemetry
     "rte_telemetry_register_cmd",
     "rte_tel_data_(start_array|start_dict|string|alloc|free)",
@@ -52,7 +54,7 @@ fn main() {
         }
     }
     // The drivers are loaded at run time from DPDK's own directory: only what is called from here is linked.
-    for library in ["rte_ethdev", "rte_mbuf", "rte_mempool", "rte_eal", "rte_telemetry"] {
+    for library in ["rte_ethdev", "rte_mbuf", "rte_mempool", "rte_ring", "rte_eal", "rte_telemetry"] {
         println!("cargo:rustc-link-lib=dylib={library}");
     }
 }
@@ -111,8 +113,10 @@ fn generate_bindings(cflags: &[String]) {
         // Only ever handled by pointer. With their fields they are packed-and-aligned mixtures (E0588).
         .opaque_type("rte_mbuf")
         .opaque_type("rte_mempool")
+        .opaque_type("rte_ring")
         .allowlist_var("shim_.*")
         .allowlist_var("RTE_MAX_LCORE")
+        .allowlist_var("RING_F_(SP_ENQ|SC_DEQ|EXACT_SZ)")
         .allowlist_type("rte_tel_value_type");
     for function in ALLOWED_FUNCTIONS {
         builder = builder.allowlist_function(function);

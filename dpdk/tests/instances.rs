@@ -33,6 +33,13 @@ fn bursts_on_a_null_port_leak_nothing() {
 }
 
 #[test]
+fn rings_between_lcores_lose_nothing() {
+    let place = Place::new();
+    let out = succeed(place.check(&plain_with(&["--lcores=0@0,(1-2)@0"]), &["rings"]));
+    assert_eq!(value(&out, "passed"), "40000");
+}
+
+#[test]
 fn a_null_port_can_receive_nothing() {
     let place = Place::new();
     let out = succeed(place.check(&plain_with(&["--vdev=net_null0,no-rx=1"]), &["burst", "net_null0"]));

@@ -5,6 +5,7 @@
 //! | `info` | starts the EAL and says what it found |
 //! | `burst PORT` | receives and sends bursts on a port that needs no peer (`net_null0`) |
 //! | `loop PORT` | sends packets to a port that returns them (`net_ring0`) and compares them, main lcore and workers in turn |
+//! | `rings` | passes boxes to workers and back over rings, more than they hold |
 //! | `serve` | answers `/dpdk_check/...` on the telemetry socket until stdin ends |
 //!
 //! Prints one `name value` a line on stdout, and ends with 0, or with 1 and a sentence on stderr. The package's tests
@@ -20,6 +21,7 @@ use dpdk::eal::{Eal, EalError};
 use dpdk::ethdev::{Port, PortConfig, PortError, RxQueue, TxQueue};
 use dpdk::lcore::LaunchError;
 use dpdk::mbuf::{Mbuf, PktPool};
+use dpdk::ring::{Receiver, RingError, Sender, ring};
 use dpdk::telemetry::{self, Reply, Value};
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
@@ -49,8 +51,9 @@ fn run(args: Vec<String>) -> Outcome {
         ["info"] => info(&eal),
         ["burst", port] => burst(&eal, port),
         ["loop", port] => loop_back(&eal, port),
+        ["rings"] => rings(&eal),
         ["serve"] => serve(&eal),
-        _ => Err("usage: dpdk-check [EAL options] -- info | burst PORT | loop PORT | serve".into()),
+        _ => Err("usage: dpdk-check [EAL options] -- info | burst PORT | loop PORT | rings | serve".into()),
     }
 }
 
@@ -199,6 +202,85 @@ fn round<'eal>(pool: PktPool<'eal>, rx: &mut RxQueue<'eal>, tx: &mut TxQueue<'ea
     }
     ensure(expected == sent, "packets were lost")?;
     Ok(sent)
+}
+
+/// Boxes go round by each worker in turn, and nothing is lost, doubled, out of order, or left behind.
+fn rings(eal: &Eal) -> Outcome {
+    for count in [0, u32::MAX] {
+        ensure(matches!(ring::<u32>(eal, "check", count), Err(RingError::Count(_))), "nonsense was made")?;
+    }
+    let first = ring::<u32>(eal, "check", 7)?;
+    ensure(matches!(ring::<u32>(eal, "check", 7), Err(RingError::Refused { .. })), "a name was given twice")?;
+    drop(first);
+    exact_and_dropped(eal)?;
+    let mut passed = 0;
+    for lcore in eal.workers() {
+        // Both ends gone, the name is free again.
+        let (to, mut there) = ring::<Box<u64>>(eal, "to", 7)?;
+        let (mut back, from) = ring::<Box<u64>>(eal, "back", 5)?;
+        passed += eal.lcore_scope(|scope| {
+            let job = scope.launch(&lcore, move || reflect(&mut there, &mut back))?;
+            let heard = all_there_and_back(to, from)?;
+            ensure(job.wait().map_err(|_| "the worker panicked")? == heard, "a box was lost")?;
+            Outcome::Ok(heard)
+        })?;
+    }
+    println!("passed {passed}");
+    Ok(())
+}
+
+/// Sends what comes, until the other end is gone and nothing is left.
+fn reflect(there: &mut Receiver<'_, Box<u64>>, back: &mut Sender<'_, Box<u64>>) -> u64 {
+    let (mut waiting, mut count) = (Vec::new(), 0);
+    loop {
+        let over = there.is_closed();
+        if there.burst(&mut waiting, 3) == 0 && over && waiting.is_empty() {
+            return count;
+        }
+        count += back.burst(&mut waiting) as u64;
+        std::thread::yield_now();
+    }
+}
+
+fn all_there_and_back(to: Sender<'_, Box<u64>>, mut from: Receiver<'_, Box<u64>>) -> Outcome<u64> {
+    const BOXES: u64 = 20_000;
+    let (mut to, mut waiting, mut heard) = (Some(to), Vec::new(), Vec::new());
+    let (mut next, mut expected) = (0, 0);
+    while expected < BOXES {
+        while waiting.len() < 4 && next < BOXES {
+            waiting.push(Box::new(next));
+            next += 1;
+        }
+        match &mut to {
+            Some(sender) if next < BOXES || !waiting.is_empty() => {
+                sender.burst(&mut waiting);
+            }
+            _ => to = None,
+        }
+        from.burst(&mut heard, 9);
+        for number in heard.drain(..) {
+            ensure(*number == expected, "a box came back out of order")?;
+            expected += 1;
+        }
+        std::thread::yield_now();
+    }
+    Ok(expected)
+}
+
+/// A ring holds what was asked for, and what nobody took is dropped with it.
+fn exact_and_dropped(eal: &Eal) -> Outcome {
+    let counted = Arc::new(());
+    let (mut sender, mut receiver) = ring::<Arc<()>>(eal, "check", 10)?;
+    let mut many: Vec<_> = (0..12).map(|_| Arc::clone(&counted)).collect();
+    ensure(sender.burst(&mut many) == 10 && many.len() == 2, "a ring of 10 does not hold 10")?;
+    let mut got = Vec::new();
+    ensure(receiver.burst(&mut got, 4) == 4 && !receiver.is_closed(), "4 of 10 did not come")?;
+    drop(sender);
+    ensure(receiver.is_closed(), "the sender is gone, and not missed")?;
+    drop((many, got));
+    ensure(Arc::strong_count(&counted) == 7, "what was taken or left was not dropped once")?;
+    drop(receiver);
+    ensure(Arc::strong_count(&counted) == 1, "what was in the ring has leaked")
 }
 
 fn register_early(asked: Arc<AtomicU64>) -> Outcome {

@@ -45,6 +45,16 @@ uint16_t shim_eth_tx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **pkts
 	return rte_eth_tx_burst(port, queue, pkts, count);
 }
 
+uint32_t shim_ring_sp_enqueue_burst(struct rte_ring *r, const void *elements, uint32_t bytes, uint32_t count)
+{
+	return rte_ring_sp_enqueue_burst_elem(r, elements, bytes, count, NULL);
+}
+
+uint32_t shim_ring_sc_dequeue_burst(struct rte_ring *r, void *elements, uint32_t bytes, uint32_t count)
+{
+	return rte_ring_sc_dequeue_burst_elem(r, elements, bytes, count, NULL);
+}
+
 int shim_eth_link(uint16_t port, uint32_t *speed_mbps, int *full_duplex, int *up)
 {
 	struct rte_eth_link link = {0};

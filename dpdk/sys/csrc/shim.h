@@ -14,6 +14,7 @@
 #include <rte_lcore.h>
 #include <rte_mbuf.h>
 #include <rte_mempool.h>
+#include <rte_ring.h>
 #include <rte_telemetry.h>
 #include <rte_version.h>
 
@@ -40,6 +41,10 @@ uint8_t *shim_pktmbuf_append(struct rte_mbuf *m, uint16_t len);
 
 uint16_t shim_eth_rx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **pkts, uint16_t count);
 uint16_t shim_eth_tx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **pkts, uint16_t count);
+
+/* Elements of `bytes` bytes each; both return how many were moved. */
+uint32_t shim_ring_sp_enqueue_burst(struct rte_ring *r, const void *elements, uint32_t bytes, uint32_t count);
+uint32_t shim_ring_sc_dequeue_burst(struct rte_ring *r, void *elements, uint32_t bytes, uint32_t count);
 
 /* struct rte_eth_link is made of bit fields: they are taken apart here. */
 int shim_eth_link(uint16_t port, uint32_t *speed_mbps, int *full_duplex, int *up);
