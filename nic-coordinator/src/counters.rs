@@ -1,7 +1,7 @@
-//! What the coordinator counts and shows, for the telemetry thread to read while the lcore goes on.
+//! What the coordinator counts and shows, for the telemetry thread to read while the lcores go on.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ring::msg::{Completion, Status};
 
@@ -31,8 +31,9 @@ impl Counter {
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// All counters since the start.
+        /// All counters of one lcore since the start, on lines of their own.
         #[derive(Debug, Default)]
+        #[repr(align(128))]
         pub struct Counters {
             $($(#[$doc])* pub $name: Counter,)*
         }
@@ -190,15 +191,50 @@ impl Snapshot {
     }
 }
 
-/// What the lcore writes and telemetry reads.
+/// What the lcores write and telemetry reads.
 #[derive(Debug, Default)]
 pub struct Shown {
-    /// Counters.
-    pub counters: Counters,
+    /// By lcore: the logic's first, then the shards'. Locked when one starts or somebody asks, not to count.
+    counters: Mutex<Vec<Arc<Counters>>>,
     snapshot: Mutex<Snapshot>,
 }
 
 impl Shown {
+    /// The counters of an lcore, which go on where they were. For one lcore at a time.
+    #[must_use]
+    pub fn lcore(&self, index: usize) -> Arc<Counters> {
+        let mut all = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        while all.len() <= index {
+            all.push(Arc::default());
+        }
+        all.get(index).cloned().unwrap_or_default()
+    }
+
+    /// The counters of each lcore.
+    #[must_use]
+    pub fn by_lcore(&self) -> Vec<Vec<(&'static str, u64)>> {
+        let all = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().map(|counters| counters.read()).collect()
+    }
+
+    /// The counters of all lcores together.
+    #[must_use]
+    pub fn sums(&self) -> Vec<(&'static str, u64)> {
+        let mut sums = Counters::default().read();
+        for lcore in self.by_lcore() {
+            for ((_, sum), (_, n)) in sums.iter_mut().zip(lcore) {
+                *sum = sum.wrapping_add(n);
+            }
+        }
+        sums
+    }
+
+    /// One counter of all lcores together; 0 if there is none of this name.
+    #[must_use]
+    pub fn sum(&self, name: &str) -> u64 {
+        self.sums().into_iter().find(|(known, _)| *known == name).map_or(0, |(_, n)| n)
+    }
+
     /// Replaces the snapshot, unless somebody reads it at this moment: never waits. False if it did not.
     pub fn publish(&self, logic: &Logic) -> bool {
         let Ok(mut place) = self.snapshot.try_lock() else { return false };

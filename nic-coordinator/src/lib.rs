@@ -1,4 +1,4 @@
-//! The IPC-Direct coordinator, without DPDK. The program around it is `main.rs`.
+//! The IPC-Direct coordinator, without DPDK but for the rings between lcores. The program around it is `main.rs`.
 //!
 //! | module | what it does |
 //! |---|---|
@@ -7,7 +7,10 @@
 //! | [`bus`] | where functions come from: the emulated bus |
 //! | [`card`] | or a card's own |
 //! | [`intake`] | where requests come from besides private rings: the shared ring, hints |
-//! | [`poll`] | one turn over all rings |
+//! | [`shard`] | the functions that one lcore polls |
+//! | [`poll`] | one turn of the lcore that decides, and polls, too |
+//! | [`worker`] | one turn of a shard on another lcore |
+//! | [`link`] | the messages between those |
 //! | [`outbox`] | what waits for credit |
 //! | [`sleep`] | when nothing happens |
 //! | [`counters`] | what is counted and shown |
@@ -17,8 +20,11 @@ pub mod bus;
 pub mod card;
 pub mod counters;
 pub mod intake;
+pub mod link;
 pub mod logic;
 pub mod mapping;
 pub mod outbox;
 pub mod poll;
+pub mod shard;
 pub mod sleep;
+pub mod worker;

@@ -1,9 +1,10 @@
 //! `nic-coordinator [EAL options] -- [options]`: the DPDK program around [`nic_coordinator`].
 //!
-//! The main lcore polls everything: the request rings, the emulated bus, the Ethernet port.
+//! The main lcore decides, and polls the bus and the Ethernet port; the request rings are polled by the others, or by it if there are none.
 #![deny(unsafe_code)]
 
 mod cli;
+mod lcores;
 mod os;
 mod run;
 mod telemetry;

@@ -7,6 +7,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use memmap2::{MmapOptions, MmapRaw};
 use ring::atomic::{AtomicU64, Ordering};
@@ -62,13 +63,31 @@ pub enum Broken {
 /// The mapped memories of one function, and our positions in their rings.
 #[derive(Debug)]
 pub struct FunctionMemory {
-    // The 'static of these is a lie that stays in this struct: they are valid as long as `_maps`.
+    // The 'static of these is a lie that stays in this struct: they are valid as long as `maps`.
     window: WindowView,
     host: HostView,
     requests: Consumer<'static>,
     completions: Producer<'static>,
     key: Key,
-    _maps: [MmapRaw; 2],
+    maps: Arc<[MmapRaw; 2]>,
+}
+
+/// What a function's host says about its pushes into the shared ring: for who takes entries out of that, perhaps on another lcore
+/// than the function's. Keeps the memory mapped.
+#[derive(Debug)]
+pub struct Pushing {
+    // As in FunctionMemory.
+    host: HostView,
+    _maps: Arc<[MmapRaw; 2]>,
+}
+
+impl Pushing {
+    /// Odd while it may hold a ticket. Read across the bus: only when a ticket was not published in time.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        // Acquire: pairs with the Release at the end of a push: who sees that sees the entry published.
+        self.host.0.header.pushing.load(Ordering::Acquire)
+    }
 }
 
 /// A mapping of memory that the card has anyhow: its own, or the host's, which the bus shows it.
@@ -169,8 +188,14 @@ impl FunctionMemory {
             key: host.key(),
             window: WindowView(window),
             host: HostView(host),
-            _maps: maps,
+            maps: Arc::new(maps),
         }
+    }
+
+    /// The host's word about its pushes.
+    #[must_use]
+    pub fn pushing(&self) -> Pushing {
+        Pushing { host: HostView(self.host.0), _maps: Arc::clone(&self.maps) }
     }
 
     /// Takes the next request, and the credit in it.
@@ -204,14 +229,6 @@ impl FunctionMemory {
     #[must_use]
     pub fn has_request(&self) -> bool {
         self.requests.ready()
-    }
-
-    /// What the host last said about its pushes into the shared ring: odd while it may hold a ticket. Read across the bus: only
-    /// when a ticket was not published in time.
-    #[must_use]
-    pub fn pushing(&self) -> u64 {
-        // Acquire: pairs with the Release at the end of a push: who sees that sees the entry published.
-        self.host.0.header.pushing.load(Ordering::Acquire)
     }
 
     /// Reads the word by which the host asks for an interrupt (SPEC 2.5), and takes the credit in it.

@@ -1,109 +1,86 @@
-//! One polling turn over all mapped functions, with bounded work: requests in, completions and interrupts out.
+//! One polling turn of the lcore that decides, with bounded work: requests in, decisions, completions out.
+//!
+//! Without shards on other lcores this lcore polls all functions itself. With them, function 0, the agent's, stays here, and every
+//! other one belongs to the shard that its number says.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use ring::bus::{AGENT_FUNCTION, FUNCTIONS_MAX, MAP_FDS};
-use ring::msg::{Completion, Malformed, Request};
-use ring::queue::shared::{Found, Sealed};
+use ring::msg::Request;
+use ring::queue::shared::Sealed;
 use ring::queue::{Kind, SHARED_ENTRIES};
-use ring::window::{ENTRIES, IrqGate, Raw};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::ioctl_fionbio;
 
-use crate::counters::Shown;
-use crate::intake::{GAP_US, Intake};
-use crate::logic::{Impostor, Logic, Out};
-use crate::mapping::{Broken, FunctionMemory, MapError};
-use crate::outbox::Outbox;
+use crate::counters::{Counters, Shown};
+use crate::intake::{GAP_US, Intake, SHARED_PER_TURN};
+use crate::link::{BURST, ShardEnd, ToLogic, ToShard};
+use crate::logic::{Logic, Out};
+use crate::mapping::{FunctionMemory, MapError};
+use crate::shard::{Offence, Port, Shard};
 
-/// Requests of one function that one turn takes.
-pub const REQUESTS_PER_TURN: usize = 16;
-/// Entries of the shared ring that one turn takes.
-pub const SHARED_PER_TURN: usize = 256;
-/// A function with so many completions waiting for credit is not read from until it takes some. What can still come
-/// for it then is bounded by what it holds.
-pub const OUTBOX_MAX: usize = 1024;
-/// A credit goes out by itself when so many requests are consumed and nothing else told the host.
-pub const CREDIT_AFTER: u64 = ENTRIES as u64 / 4;
-
-/// Why a function is dropped.
-#[derive(Debug, thiserror::Error)]
-enum Offence {
-    #[error(transparent)]
-    Ring(#[from] Broken),
-    #[error("it posted a malformed request")]
-    Malformed,
-    #[error("it posted more requests than it has credit for")]
-    Credit,
-    #[error(transparent)]
-    Impostor(#[from] Impostor),
+/// Which of a card's shards, beside the logic's own, a function belongs to. The agent gives numbers in turn, so that processes are spread.
+fn shard_of(function: u32, shards: usize) -> Option<usize> {
+    if function == AGENT_FUNCTION { None } else { (function as usize).checked_rem(shards) }
 }
 
-impl From<Malformed> for Offence {
-    fn from(_: Malformed) -> Self {
-        Offence::Malformed
-    }
-}
-
-/// A mapped function.
+/// The functions of this lcore, the links to the others, and the logic behind them.
 #[derive(Debug)]
-struct Port {
-    memory: FunctionMemory,
-    /// Requests that were taken out of the shared ring and are not decided.
-    held: VecDeque<Raw>,
-    /// Its requests come by the shared ring.
-    shared: bool,
-    /// Vectors 0 (answers) and 1 (events); a host that looks for itself has none (SPEC 12.7).
-    irqs: Option<[OwnedFd; 2]>,
-    gate: IrqGate,
-    /// Completions that wait for credit.
-    outbox: Outbox,
-    /// An event was queued or pushed since the last interrupt on vector 1.
-    event_due: bool,
-    /// It broke the rules: not looked at any more.
-    dropped: bool,
-}
-
-/// All mapped functions, and the logic behind them.
-#[derive(Debug)]
-pub struct Poller {
+pub struct Poller<'r> {
     logic: Logic,
-    /// By function number.
-    ports: Vec<Option<Port>>,
-    /// The numbers that are mapped.
-    mapped: Vec<u32>,
-    shown: Arc<Shown>,
+    local: Shard,
+    shards: Vec<ShardEnd<'r>>,
+    /// Shards that were asked to sleep and have not said that they do.
+    awake: usize,
+    /// The numbers that are mapped, on whatever lcore, and whether they are dropped for what they did.
+    functions: BTreeMap<u32, bool>,
+    counters: Arc<Counters>,
     epoch: u32,
     out: Vec<Out>,
-    intake: Intake,
-    /// Whom this turn looks at.
-    due: Vec<u32>,
-    /// Who had more than the last turn took.
-    again: Vec<u32>,
-    /// Whose entries were taken out of the shared ring.
+    /// What was taken here, or heard from others, and is not decided.
+    said: Vec<ToLogic>,
+    /// What was taken out of the shared ring.
+    found: Vec<Sealed>,
+    /// Whose entries those are.
     touched: Vec<u32>,
-    /// Functions that broke the rules and have yet to be detached.
-    offenders: Vec<(u32, Offence)>,
+    /// What the agent has asked for and is not decided, in its order.
+    agent: VecDeque<(u32, Request)>,
+    /// The first of that waits for a shard to say all that this function has asked for.
+    draining: Option<u32>,
+    /// Unmapped functions that the bus does not know of.
+    unmapped: Vec<u32>,
+    /// Functions that a shard is asked to let go of.
+    unmapping: usize,
+    /// Which shard is heard first.
+    first: usize,
+    /// A shard said so.
+    crowded: bool,
 }
 
-impl Poller {
-    /// Polls nothing yet. `epoch`: which incarnation of the coordinator this is.
+impl<'r> Poller<'r> {
+    /// Polls nothing yet. `epoch`: which incarnation of the coordinator this is. `shards`: links to other lcores.
     #[must_use]
-    pub fn new(logic: Logic, shown: Arc<Shown>, epoch: u32, intake: Intake) -> Self {
+    pub fn new(logic: Logic, shown: &Shown, epoch: u32, intake: Intake, shards: Vec<ShardEnd<'r>>) -> Self {
+        let counters = shown.lcore(0);
         Poller {
             logic,
-            ports: Vec::new(),
-            mapped: Vec::new(),
-            shown,
+            local: Shard::new(intake, Arc::clone(&counters)),
+            shards,
+            awake: 0,
+            functions: BTreeMap::new(),
+            counters,
             epoch,
             out: Vec::new(),
-            intake,
-            due: Vec::new(),
-            again: Vec::new(),
+            said: Vec::new(),
+            found: Vec::new(),
             touched: Vec::new(),
-            offenders: Vec::new(),
+            agent: VecDeque::new(),
+            draining: None,
+            unmapped: Vec::new(),
+            unmapping: 0,
+            first: 0,
+            crowded: false,
         }
     }
 
@@ -137,156 +114,297 @@ impl Poller {
         memory: FunctionMemory,
         irqs: Option<[OwnedFd; 2]>,
     ) -> Result<(), MapError> {
-        if number >= FUNCTIONS_MAX || self.port(number).is_some() {
+        if number >= FUNCTIONS_MAX || self.functions.contains_key(&number) {
             return Err(MapError::Header("number of the function"));
         }
         memory.set_epoch(self.epoch);
-        let index = number as usize;
-        if self.ports.len() <= index {
-            self.ports.resize_with(index + 1, || None);
+        let shared = self.local.intake.kind() == Kind::Shared && number != AGENT_FUNCTION;
+        if shared {
+            self.local.intake.watch(number, memory.pushing());
         }
-        if let Some(place) = self.ports.get_mut(index) {
-            *place = Some(Port {
-                memory,
-                held: VecDeque::new(),
-                shared: self.intake.kind() == Kind::Shared && number != AGENT_FUNCTION,
-                irqs,
-                gate: IrqGate::default(),
-                outbox: Outbox::default(),
-                event_due: false,
-                dropped: false,
-            });
-            self.mapped.push(number);
+        self.functions.insert(number, false);
+        let port = Box::new(Port::new(memory, shared, irqs));
+        match self.shard_of(number) {
+            Some(shard) => shard.to.push(ToShard::Map(number, port)),
+            None => self.local.map(number, port),
         }
         Ok(())
     }
 
-    /// Unmaps a function, whose process is gone. Its holdings go at once: the number may be mapped again before the
-    /// agent's `Detach` is read.
+    /// Unmaps a function, whose process is gone, and its holdings go: the number may be mapped again before the agent's `Detach` is
+    /// read. [`Poller::next_unmapped`] says when that is done; nothing else may be mapped before.
     pub fn unmap(&mut self, number: u32, now_us: u64) {
-        self.finish(number, now_us);
-        if let Some(place) = self.ports.get_mut(number as usize) {
-            *place = None;
+        self.take_all_shared(now_us);
+        match self.shard_of(number) {
+            Some(shard) => {
+                shard.to.push(ToShard::Unmap(number));
+                self.unmapping += 1;
+            }
+            None => {
+                self.finish(number, now_us);
+                self.local.unmap(number);
+                self.let_go(number);
+                self.route_and_hear(now_us);
+            }
         }
-        self.mapped.retain(|n| *n != number);
-        self.again.retain(|n| *n != number);
-        self.logic.detach(number, &mut self.out);
-        self.route();
-        self.expel();
+        self.flush();
+    }
+
+    /// The next function that is unmapped for good.
+    pub fn next_unmapped(&mut self) -> Option<u32> {
+        self.unmapped.pop()
+    }
+
+    /// True while a shard is asked to let go of a function.
+    #[must_use]
+    pub fn is_unmapping(&self) -> bool {
+        self.unmapping > 0
     }
 
     /// True when the agent's own function broke the rules: without an agent there is no coordinator.
     #[must_use]
     pub fn agent_dropped(&self) -> bool {
-        self.port(AGENT_FUNCTION).is_some_and(|port| port.dropped)
+        self.functions.get(&AGENT_FUNCTION) == Some(&true)
     }
 
-    /// One turn: takes what is in the shared ring, and looks at the functions that the chosen queue says to look at. True if there
-    /// was anything to do.
+    /// One turn: takes what is in the shared ring, looks at the functions that the chosen queue says to look at, and hears the other
+    /// shards. True if there was anything to do.
     pub fn turn(&mut self, now_us: u64) -> bool {
-        let all = self.intake.scan_due(now_us);
-        self.visit(all, now_us)
+        self.visit(false, now_us)
     }
 
-    /// A turn that looks at every function, whatever the hints say: before sleeping.
+    /// A turn that looks at every function of this lcore, whatever the hints say: before sleeping.
     pub fn scan(&mut self, now_us: u64) -> bool {
         self.visit(true, now_us)
     }
 
     fn visit(&mut self, all: bool, now_us: u64) -> bool {
-        let mut worked = self.take_shared(now_us, GAP_US);
-        let mut due = std::mem::take(&mut self.due);
-        if all {
-            due.extend(&self.mapped);
-            self.again.clear();
-        } else {
-            due.push(AGENT_FUNCTION);
-            due.append(&mut self.again);
-            let before = due.len();
-            self.intake.hints(&mut due);
-            self.shown.counters.hints.add((due.len() - before) as u64);
-        }
-        for number in due.drain(..) {
+        let mut worked = self.has_room() && self.take_shared(now_us, GAP_US);
+        let due = self.local.due(all, now_us);
+        for &number in &due {
             worked |= self.serve(number, now_us);
         }
-        self.due = due;
+        self.local.looked(due, None);
+        worked |= self.hear_shards(now_us);
         if self.logic.next_deadline_us().is_some_and(|deadline_us| deadline_us <= now_us) {
             self.logic.tick(now_us, &mut self.out);
-            self.route();
+            self.route_and_hear(now_us);
             worked = true;
         }
-        self.expel();
+        self.flush();
         worked
     }
 
     /// The earliest time at which there is something to do without being called.
     #[must_use]
     pub fn next_deadline_us(&self) -> Option<u64> {
-        self.logic.next_deadline_us().into_iter().chain(self.intake.next_deadline_us()).min()
+        self.logic.next_deadline_us().into_iter().chain(self.local.intake.next_deadline_us()).min()
     }
 
-    /// Announces in all functions' host memory whether the card sleeps and wants a doorbell.
-    pub fn set_doorbell_wanted(&self, wanted: bool) {
-        for port in self.ports.iter().flatten() {
-            port.memory.set_doorbell_wanted(wanted);
+    /// Announces in the host memory of this lcore's functions whether the card sleeps and wants a doorbell, and sends the other
+    /// shards to sleep, or wakes them.
+    pub fn set_doorbell_wanted(&mut self, wanted: bool) {
+        self.local.set_doorbell_wanted(wanted);
+        for shard in &mut self.shards {
+            if wanted {
+                shard.to.push(ToShard::Sleep);
+            } else {
+                shard.bell.ring();
+            }
+        }
+        if wanted {
+            self.awake = self.shards.len();
+            self.flush();
         }
     }
 
-    fn port(&self, number: u32) -> Option<&Port> {
-        self.ports.get(number as usize)?.as_ref()
+    /// True once every other shard that was sent to sleep has said that it does.
+    #[must_use]
+    pub fn shards_sleep(&self) -> bool {
+        self.awake == 0
     }
 
-    fn port_mut(&mut self, number: u32) -> Option<&mut Port> {
-        self.ports.get_mut(number as usize)?.as_mut()
+    /// Whether a shard found since the last call that its core is not its own.
+    pub fn was_crowded(&mut self) -> bool {
+        std::mem::take(&mut self.crowded)
     }
 
+    /// The other lcore that `function` belongs to, if it is not this one.
+    fn shard_of(&mut self, function: u32) -> Option<&mut ShardEnd<'r>> {
+        let index = shard_of(function, self.shards.len())?;
+        self.shards.get_mut(index)
+    }
+
+    /// What a function of this lcore asks for, decided, and what it is told.
     fn serve(&mut self, number: u32, now_us: u64) -> bool {
-        let taken = match self.take_requests(number, now_us) {
-            Ok(taken) => taken,
-            Err(offence) => {
-                self.offends(number, offence);
-                // What its good requests before that said to others.
-                self.route();
-                return true;
-            }
-        };
-        if taken > 0 {
-            self.shown.counters.requests.add(taken);
-            self.route();
-        }
-        // Also without requests: the host may have given credit or asked for an interrupt.
-        self.settle(number);
-        let left = self.intake.kind() != Kind::PerProcess && self.port(number).is_some_and(Port::has_request);
-        if left && !self.again.contains(&number) {
-            self.again.push(number);
-        }
-        taken > 0
+        let mut said = std::mem::take(&mut self.said);
+        // The agent's next word comes after the one that waits.
+        let waits = number == AGENT_FUNCTION && self.draining.is_some();
+        let taken = !waits && self.local.take(number, &mut said);
+        self.hear_all(&mut said, now_us);
+        self.local.settle_due(number, &mut said);
+        self.hear_all(&mut said, now_us);
+        self.said = said;
+        taken
     }
 
-    /// Empties the shared ring, within bounds, and does what stands there. True if there was anything.
-    fn take_shared(&mut self, now_us: u64, patience_us: u64) -> bool {
-        if self.intake.kind() != Kind::Shared {
-            return false;
-        }
-        let mut touched = std::mem::take(&mut self.touched);
-        for _ in 0..SHARED_PER_TURN {
-            match self.intake.take(now_us, patience_us) {
-                Found::Entry(entry) => touched.extend(self.hold(&entry)),
-                Found::Gap(ticket) => {
-                    self.shown.counters.gaps.add(1);
-                    let pushing = self.mapped.iter().filter_map(|n| Some((*n, self.pushing(*n)?)));
-                    let suspects = pushing.filter(|(_, pushing)| pushing % 2 == 1).collect();
-                    self.intake.lost(ticket, suspects);
-                }
-                Found::Nothing => break,
+    /// What the shards on other lcores say. True if it was about a function.
+    fn hear_shards(&mut self, now_us: u64) -> bool {
+        let (mut worked, count) = (false, self.shards.len());
+        let mut said = std::mem::take(&mut self.said);
+        // Another one first in each turn: there may not be room for all.
+        self.first = (self.first + 1).checked_rem(count).unwrap_or(0);
+        for index in (self.first..count).chain(0..self.first) {
+            if !self.has_room() {
+                break;
+            }
+            let Some(shard) = self.shards.get_mut(index) else { break };
+            if shard.from.burst(&mut said, BURST) > 0 {
+                worked |= said.iter().any(|word| !matches!(word, ToLogic::Asleep | ToLogic::Crowded));
+                self.hear_all(&mut said, now_us);
+                self.flush();
             }
         }
-        self.intake.tell();
-        let (mut late, ports) = (Vec::new(), &self.ports);
-        let pushing = |n: u32| Some(ports.get(n as usize)?.as_ref()?.memory.pushing());
-        self.intake.resolve(now_us, pushing, &mut late);
-        touched.extend(late.iter().filter_map(|entry| self.hold(entry)));
-        let worked = !touched.is_empty();
+        self.said = said;
+        worked
+    }
+
+    /// Whether what the next words cause can be sent. (What they cause at once is kept in any case.)
+    fn has_room(&self) -> bool {
+        !self.shards.iter().any(|shard| shard.to.is_full())
+    }
+
+    fn flush(&mut self) {
+        for shard in &mut self.shards {
+            shard.to.flush();
+        }
+    }
+
+    /// Decides on all of `said`, and on what comes of that.
+    fn hear_all(&mut self, said: &mut Vec<ToLogic>, now_us: u64) {
+        while !said.is_empty() {
+            for word in said.drain(..) {
+                self.hear(word, now_us);
+            }
+            self.route(said);
+        }
+    }
+
+    fn hear(&mut self, word: ToLogic, now_us: u64) {
+        match word {
+            ToLogic::Request { function: AGENT_FUNCTION, token, request } => {
+                self.agent.push_back((token, request));
+                self.serve_agent(now_us);
+            }
+            ToLogic::Request { function, token, request } => self.decide(function, token, request, now_us),
+            ToLogic::Offends { function, offence } => self.expel(function, &offence),
+            ToLogic::Drained { function } if self.draining == Some(function) => {
+                self.draining = None;
+                if let Some((token, request)) = self.agent.pop_front() {
+                    self.decide(AGENT_FUNCTION, token, request, now_us);
+                }
+                self.serve_agent(now_us);
+            }
+            ToLogic::Drained { .. } => {}
+            ToLogic::Unmapped { function } => {
+                self.unmapping -= 1;
+                self.let_go(function);
+            }
+            ToLogic::Asleep => self.awake -= 1,
+            ToLogic::Crowded => self.crowded = true,
+        }
+    }
+
+    /// Does what the agent asks for. Its word comes after what the process that it is about asked for before: one that forks has
+    /// announced its child before the child attaches, and before it ends itself, as daemons do.
+    fn serve_agent(&mut self, now_us: u64) {
+        while self.draining.is_none() {
+            let Some(&(token, request)) = self.agent.front() else { break };
+            if let Some(process) = about(&request).filter(|process| self.functions.contains_key(process)) {
+                self.take_all_shared(now_us);
+                if let Some(shard) = self.shard_of(process) {
+                    shard.to.push(ToShard::Drain(process));
+                    self.draining = Some(process);
+                    break;
+                }
+                self.finish(process, now_us);
+            }
+            self.agent.pop_front();
+            self.decide(AGENT_FUNCTION, token, request, now_us);
+        }
+    }
+
+    fn decide(&mut self, function: u32, token: u32, request: Request, now_us: u64) {
+        if let Err(impostor) = self.logic.handle(function, token, request, now_us, &mut self.out) {
+            self.expel(function, &impostor.into());
+            match self.shard_of(function) {
+                Some(shard) => shard.to.push(ToShard::Drop(function)),
+                None => self.local.drop_function(function),
+            }
+        }
+    }
+
+    /// Detaches an offender, as if its process were gone.
+    fn expel(&mut self, number: u32, offence: &Offence) {
+        // Once: what it said before it was dropped may offend again.
+        let Some(dropped @ false) = self.functions.get_mut(&number) else { return };
+        *dropped = true;
+        let pid = self.logic.functions().get(number).map_or(0, |f| f.identity.pid);
+        tracing::error!("function {number} (process {pid}) is dropped: {offence}");
+        self.counters.functions_dropped.add(1);
+        self.logic.detach(number, &mut self.out);
+    }
+
+    /// Nobody looks at the function any more.
+    fn let_go(&mut self, number: u32) {
+        self.functions.remove(&number);
+        self.local.intake.forget(number);
+        self.logic.detach(number, &mut self.out);
+        self.unmapped.push(number);
+    }
+
+    /// Brings what the logic said on its way. `said`: who turns out to break the rules.
+    fn route(&mut self, said: &mut Vec<ToLogic>) {
+        let mut out = std::mem::take(&mut self.out);
+        if self.shards.is_empty() {
+            self.local.route(&out, said);
+        } else {
+            for news in &out {
+                match self.shard_of(news.function) {
+                    Some(shard) => shard.to.push(ToShard::Out(*news)),
+                    None => self.local.route(std::slice::from_ref(news), said),
+                }
+            }
+        }
+        out.clear();
+        self.out = out;
+    }
+
+    /// As [`Poller::route`], where nobody has said anything before.
+    fn route_and_hear(&mut self, now_us: u64) {
+        let mut said = std::mem::take(&mut self.said);
+        self.route(&mut said);
+        self.hear_all(&mut said, now_us);
+        self.said = said;
+    }
+
+    /// Empties the shared ring, within bounds, and does what stands there, or gives it to whose it is. True if there was anything.
+    fn take_shared(&mut self, now_us: u64, patience_us: u64) -> bool {
+        let mut found = std::mem::take(&mut self.found);
+        let gaps = self.local.intake.take(now_us, patience_us, &mut found);
+        self.counters.gaps.add(gaps);
+        let worked = !found.is_empty();
+        let mut said = std::mem::take(&mut self.said);
+        let mut touched = std::mem::take(&mut self.touched);
+        for entry in found.drain(..) {
+            match self.shard_of(entry.function()) {
+                Some(shard) => shard.to.push(ToShard::Held(entry)),
+                None => touched.extend(self.local.hold(&entry, &mut said)),
+            }
+        }
+        self.found = found;
+        self.hear_all(&mut said, now_us);
+        self.said = said;
         for number in touched.drain(..) {
             self.serve(number, now_us);
         }
@@ -294,172 +412,32 @@ impl Poller {
         worked
     }
 
-    /// Finds out whose an entry of the shared ring is, and keeps it for [`Poller::serve`]: in the order of the ring, as its own
-    /// ring would.
-    fn hold(&mut self, entry: &Sealed) -> Option<u32> {
-        let number = entry.function();
-        // An entry of nobody: of a process that is gone, for the most part.
-        let port = self.port_mut(number).filter(|port| port.shared && !port.dropped)?;
-        let offence = match port.memory.open(entry) {
-            Ok(Some(_)) if port.held.len() >= ENTRIES as usize => Offence::Credit,
-            Ok(Some(raw)) => {
-                port.held.push_back(raw);
-                self.shown.counters.requests_shared.add(1);
-                return Some(number);
-            }
-            // Who made it can't be told; whom it names has nothing to do with it.
-            Ok(None) => {
-                self.shown.counters.forged.add(1);
-                return None;
-            }
-            Err(broken) => broken.into(),
-        };
-        self.offends(number, offence);
-        None
-    }
-
-    fn pushing(&self, number: u32) -> Option<u64> {
-        Some(self.port(number)?.memory.pushing())
-    }
-
-    fn take_requests(&mut self, number: u32, now_us: u64) -> Result<u64, Offence> {
-        let mut taken = 0;
-        if self.port(number).is_none_or(|port| port.dropped || port.outbox.len() >= OUTBOX_MAX) {
-            return Ok(0);
-        }
-        for _ in 0..REQUESTS_PER_TURN {
-            let Some(port) = self.port_mut(number) else { break };
-            let Some(raw) = port.next_request()? else { break };
-            taken += 1;
-            let request = Request::from_raw(&raw)?;
-            // The agent's word comes after what the process that it is about asked for before.
-            match (number, request) {
-                (AGENT_FUNCTION, Request::Detach { function }) => self.finish(function, now_us),
-                (AGENT_FUNCTION, Request::Attach { parent, .. }) => self.finish(parent, now_us),
-                _ => {}
-            }
-            self.logic.handle(number, raw.token, request, now_us, &mut self.out)?;
-        }
-        Ok(taken)
-    }
-
-    /// Does what a process asked for so far. One that forks has announced its child before the child attaches, and before it
-    /// ends itself, as daemons do.
-    fn finish(&mut self, number: u32, now_us: u64) {
-        // What it published stands in the shared ring by now, perhaps behind somebody's gap.
+    /// Takes all that stands in the shared ring by now, perhaps behind somebody's gap.
+    fn take_all_shared(&mut self, now_us: u64) {
         for _ in 0..=SHARED_ENTRIES / SHARED_PER_TURN {
             if !self.take_shared(now_us, 0) {
                 break;
             }
         }
-        // Not for ever: a child of the process still has the ring mapped, too.
-        for _ in 0..=ENTRIES as usize / REQUESTS_PER_TURN {
-            if number == AGENT_FUNCTION || !self.serve(number, now_us) {
-                break;
-            }
-        }
     }
 
-    /// Brings what the logic said to the functions' outboxes and on from there.
-    fn route(&mut self) {
-        let mut out = std::mem::take(&mut self.out);
-        for news in &out {
-            if let Some(port) = self.port_mut(news.function).filter(|port| !port.dropped) {
-                port.event_due |= news.completion.is_event();
-                port.outbox.push(news);
-            }
+    /// Decides on all that a function of this lcore has asked for.
+    fn finish(&mut self, number: u32, now_us: u64) {
+        if number == AGENT_FUNCTION {
+            return;
         }
-        // News for one function mostly come in a row.
-        for to_one in out.chunk_by(|a, b| a.function == b.function) {
-            if let [Out { function, .. }, ..] = to_one {
-                self.settle(*function);
-            }
-        }
-        out.clear();
-        self.out = out;
-    }
-
-    /// Pushes what credit allows, tells our own credit, and interrupts the host if it asked for it.
-    fn settle(&mut self, number: u32) {
-        let shown = Arc::clone(&self.shown);
-        let Some(port) = self.port_mut(number).filter(|port| !port.dropped) else { return };
-        if let Err(broken) = port.settle(&shown) {
-            self.offends(number, broken.into());
-        }
-    }
-
-    /// Looks no more at a function; [`Poller::expel`] does the rest.
-    fn offends(&mut self, number: u32, offence: Offence) {
-        if let Some(port) = self.port_mut(number) {
-            port.dropped = true;
-            port.outbox = Outbox::default();
-            port.held.clear();
-            self.offenders.push((number, offence));
-        }
-    }
-
-    /// Detaches the offenders, as if their processes were gone. The news of that may reveal more of them.
-    fn expel(&mut self) {
-        while let Some((number, offence)) = self.offenders.pop() {
-            let pid = self.logic.functions().get(number).map_or(0, |f| f.identity.pid);
-            tracing::error!("function {number} (process {pid}) is dropped: {offence}");
-            self.shown.counters.functions_dropped.add(1);
-            self.logic.detach(number, &mut self.out);
-            self.route();
-        }
+        let mut said = std::mem::take(&mut self.said);
+        self.local.finish(number, &mut said);
+        self.hear_all(&mut said, now_us);
+        self.said = said;
     }
 }
 
-impl Port {
-    /// The next request, from wherever this function's come.
-    fn next_request(&mut self) -> Result<Option<Raw>, Broken> {
-        if !self.shared {
-            return self.memory.next_request();
-        }
-        let held = self.held.pop_front();
-        if held.is_some() {
-            self.memory.count_shared();
-        }
-        Ok(held)
-    }
-
-    fn has_request(&self) -> bool {
-        !self.dropped && if self.shared { !self.held.is_empty() } else { self.memory.has_request() }
-    }
-
-    fn settle(&mut self, shown: &Shown) -> Result<(), Broken> {
-        let armed = self.memory.read_armed()?;
-        while let Some((token, completion)) = self.outbox.front() {
-            if self.memory.push(&completion.to_raw(token)).is_err() {
-                break;
-            }
-            self.outbox.pop();
-            self.event_due |= completion.is_event();
-            shown.counters.count(&completion);
-        }
-        if self.memory.untold() >= CREDIT_AFTER && self.memory.push(&Completion::Credit.to_raw(0)).is_ok() {
-            shown.counters.count(&Completion::Credit);
-        }
-        let Some([answers, events]) = &self.irqs else { return Ok(()) };
-        if self.gate.should_fire(armed, self.memory.pushed()) {
-            interrupt(answers);
-            shown.counters.irqs.add(1);
-        }
-        // An event that found no space counts, too: its process may sleep on data, and has to be made to read.
-        if std::mem::take(&mut self.event_due) {
-            interrupt(events);
-            shown.counters.irqs.add(1);
-        }
-        Ok(())
-    }
-}
-
-/// Adds 1 to an eventfd. Not to one that is full: it is signalled, and must not be waited for. The process holds it,
-/// too, so whether it blocks is asked first, whatever we set.
-fn interrupt(eventfd: &OwnedFd) {
-    let mut fds = [PollFd::new(eventfd, PollFlags::OUT)];
-    if matches!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(1)) {
-        // An error means that nobody can be woken by it any more.
-        let _ = rustix::io::write(eventfd, &1u64.to_ne_bytes());
+/// Whose requests so far an agent's request has to follow.
+fn about(request: &Request) -> Option<u32> {
+    match *request {
+        Request::Detach { function } => Some(function),
+        Request::Attach { parent, .. } => Some(parent),
+        _ => None,
     }
 }

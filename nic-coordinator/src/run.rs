@@ -1,4 +1,4 @@
-//! From a running EAL to the end: one loop that polls bus, rings and port, with bounded work per turn.
+//! From a running EAL to the end: the main lcore's loop, which polls bus, rings and port, and decides, with bounded work per turn.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -6,11 +6,13 @@ use std::time::Instant;
 
 use dpdk::eal::{Eal, EalError};
 use dpdk::ethdev::{Port, PortConfig, PortError, RxQueue};
+use dpdk::lcore::LaunchError;
 use dpdk::mbuf::{Mbuf, PktPool, PoolError};
 use dpdk::telemetry::RegisterError;
 use nic_coordinator::bus::{Bus, BusError, Host, Incoming, Payload};
-use nic_coordinator::counters::Shown;
+use nic_coordinator::counters::{Counters, Shown};
 use nic_coordinator::intake::Intake;
+use nic_coordinator::link::LinkError;
 use nic_coordinator::logic::{Limits, Logic};
 use nic_coordinator::mapping::MapError;
 use nic_coordinator::poll::Poller;
@@ -19,12 +21,13 @@ use ring::bus::BusMsg;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::cli::{Idle, Options};
+use crate::lcores::{self, Rhythm};
 use crate::{os, telemetry};
 
 /// How often the bus and the signals are looked at while there is work.
 const BUS_EVERY_US: u64 = 20;
 /// How long `--idle nap` does not look.
-const NAP: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000 };
+pub const NAP: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000 };
 /// How old the tables that telemetry shows may be.
 const SNAPSHOT_EVERY_US: u64 = 100_000;
 const NO_TIME: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -32,7 +35,7 @@ const NO_TIME: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 const RX_BURST: u16 = 32;
 /// A yield that took longer was more than one time slice of programs that compute: who sleeps gets the core from them when work
 /// comes, who yields does not.
-const SLICES_US: u64 = 4_000;
+pub const SLICES_US: u64 = 4_000;
 /// Sleeps without a look for more work before them, after such a yield.
 const SLEEPY_TURNS: u32 = 256;
 /// The port that is polled if none is named.
@@ -57,6 +60,10 @@ pub enum RunError {
     Bus(#[from] BusError),
     #[error(transparent)]
     Common(#[from] MapError),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
     #[error(transparent)]
     NoMembarrier(#[from] NoMembarrier),
     #[error("the kernel refused {0}: {1}")]
@@ -122,7 +129,7 @@ fn with_eal(
         tracing::info!("waiting for an agent, runtime directory {}", eal.runtime_dir().display());
     }
     loop {
-        let ended = with_host(options, bus, end, shown, ethernet.as_mut());
+        let ended = with_host(eal, options, bus, end, shown, ethernet.as_mut());
         match (bus.fd(), ended) {
             // A card outlives its hosts' agents.
             (None, Ok(End::HungUp) | Err(RunError::Bus(BusError::HungUp))) => {
@@ -138,6 +145,7 @@ fn with_eal(
 
 /// Serves one agent, from its coming to its end.
 fn with_host(
+    eal: &Eal,
     options: &Options,
     bus: &mut Bus,
     end: &OwnedFd,
@@ -154,19 +162,33 @@ fn with_host(
         Host::Polled => (None, None),
         Host::None => return Ok(End::Signal),
     };
+    // What does not poll for ever leaves its core to the host's programs.
+    let everywhere = (options.idle != Idle::Poll).then(|| eal.original_affinity());
+    let rhythm = Rhythm { idle: options.idle, spin_us: options.spin_us, started: Instant::now(), everywhere };
+    let (shards, workers) = lcores::shards(eal, options, common.as_ref(), shown)?;
     let intake = Intake::new(options.request_queue, common)?;
-    let poller = Poller::new(Logic::new(Limits::default()), Arc::clone(shown), epoch, intake);
-    bus.send(BusMsg::Up { epoch })?;
-    tracing::info!("up: epoch {epoch:08x}");
-    let mut card =
-        Card { poller, bus, end, shown, snapshot_us: None, changed: true, started: Instant::now() };
-    match (doorbell, options.idle) {
-        (Some(doorbell), Idle::Sleep) => {
-            card.poll_and_sleep(ethernet, &doorbell, &Membarrier::new()?, options.spin_us)
+    eal.lcore_scope(|scope| {
+        // Ours, so that the shards end with this block, whatever ends it.
+        let poller = Poller::new(Logic::new(Limits::default()), shown, epoch, intake, shards);
+        lcores::launch(scope, workers, rhythm)?;
+        bus.send(BusMsg::Up { epoch })?;
+        tracing::info!("up: epoch {epoch:08x}, {} lcores", eal.lcores().len());
+        let mut card = Card {
+            poller,
+            bus,
+            end,
+            shown,
+            counters: shown.lcore(0),
+            snapshot_us: None,
+            changed: true,
+            rhythm,
+        };
+        match (doorbell, options.idle) {
+            (Some(doorbell), Idle::Sleep) => card.poll_and_sleep(ethernet, &doorbell, &Membarrier::new()?),
+            (_, Idle::Nap) => card.poll(ethernet, Some(options.spin_us)),
+            _ => card.poll(ethernet, None),
         }
-        (_, Idle::Nap) => card.poll(ethernet, Some(options.spin_us)),
-        _ => card.poll(ethernet, None),
-    }
+    })
 }
 
 /// The Ethernet port, as far as it is used: packets are counted.
@@ -191,10 +213,10 @@ impl<'eal> Ethernet<'eal> {
         }))
     }
 
-    fn turn(&mut self, shown: &Shown) {
+    fn turn(&mut self, counters: &Counters) {
         let count = self.queue.burst(&mut self.packets, RX_BURST);
         if count > 0 {
-            shown.counters.port_rx.add(count as u64);
+            counters.port_rx.add(count as u64);
             self.packets.clear();
         }
     }
@@ -202,23 +224,19 @@ impl<'eal> Ethernet<'eal> {
 
 /// The loop's state.
 struct Card<'a> {
-    poller: Poller,
+    poller: Poller<'a>,
     bus: &'a mut Bus,
     end: &'a OwnedFd,
     shown: &'a Shown,
+    counters: Arc<Counters>,
     /// When the tables were last shown.
     snapshot_us: Option<u64>,
     /// Whether they may have changed since.
     changed: bool,
-    started: Instant,
+    rhythm: Rhythm,
 }
 
 impl Card<'_> {
-    fn now_us(&self) -> u64 {
-        // Wraps in half a million years.
-        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
-    }
-
     /// A card's loop: never sleeps, or, with `nap_after_us`, naps when there was no work for so long.
     fn poll(
         &mut self,
@@ -227,7 +245,7 @@ impl Card<'_> {
     ) -> Result<End, RunError> {
         let (mut bus_due_us, mut worked_us) = (0, 0);
         loop {
-            let now_us = self.now_us();
+            let now_us = self.rhythm.now_us();
             if self.turn(now_us, &mut ethernet)? {
                 worked_us = now_us;
             }
@@ -250,22 +268,24 @@ impl Card<'_> {
         mut ethernet: Option<&mut Ethernet<'_>>,
         doorbell: &OwnedFd,
         heavy: &Membarrier,
-        spin_us: u64,
     ) -> Result<End, RunError> {
         let mut bus_due_us = 0;
         let mut worked_us = 0;
         let mut sleepy: u32 = 0;
         loop {
-            let now_us = self.now_us();
+            let now_us = self.rhythm.now_us();
             if self.turn(now_us, &mut ethernet)? {
                 worked_us = now_us;
             }
+            if self.poller.was_crowded() {
+                sleepy = SLEEPY_TURNS;
+            }
             let mut woken = Woken::default();
-            if sleepy != 0 || now_us.saturating_sub(worked_us) >= spin_us {
+            if sleepy != 0 || now_us.saturating_sub(worked_us) >= self.rhythm.spin_us {
                 sleepy = sleepy.saturating_sub(1);
                 let until_us = self.wake_at_us(now_us).map(|at| at.saturating_sub(now_us));
                 let others = (self.bus.fd().unwrap_or(self.end.as_fd()), self.end.as_fd());
-                woken = sleep(&mut self.poller, heavy, doorbell, others, (now_us, until_us), self.shown);
+                woken = sleep(&mut self.poller, heavy, doorbell, others, (now_us, until_us), &self.counters);
                 if woken.worked {
                     worked_us = now_us;
                     self.changed = true;
@@ -275,7 +295,7 @@ impl Card<'_> {
                 woken = peek(self.bus, self.end, NO_TIME);
             } else {
                 rustix::thread::sched_yield();
-                if self.now_us() - now_us > SLICES_US {
+                if self.rhythm.now_us() - now_us > SLICES_US {
                     sleepy = SLEEPY_TURNS;
                 }
             }
@@ -288,10 +308,11 @@ impl Card<'_> {
 
     fn turn(&mut self, now_us: u64, ethernet: &mut Option<&mut Ethernet<'_>>) -> Result<bool, RunError> {
         if let Some(ethernet) = ethernet {
-            ethernet.turn(self.shown);
+            ethernet.turn(&self.counters);
         }
         let worked = self.poller.turn(now_us);
         self.changed |= worked;
+        self.tell_unmapped()?;
         if self.poller.agent_dropped() { Err(RunError::AgentBroken) } else { Ok(worked) }
     }
 
@@ -314,13 +335,13 @@ impl Card<'_> {
         if woken.end {
             return Ok(Some(End::Signal));
         }
-        if !woken.bus {
-            return Ok(None);
-        }
-        while let Some(incoming) = match self.bus.receive() {
-            Err(BusError::HungUp) => return Ok(Some(End::HungUp)),
-            received => received?,
-        } {
+        // What comes next may be about a function that a shard has yet to let go of.
+        while woken.bus && !self.poller.is_unmapping() {
+            let incoming = match self.bus.receive() {
+                Err(BusError::HungUp) => return Ok(Some(End::HungUp)),
+                received => received?,
+            };
+            let Some(incoming) = incoming else { break };
             self.changed = true;
             match incoming.message {
                 BusMsg::Map { function } => {
@@ -334,17 +355,25 @@ impl Card<'_> {
                     self.bus.send(answer)?;
                 }
                 BusMsg::Unmap { function } => {
-                    let now_us = self.now_us();
+                    let now_us = self.rhythm.now_us();
                     self.poller.unmap(function, now_us);
-                    if matches!(self.bus, Bus::Card(_)) {
-                        self.bus.send(BusMsg::Unmapped { function })?;
-                    }
+                    self.tell_unmapped()?;
                 }
                 // Not from an agent: both are of one release.
                 other => tracing::warn!("unexpected message on the bus: {other:?}"),
             }
         }
         Ok(None)
+    }
+
+    /// Tells a card's bus which functions are not touched any more.
+    fn tell_unmapped(&mut self) -> Result<(), RunError> {
+        while let Some(function) = self.poller.next_unmapped() {
+            if matches!(self.bus, Bus::Card(_)) {
+                self.bus.send(BusMsg::Unmapped { function })?;
+            }
+        }
+        Ok(())
     }
 
     fn map(&mut self, number: u32, incoming: Incoming) -> Result<(), MapError> {

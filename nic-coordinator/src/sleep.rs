@@ -4,6 +4,10 @@
 //! everything once more, and only then sleeps. A host posts its request, then reads the announcement. Whichever came
 //! first: if the host's post is not seen by our second look, the host's read comes after the barrier and sees the
 //! announcement. The same argument covers `armed`, whose host looks at its completion ring after posting it.
+//!
+//! Shards on other lcores sleep when the logic's lcore does. It asks them to; each announces, looks once more, says what it has
+//! found, then that it sleeps, and waits for its bell. So once all have said so, and nothing else, nothing is under way, and the logic's
+//! lcore sleeps on the one doorbell. Whatever wakes it, it rings all bells.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -12,7 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, IoSliceMut, ReadWriteFlags, ioctl_fionbio, preadv2};
 use rustix::thread::{MembarrierCommand, membarrier, membarrier_query};
 
-use crate::counters::Shown;
+use crate::counters::Counters;
 use crate::poll::Poller;
 
 /// The kernel's expedited barrier over all registered processes.
@@ -66,15 +70,20 @@ pub fn sleep(
     doorbell: &OwnedFd,
     (bus, end): (BorrowedFd<'_>, BorrowedFd<'_>),
     (now_us, timeout_us): (u64, Option<u64>),
-    shown: &Shown,
+    counters: &Counters,
 ) -> Woken {
     poller.set_doorbell_wanted(true);
     heavy.heavy_barrier();
-    let woken = if poller.scan(now_us) {
+    let mut worked = poller.scan(now_us);
+    while !poller.shards_sleep() {
+        worked |= poller.turn(now_us);
+        rustix::thread::sched_yield();
+    }
+    let woken = if worked {
         Woken { worked: true, ..Woken::default() }
     } else {
-        shown.counters.sleeps.add(1);
-        wait(doorbell, bus, end, timeout_us, shown)
+        counters.sleeps.add(1);
+        wait(doorbell, bus, end, timeout_us, counters)
     };
     poller.set_doorbell_wanted(false);
     woken
@@ -85,7 +94,7 @@ fn wait(
     bus: BorrowedFd<'_>,
     end: BorrowedFd<'_>,
     timeout_us: Option<u64>,
-    shown: &Shown,
+    counters: &Counters,
 ) -> Woken {
     let mut fds = [doorbell.as_fd(), bus, end].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
     let timeout = timeout_us.and_then(|us| {
@@ -100,7 +109,7 @@ fn wait(
     let [rang, bus, end] = fds.map(|fd| !fd.revents().is_empty());
     if rang {
         clear(doorbell);
-        shown.counters.doorbells.add(1);
+        counters.doorbells.add(1);
     }
     Woken { bus, end, worked: false }
 }

@@ -1,6 +1,7 @@
-//! What `dpdk-telemetry.py` shows of us: `/ipc_direct/stats`, `/ipc_direct/functions`, `/ipc_direct/listeners`.
+//! What `dpdk-telemetry.py` shows of us: `/ipc_direct/stats`, `/ipc_direct/functions`, `/ipc_direct/listeners`,
+//! `/ipc_direct/lcores`.
 //!
-//! The handlers run on DPDK's telemetry thread and only read what the lcore leaves in [`Shown`].
+//! The handlers run on DPDK's telemetry thread and only read what the lcores leave in [`Shown`].
 
 use std::sync::Arc;
 
@@ -17,9 +18,18 @@ pub fn offer(shown: &Arc<Shown>) -> Result<(), RegisterError> {
         "/ipc_direct/stats",
         "Counters since the start, and table sizes. Takes no parameters.",
         move |_| {
-            let counters = stats.counters.read().into_iter();
+            let counters = stats.sums().into_iter();
             let totals = stats.snapshot().totals.into_iter();
             Reply::Dict(counters.chain(totals).map(|(name, n)| (name.to_owned(), Value::Number(n))).collect())
+        },
+    )?;
+    let lcores = Arc::clone(shown);
+    register(
+        "/ipc_direct/lcores",
+        "What each lcore has counted: 0 decides, the others poll. Takes no parameters.",
+        move |_| {
+            let counted = (0..).zip(lcores.by_lcore());
+            Reply::Dict(counted.map(|(n, counters): (u32, _)| (n.to_string(), numbers(counters))).collect())
         },
     )?;
     let functions = Arc::clone(shown);
@@ -34,4 +44,8 @@ pub fn offer(shown: &Arc<Shown>) -> Result<(), RegisterError> {
 
 fn listing(entries: Vec<(u32, String)>) -> Reply {
     Reply::Dict(entries.into_iter().map(|(number, text)| (number.to_string(), Value::Text(text))).collect())
+}
+
+fn numbers(counted: Vec<(&'static str, u64)>) -> Value {
+    Value::Dict(counted.into_iter().map(|(name, n)| (name.to_owned(), Value::Number(n))).collect())
 }

@@ -2,7 +2,6 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering as O};
 
 use nic_coordinator::bus::{BusError, Payload};
@@ -149,7 +148,7 @@ fn s12_5_a_request_is_answered_in_host_memory() {
     let agent = Agent::new(&files, 1);
     assert!(card.greet().unwrap());
     let intake = Intake::new(Kind::PerProcess, None).unwrap();
-    let mut poller = Poller::new(Logic::new(Limits::default()), Arc::new(Shown::default()), 9, intake);
+    let mut poller = Poller::new(Logic::new(Limits::default()), &Shown::default(), 9, intake, Vec::new());
     poller.add(AGENT_FUNCTION, card.function(AGENT_FUNCTION, AGENT_AT).unwrap(), None).unwrap();
 
     let window = Window::over(agent.window.region()).unwrap();

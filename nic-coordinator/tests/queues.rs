@@ -1,7 +1,6 @@
 //! The shared ring and the hints (SPEC 2.8, 2.9) behind a poller whose clock the test holds.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 
 use nic_coordinator::counters::Shown;
 use nic_coordinator::intake::{GAP_US, Intake, SCAN_EVERY_US};
@@ -30,8 +29,8 @@ fn memory(bytes: usize) -> (OwnedFd, CardMemory) {
 
 /// A poller over one kind of queue.
 struct Host {
-    poller: Poller,
-    shown: Arc<Shown>,
+    poller: Poller<'static>,
+    shown: Shown,
     kind: Kind,
     /// Kept mapped for good, as the test's processes use it until the end.
     common: Option<&'static CommonMemory>,
@@ -52,9 +51,9 @@ impl Host {
         let (fd, map) = common.unzip();
         let view = map.map(|map| CommonMemory::over(Box::leak(Box::new(map)).region()).unwrap());
         view.iter().for_each(|common| common.format());
-        let shown = Arc::new(Shown::default());
+        let shown = Shown::default();
         let intake = Intake::new(kind, fd).unwrap();
-        let poller = Poller::new(Logic::new(Limits::default()), Arc::clone(&shown), 9, intake);
+        let poller = Poller::new(Logic::new(Limits::default()), &shown, 9, intake, Vec::new());
         let mut host = Host { poller, shown, kind, common: view, agent: None };
         host.agent = Some(host.map(AGENT_FUNCTION));
         host
@@ -131,7 +130,7 @@ fn s2_7_the_same_requests_get_the_same_answers_on_each_queue() {
                 assert_eq!(process.answers(), [2 * round, 2 * round + 1], "{kind}");
             }
         }
-        let hinted = host.shown.counters.hints.get() > 0;
+        let hinted = host.shown.sum("hints") > 0;
         assert_eq!(hinted, kind == Kind::Hybrid, "{kind}");
     }
 }
@@ -156,7 +155,7 @@ fn s2_8_4_a_ticket_is_waited_for_and_passed_by_in_time() {
             now_us += 100;
         }
         assert!(now_us - seen_us >= GAP_US, "nobody is waited for");
-        assert_eq!(host.shown.counters.gaps.get(), u64::from(round) + 1);
+        assert_eq!(host.shown.sum("gaps"), u64::from(round) + 1);
         // Its process is still seen in a push: as good as dead, and gone in the end.
         if round % 60 == 59 {
             host.poller.unmap(1, now_us);

@@ -45,6 +45,11 @@ pub fn program() -> Command {
     Command::new(env!("CARGO_BIN_EXE_nic-coordinator"))
 }
 
+fn first_cpu() -> usize {
+    let allowed = rustix::thread::sched_getaffinity(None).unwrap();
+    (0..rustix::thread::CpuSet::MAX_CPU).find(|cpu| allowed.is_set(*cpu)).unwrap()
+}
+
 fn wait_readable(fd: BorrowedFd<'_>, what: &str) {
     let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
     let timeout = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
@@ -52,7 +57,7 @@ fn wait_readable(fd: BorrowedFd<'_>, what: &str) {
 }
 
 impl Card {
-    /// Starts the program with these of its own options and the request queue of the environment, as everything that is
+    /// Starts the program with these of its own options, and the request queue and lcores of the environment, as everything that is
     /// tested over all of them, and waits until it is up.
     pub fn boot(options: &[&str], vdev: &str) -> Card {
         let kind = std::env::var("IPC_DIRECT_REQUEST_QUEUE").map(|text| text.parse().unwrap());
@@ -61,6 +66,12 @@ impl Card {
 
     /// As [`Card::boot`], with this request queue.
     pub fn boot_with(kind: Kind, options: &[&str], vdev: &str) -> Card {
+        let lcores = std::env::var("IPC_DIRECT_LCORES").map(|text| text.parse().unwrap());
+        Card::boot_on(lcores.unwrap_or(1), kind, options, vdev)
+    }
+
+    /// As [`Card::boot_with`], with so many lcores, all on one CPU of ours: unless they poll for ever, they don't stay there.
+    pub fn boot_on(lcores: u32, kind: Kind, options: &[&str], vdev: &str) -> Card {
         let flags = SocketFlags::CLOEXEC;
         let (bus, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
         let doorbell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
@@ -68,6 +79,7 @@ impl Card {
         let mut command = program();
         command.args(["--no-pci", "--no-huge", "-m", "64", "--no-shconf"]);
         command.args([format!("--file-prefix={prefix}"), format!("--vdev={vdev}")]);
+        command.arg(format!("--lcores=(0-{})@{}", lcores - 1, first_cpu()));
         command.args(["--", "--bus-fd", &theirs.as_raw_fd().to_string()]);
         command.args(["--request-queue", kind.name()]).args(options);
         command.stdin(Stdio::null()).stderr(Stdio::inherit());

@@ -2,6 +2,7 @@
 #![allow(unsafe_code, clippy::cast_possible_wrap)] // See card.rs.
 
 mod card;
+mod lcores;
 mod queues;
 
 use std::os::fd::AsFd;
