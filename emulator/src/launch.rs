@@ -1,10 +1,12 @@
 //! Starting the coordinator's process, and saying in one sentence why it did not come up.
 
+use std::fmt::{self, Display, Formatter};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::str::FromStr;
 use std::time::Duration;
 
 use ring::queue::Kind;
@@ -16,6 +18,38 @@ use crate::runtime_dir::RuntimeDir;
 /// Overrides where the coordinator's program is.
 pub const COORDINATOR_VARIABLE: &str = "IPC_DIRECT_COORDINATOR";
 
+/// How many lcores an emulated card has: one that decides and polls, or one that decides and so many less that poll.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lcores(u32);
+
+/// Lcores of an emulated card, at most: the cores of a large SmartNIC.
+const LCORES_MAX: u32 = 16;
+
+/// Not a number of [`Lcores`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an emulated card has 1 to {LCORES_MAX} lcores")]
+pub struct NoLcores;
+
+impl Default for Lcores {
+    fn default() -> Self {
+        Lcores(1)
+    }
+}
+
+impl FromStr for Lcores {
+    type Err = NoLcores;
+    fn from_str(text: &str) -> Result<Lcores, NoLcores> {
+        let count = text.parse().map_err(|_| NoLcores)?;
+        if (1..=LCORES_MAX).contains(&count) { Ok(Lcores(count)) } else { Err(NoLcores) }
+    }
+}
+
+impl Display for Lcores {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// How to boot a card.
 #[derive(Clone, Debug)]
 pub struct BootOptions {
@@ -26,6 +60,8 @@ pub struct BootOptions {
     pub hugepages: bool,
     /// How processes' requests go to an emulated card; to a real one they always go by private rings.
     pub request_queue: Kind,
+    /// How many lcores an emulated card has.
+    pub lcores: Lcores,
     /// How long the card may take until it is up.
     pub up_timeout: Duration,
     /// Use this card, on which the coordinator runs already, instead of starting one.
@@ -38,6 +74,7 @@ impl Default for BootOptions {
             coordinator: None,
             hugepages: false,
             request_queue: Kind::default(),
+            lcores: Lcores::default(),
             up_timeout: Duration::from_secs(10),
             pci: None,
         }
@@ -96,29 +133,32 @@ pub fn find_coordinator(option: Option<&Path>) -> Result<PathBuf, BootError> {
     if path.is_file() { Ok(path) } else { Err(BootError::Missing(path)) }
 }
 
-/// EAL options for a machine without NIC, and, unless `hugepages`, without hugepages and root; several
+/// EAL options for a machine without NIC, and, unless with `hugepages`, without hugepages and root; several
 /// instances run side by side, because none shares configuration files.
-fn eal_arguments(hugepages: bool, runtime: &RuntimeDir) -> Vec<String> {
+fn eal_arguments(options: &BootOptions, runtime: &RuntimeDir) -> Vec<String> {
     let mut arguments: Vec<String> = vec!["--no-pci".into(), "--vdev=net_null0,no-rx=1".into()];
-    if hugepages {
+    if options.hugepages {
         arguments.push("--in-memory".into());
     } else {
         arguments.extend(["--no-huge", "-m", "64", "--no-shconf"].map(String::from));
     }
     arguments.push(format!("--file-prefix={}", runtime.prefix()));
-    // One lcore, on a CPU that we may use: EAL would otherwise start a thread on each.
-    arguments.push(format!("--lcores=0@{}", first_allowed_cpu()));
+    // On CPUs that we may use: EAL would otherwise start a thread on each. They don't stay there, as the card sleeps.
+    let cpus = allowed_cpus();
+    let places = (0..options.lcores.0).zip(cpus.iter().cycle()).map(|(lcore, cpu)| format!("{lcore}@{cpu}"));
+    arguments.push(format!("--lcores={}", places.collect::<Vec<_>>().join(",")));
     if !runtime.usable() {
         arguments.push("--no-telemetry".into());
     }
     arguments
 }
 
-fn first_allowed_cpu() -> usize {
+/// Never none.
+fn allowed_cpus() -> Vec<usize> {
     let allowed = rustix::thread::sched_getaffinity(None).ok();
-    (0..rustix::thread::CpuSet::MAX_CPU)
-        .find(|cpu| allowed.as_ref().is_some_and(|set| set.is_set(*cpu)))
-        .unwrap_or(0)
+    let all = 0..rustix::thread::CpuSet::MAX_CPU;
+    let cpus: Vec<usize> = all.filter(|cpu| allowed.as_ref().is_some_and(|set| set.is_set(*cpu))).collect();
+    if cpus.is_empty() { vec![0] } else { cpus }
 }
 
 /// Starts the program with its end of the bus.
@@ -131,7 +171,7 @@ pub(crate) fn spawn(
     let mut command = Command::new(program);
     let number = inherit(&mut command, bus);
     command
-        .args(eal_arguments(options.hugepages, runtime))
+        .args(eal_arguments(options, runtime))
         .args(["--", "--bus-fd", &number.to_string(), "--request-queue", options.request_queue.name()])
         // The coordinator must not run under the shim that it serves.
         .env_remove("LD_PRELOAD")

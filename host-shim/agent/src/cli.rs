@@ -1,12 +1,14 @@
 //! The command line of `ipc-direct`.
 
+use std::fmt::Display;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use emulator::{BootOptions, PciId};
+use emulator::{BootOptions, Lcores, PciId};
 use ring::queue::Kind;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -79,24 +81,40 @@ pub struct CardArgs {
     /// trust each other) [default: $IPC_DIRECT_REQUEST_QUEUE or per-process]
     #[arg(long, value_name = "KIND")]
     pub request_queue: Option<Kind>,
+    /// Lcores of a card that this command starts, 1 to 16: one decides, the others share the processes
+    /// [default: $IPC_DIRECT_LCORES or 1]
+    #[arg(long, value_name = "N")]
+    pub lcores: Option<Lcores>,
 }
 
 /// Which request queue a card gets that is started without `--request-queue`.
 pub const REQUEST_QUEUE_VARIABLE: &str = "IPC_DIRECT_REQUEST_QUEUE";
+/// How many lcores a card gets that is started without `--lcores`.
+pub const LCORES_VARIABLE: &str = "IPC_DIRECT_LCORES";
 
 impl CardArgs {
-    /// By option, environment or default.
+    /// The request queue, by option, environment or default.
     ///
     /// # Errors
     /// One sentence: the variable names none.
     pub fn choose_queue(&self) -> Result<Kind, String> {
-        match (self.request_queue, std::env::var(REQUEST_QUEUE_VARIABLE)) {
-            (Some(kind), _) => Ok(kind),
-            (None, Ok(text)) if !text.is_empty() => {
-                text.parse().map_err(|e| format!("{REQUEST_QUEUE_VARIABLE}={text}: {e}"))
-            }
-            _ => Ok(Kind::default()),
-        }
+        choose(self.request_queue, REQUEST_QUEUE_VARIABLE)
+    }
+
+    /// The lcores, likewise.
+    ///
+    /// # Errors
+    /// One sentence: the variable says no number of them.
+    pub fn choose_lcores(&self) -> Result<Lcores, String> {
+        choose(self.lcores, LCORES_VARIABLE)
+    }
+}
+
+fn choose<T: FromStr<Err: Display> + Default>(option: Option<T>, variable: &str) -> Result<T, String> {
+    match (option, std::env::var(variable)) {
+        (Some(value), _) => Ok(value),
+        (None, Ok(text)) if !text.is_empty() => text.parse().map_err(|e| format!("{variable}={text}: {e}")),
+        _ => Ok(T::default()),
     }
 }
 
@@ -172,7 +190,15 @@ fn settings(card: &CardArgs, idle_exit: Option<Duration>, pci: Option<PciId>) ->
             ));
         }
     };
-    let boot = BootOptions { hugepages: card.hugepages, request_queue, pci, ..BootOptions::default() };
+    let lcores = match (pci, card.lcores) {
+        (None, _) => card.choose_lcores()?,
+        (Some(_), None) => Lcores::default(),
+        (Some(_), Some(_)) => {
+            return Err("--lcores is for an emulated card; a real one's are chosen on the card".into());
+        }
+    };
+    let boot =
+        BootOptions { hugepages: card.hugepages, request_queue, lcores, pci, ..BootOptions::default() };
     Ok(Settings { address: Address::choose(card.socket.as_deref()), idle_exit, boot })
 }
 

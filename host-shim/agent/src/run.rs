@@ -68,7 +68,8 @@ pub struct RunArgs {
 impl RunArgs {
     /// `run --require-agent --socket ADDRESS -- PROGRAM`.
     pub(crate) fn at(address: &Address, program: Vec<OsString>) -> RunArgs {
-        let card = CardArgs { socket: Some(address.to_string()), hugepages: false, request_queue: None };
+        let (socket, hugepages, request_queue, lcores) = (Some(address.to_string()), false, None, None);
+        let card = CardArgs { socket, hugepages, request_queue, lcores };
         let (log, spin_us, agent_log) = (None, None, None);
         RunArgs { card, log, spin_us, require_agent: true, require: false, agent_log, program }
     }
@@ -91,8 +92,10 @@ pub fn run(arguments: &RunArgs) -> ExitCode {
         return ExitCode::from(STATUS_FAILED);
     }
     let address = Address::choose(arguments.card.socket.as_deref());
-    let request_queue = match arguments.card.choose_queue() {
-        Ok(kind) => kind,
+    let card = &arguments.card;
+    let chosen = card.choose_queue().and_then(|queue| Ok((queue, card.choose_lcores()?)));
+    let (request_queue, lcores) = match chosen {
+        Ok(chosen) => chosen,
         Err(why) => {
             say(&why);
             return ExitCode::from(STATUS_FAILED);
@@ -103,8 +106,9 @@ pub fn run(arguments: &RunArgs) -> ExitCode {
     let agent_log = arguments.agent_log.as_deref().and_then(|p| std::path::absolute(p).ok());
     let background = Background {
         address: &address,
-        hugepages: arguments.card.hugepages,
+        hugepages: card.hugepages,
         request_queue,
+        lcores,
         log: agent_log.as_deref().map(|p| (LogLevel::Info, p)),
     };
     // Lives until exec, which leaves its descriptor open for the program and its children.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use emulator::Lcores;
 use ring::queue::Kind;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
@@ -30,6 +31,8 @@ pub struct Background<'a> {
     pub hugepages: bool,
     /// See `--request-queue`.
     pub request_queue: Kind,
+    /// See `--lcores`.
+    pub lcores: Lcores,
     /// Its log level and file; without a file there is no log.
     pub log: Option<(LogLevel, &'a Path)>,
 }
@@ -45,6 +48,7 @@ pub fn start(how: &Background<'_>) -> Result<(), String> {
     command.args(["agent", "--detach", "--idle-exit-ms", &IDLE_EXIT_MS.to_string()]);
     command.args(["--socket", &how.address.to_string()]);
     command.args(["--request-queue", how.request_queue.name()]);
+    command.args(["--lcores", &how.lcores.to_string()]);
     if how.hugepages {
         command.arg("--hugepages");
     }
