@@ -1,0 +1,135 @@
+//! A poller over real memory, and the processes that use it. The test holds the clock.
+#![allow(dead_code)] // Every test file uses its part of it.
+
+use std::os::fd::OwnedFd;
+
+use nic_coordinator::counters::Shown;
+use nic_coordinator::intake::Intake;
+use nic_coordinator::link::ShardEnd;
+use nic_coordinator::logic::{Limits, Logic};
+use nic_coordinator::mapping::CardMemory;
+use nic_coordinator::poll::Poller;
+use ring::atomic::Ordering;
+use ring::bus::AGENT_FUNCTION;
+use ring::msg::{Completion, Request};
+use ring::queue::shared::Poster;
+use ring::queue::{COMMON_BYTES, CommonMemory, Key, Kind, Requests};
+use ring::window::{Consumer, HOST_BYTES, HostMemory, Raw, WINDOW_BYTES, Window};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+
+fn memory(bytes: usize) -> (OwnedFd, CardMemory) {
+    let fd = memfd_create("ipcd-test", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+    ftruncate(&fd, bytes as u64).unwrap();
+    fcntl_add_seals(&fd, SealFlags::SHRINK).unwrap();
+    let map = CardMemory::map(&fd, 0, bytes, "test").unwrap();
+    (fd, map)
+}
+
+/// A poller over one kind of queue.
+pub struct Host<'r> {
+    pub poller: Poller<'r>,
+    pub shown: Shown,
+    kind: Kind,
+    /// Kept mapped for good, as the test's processes use it until the end.
+    pub common: Option<&'static CommonMemory>,
+    pub agent: Option<Process>,
+}
+
+/// A function, as its process sees it.
+pub struct Process {
+    pub number: u32,
+    pub requests: Requests<'static>,
+    completions: Consumer<'static>,
+    window: Window<'static>,
+    pub host: HostMemory<'static>,
+}
+
+impl<'r> Host<'r> {
+    pub fn new(kind: Kind) -> Host<'r> {
+        Host::with(kind, |_, _| Vec::new())
+    }
+
+    /// With shards on other lcores: `shards` is given what they count in and the common memory.
+    pub fn with(kind: Kind, shards: impl FnOnce(&Shown, Option<&OwnedFd>) -> Vec<ShardEnd<'r>>) -> Host<'r> {
+        let common = (kind != Kind::PerProcess).then(|| memory(COMMON_BYTES));
+        let (fd, map) = common.unzip();
+        let view = map.map(|map| CommonMemory::over(Box::leak(Box::new(map)).region()).unwrap());
+        view.iter().for_each(|common| common.format());
+        let shown = Shown::default();
+        let shards = shards(&shown, fd.as_ref());
+        let intake = Intake::new(kind, fd).unwrap();
+        let poller = Poller::new(Logic::new(Limits::default()), &shown, 9, intake, shards);
+        let mut host = Host { poller, shown, kind, common: view, agent: None };
+        host.agent = Some(host.map(AGENT_FUNCTION));
+        host
+    }
+
+    /// A process comes.
+    pub fn attach(&mut self, function: u32) -> Process {
+        let process = self.map(function);
+        let attach = Request::Attach { function, group: 1, parent: 0, nonce: 0, uid: 0, pid: 1, netns: 1 };
+        self.agent.as_mut().unwrap().post(&attach.to_raw(1));
+        self.poller.turn(0);
+        assert_eq!(self.agent.as_mut().unwrap().answers(), [1]);
+        process
+    }
+
+    pub fn map(&mut self, number: u32) -> Process {
+        let ((window_fd, window), (host_fd, host)) = (memory(WINDOW_BYTES), memory(HOST_BYTES));
+        let window = Window::over(Box::leak(Box::new(window)).region()).unwrap();
+        let host = HostMemory::over(Box::leak(Box::new(host)).region()).unwrap();
+        window.format(number);
+        let kind = if number == AGENT_FUNCTION { Kind::PerProcess } else { self.kind };
+        host.format(kind, Key([number.into(), 77]));
+        let irqs = [0; 2].map(|n| eventfd(n, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap());
+        self.poller.map(number, [window_fd, host_fd].into_iter().chain(irqs).collect()).unwrap();
+        Process {
+            number,
+            requests: Requests::over(number, &window, &host, self.common).unwrap(),
+            completions: Consumer::new(host.completions, 0),
+            window,
+            host,
+        }
+    }
+}
+
+impl Process {
+    /// A request that everybody gets an answer to, if only an error.
+    pub fn ask(&mut self, token: u32) {
+        self.post(&Request::Accept { listener: 1, flags: 0 }.to_raw(token));
+    }
+
+    pub fn post(&mut self, raw: &Raw) {
+        let credit = self.completions.credit();
+        self.requests.push(raw, credit).unwrap();
+    }
+
+    /// Tokens and completions but for credits, in their order.
+    pub fn heard(&mut self) -> Vec<(u32, Completion)> {
+        let mut heard = Vec::new();
+        while let Some((raw, credit)) = self.completions.pop().unwrap() {
+            assert!(self.requests.take_credit(credit));
+            match Completion::from_raw(&raw).unwrap() {
+                Completion::Credit => {}
+                completion => heard.push((raw.token, completion)),
+            }
+        }
+        heard
+    }
+
+    /// As before sleeping: the card gets the credit for what was heard, and is asked for an interrupt.
+    pub fn arm(&mut self) {
+        self.window.header.armed.store(self.completions.consumed() + 1, Ordering::Release);
+        self.requests.armed();
+    }
+
+    pub fn answers(&mut self) -> Vec<u32> {
+        self.heard().into_iter().map(|(token, _)| token).collect()
+    }
+
+    pub fn poster(&self, host: &Host<'_>) -> Poster<'static> {
+        let function = u16::try_from(self.number).unwrap();
+        Poster::new(host.common.unwrap().ring(), &self.host.header.pushing, function, self.host.key())
+    }
+}
