@@ -12,6 +12,7 @@ mod servers;
 mod side;
 mod storage;
 mod transfers;
+mod unix_web;
 mod users;
 mod web;
 
@@ -55,6 +56,10 @@ const TESTS: &[Test] = &[
     ("servers::haproxy", servers::haproxy),
     ("servers::lighttpd", servers::lighttpd),
     ("servers::php", servers::php),
+    ("unix_web::php_over_kept_connections", unix_web::php_kept),
+    ("unix_web::php_over_a_connection_each", unix_web::php_closed),
+    ("unix_web::gunicorn_over_kept_connections", unix_web::gunicorn_kept),
+    ("unix_web::gunicorn_over_a_connection_each", unix_web::gunicorn_closed),
     ("transfers::rsync", transfers::rsync),
     ("transfers::socat", transfers::socat),
     ("transfers::netcat", transfers::netcat),

@@ -1,13 +1,12 @@
 //! More servers: haproxy, lighttpd, PHP's process manager.
 
 use std::fs;
-use std::path::PathBuf;
 
 use harness::{Failure, Outcome, net};
 use rustix::process::{Signal, getuid};
 
 use crate::nginx::{self, Site};
-use crate::side::{Way, compare};
+use crate::side::{Service, Side, Way, compare};
 
 const LEN: usize = 10_000_019;
 
@@ -66,14 +65,7 @@ pub fn php() -> Outcome {
     compare(Way::UserSpace(LEN as u64), |side| {
         let (front, pool) = (net::free_port()?, net::free_port()?);
         let dir = side.dir().display().to_string();
-        let owner = if getuid().is_root() { "user = nobody\ngroup = nogroup\n" } else { "" };
-        let config = format!(
-            "[global]\nerror_log = {dir}/php.log\npid = {dir}/php.pid\ndaemonize = no\nlog_level = warning\n\
-             [www]\n{owner}listen = 127.0.0.1:{pool}\npm = static\npm.max_children = 3\n"
-        );
-        fs::write(side.dir().join("php-fpm.conf"), config)?;
-        let mut command = side.at(&php_fpm()?);
-        let fpm = side.serve("fpm", command.args(["-n", "-y", "php-fpm.conf"]), Signal::QUIT)?;
+        let fpm = php_fpm(side, &format!("127.0.0.1:{pool}"), 3, false)?;
         side.wait_listening(pool)?;
         let within = format!(
             "location ~ php$ {{
@@ -93,9 +85,24 @@ pub fn php() -> Outcome {
     })
 }
 
-/// PHP's process manager of the newest version that is installed.
-fn php_fpm() -> Outcome<PathBuf> {
+/// PHP's process manager, the newest that is installed, with so many workers at the address `listen`. `one_user`: they stay the
+/// user that started them.
+pub fn php_fpm(side: &Side, listen: &str, workers: u32, one_user: bool) -> Outcome<Service> {
+    let dir = side.dir().display();
+    let owner = match (getuid().is_root(), one_user) {
+        (false, _) => "",
+        (true, false) => "user = nobody\ngroup = nogroup\n",
+        (true, true) => "user = root\ngroup = root\n",
+    };
+    let config = format!(
+        "[global]\nerror_log = {dir}/php.log\npid = {dir}/php.pid\ndaemonize = no\nlog_level = warning\n\
+         [www]\n{owner}listen = {listen}\nlisten.mode = 0666\npm = static\npm.max_children = {workers}\n\
+         php_admin_value[post_max_size] = 64M\n"
+    );
+    fs::write(side.dir().join("php-fpm.conf"), config)?;
     let files = fs::read_dir("/usr/sbin").into_iter().flatten().flatten().map(|entry| entry.path());
     let managers = files.filter(|path| path.to_string_lossy().starts_with("/usr/sbin/php-fpm"));
-    managers.max().ok_or_else(|| Failure("php-fpm is not installed: run `make setup`".to_owned()))
+    let manager =
+        managers.max().ok_or_else(|| Failure("php-fpm is not installed: run `make setup`".to_owned()))?;
+    side.serve("fpm", side.at(&manager).args(["-n", "-R", "-y", "php-fpm.conf"]), Signal::QUIT)
 }

@@ -18,7 +18,7 @@ use harness::wire::Pattern;
 use harness::{Outcome, bins, ensure, fail, net};
 use rustix::process::Signal;
 
-use crate::{in_user_space, with_instance};
+use crate::{in_user_space, mostly_in_user_space, with_instance};
 
 /// Longest a client program may run.
 pub const BOUND: Duration = Duration::from_secs(60);
@@ -32,6 +32,11 @@ pub enum Way {
     UserSpace(u64),
     /// At least so many bytes in user space, and fewer through the kernel (a resolver's datagrams, say).
     Mostly(u64),
+    /// At least so many bytes in user space, and 20 times what goes through the kernel, where `AF_UNIX` connections begin.
+    Grown(u64),
+    /// At least so many bytes each way: those of `AF_UNIX` connections that are over before they leave the kernel, and of the
+    /// TCP connections before them.
+    Both(u64),
     /// Nothing in user space.
     Kernel,
 }
@@ -45,7 +50,8 @@ pub fn compare(way: Way, body: fn(&mut Side) -> Outcome) -> Outcome {
         let mut shim = Side::new(Some(instance))?;
         let outcome = match way {
             Way::UserSpace(bytes) => in_user_space(instance, bytes, || body(&mut shim)),
-            Way::Mostly(_) | Way::Kernel => mostly(instance, way, || body(&mut shim)),
+            Way::Grown(bytes) => mostly_in_user_space(instance, bytes, || body(&mut shim)),
+            Way::Mostly(_) | Way::Both(_) | Way::Kernel => mostly(instance, way, || body(&mut shim)),
         };
         outcome.map_err(|e| harness::Failure(format!("{}\n{}", e.0, shim.logs())))?;
         shim.read_logs()?;
@@ -65,8 +71,11 @@ fn mostly(instance: &Instance, way: Way, go: impl FnOnce() -> Outcome) -> Outcom
     let (sent, received) = (moved.user.tx_bytes, moved.user.rx_bytes);
     ensure(
         match way {
-            Way::Mostly(bytes) | Way::UserSpace(bytes) => {
+            Way::Mostly(bytes) | Way::UserSpace(bytes) | Way::Grown(bytes) => {
                 sent >= bytes && received >= bytes && moved.kernel.tx_bytes < bytes
+            }
+            Way::Both(bytes) => {
+                [sent, received, moved.kernel.tx_bytes, moved.kernel.rx_bytes].iter().all(|n| *n >= bytes)
             }
             Way::Kernel => moved.user.connections == 0,
         },
@@ -133,6 +142,17 @@ impl<'a> Side<'a> {
             Some(instance) => instance.wait_listening(SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
             None => net::wait_bound(port),
         }
+    }
+
+    /// Waits until somebody listens on the unix socket `name` of this run's directory.
+    pub fn wait_socket(&self, name: &str) -> Outcome {
+        let path = self.dir().join(name).display().to_string();
+        // `SO_ACCEPTCON` in the fourth column (proc(5)): no connection is made, which would count.
+        let listens =
+            |line: &str| line.ends_with(&path) && line.split_whitespace().nth(3) == Some("00010000");
+        let up =
+            wait_for(BOUND, || Ok(fs::read_to_string("/proc/net/unix")?.lines().any(listens).then_some(())))?;
+        ensure(up.is_some(), || format!("nobody listens on {path}"))
     }
 
     /// Waits until the server `name` has said `words`.
