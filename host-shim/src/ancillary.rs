@@ -146,6 +146,17 @@ pub unsafe fn send(h: &Handle, s: &Stream, m: &msghdr, from: &Buffers<'_>, flags
         // SAFETY: plain data.
         None => unsafe { core::ptr::read(m) },
     };
+    // SAFETY: the application's message, with control messages that anybody can use.
+    match unsafe { send_before_ring(fd, s, &carrier, flags) } {
+        Ok(None) => {}
+        Ok(Some(n)) if n == from.total() || is_nonblocking(s, flags) => return Ok(n),
+        Ok(Some(n)) => {
+            let mut at = Cursor::default();
+            from.pieces(&mut at, n, |_, _| {});
+            return io::send_rest(h, s, from, flags, at);
+        }
+        Err(e) => return Err(failed(e, flags)),
+    }
     let mut byte = 0u8;
     let mut one = iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
     carrier.msg_iov = &raw mut one;
@@ -158,7 +169,7 @@ pub unsafe fn send(h: &Handle, s: &Stream, m: &msghdr, from: &Buffers<'_>, flags
         }
     };
     while !dual::is_drained(s) && !s.reader_is_gone() {
-        if flags & libc::MSG_DONTWAIT != 0 || s.sock.is_nonblocking() {
+        if is_nonblocking(s, flags) {
             return Err(Errno(libc::EAGAIN));
         }
         // SAFETY: no descriptors: a nap.
@@ -176,20 +187,49 @@ pub unsafe fn send(h: &Handle, s: &Stream, m: &msghdr, from: &Buffers<'_>, flags
             Ok(true) => return io::send_rest(h, s, from, flags, at),
             Ok(false) => io::wait_for_space(h, s, flags)?,
             Err(Errno(libc::EAGAIN)) => wait_for_carriers(fd, s, flags)?,
-            Err(Errno(libc::EPIPE)) => {
-                if flags & libc::MSG_NOSIGNAL == 0 {
-                    sys::raise_sigpipe();
-                }
-                return Err(Errno(libc::EPIPE));
-            }
-            Err(e) => return Err(e),
+            Err(e) => return Err(failed(e, flags)),
+        }
+    }
+}
+
+fn is_nonblocking(s: &Stream, flags: i32) -> bool {
+    flags & libc::MSG_DONTWAIT != 0 || s.sock.is_nonblocking()
+}
+
+/// An error that a call ends with, and the signal that goes with it.
+fn failed(e: Errno, flags: i32) -> Errno {
+    if e.0 == libc::EPIPE && flags & libc::MSG_NOSIGNAL == 0 {
+        sys::raise_sigpipe();
+    }
+    e
+}
+
+/// As long as nothing is in the ring, a message with ancillary data is the kernel's, or as much of it as there is room for.
+/// `None`: something is in the ring.
+///
+/// # Safety
+/// A message of the application's.
+unsafe fn send_before_ring(fd: i32, s: &Stream, m: &msghdr, flags: i32) -> Result<Option<usize>> {
+    let send = || {
+        // SAFETY: by contract.
+        let sent = unsafe { real::sendmsg(fd, m, flags | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+        usize::try_from(sent).map_err(|_| sys::errno())
+    };
+    loop {
+        let sent = {
+            let _no_signals = NoSignals::new();
+            dual::before_ring(s, send)
+        };
+        match sent.transpose() {
+            Err(Errno(libc::EAGAIN)) => wait_for_carriers(fd, s, flags)?,
+            other => return other,
         }
     }
 }
 
 /// The kernel holds as many carriers as it may: until the reader has taken some.
 fn wait_for_carriers(fd: i32, s: &Stream, flags: i32) -> Result<()> {
-    if flags & libc::MSG_DONTWAIT != 0 || s.sock.is_nonblocking() {
+    if is_nonblocking(s, flags) {
         return Err(Errno(libc::EAGAIN));
     }
     let mut set = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };

@@ -13,7 +13,7 @@ use core::time::Duration;
 
 use libc::{iovec, msghdr};
 use ring::segment::state;
-use ring::stream;
+use ring::{stream, switch};
 
 use crate::ancillary::Wanted;
 use crate::buffers::{Buffers, Cursor};
@@ -62,9 +62,9 @@ pub fn kernel_part(s: &Stream, events: u32) -> Option<u32> {
 }
 
 /// Before a write of a connection that wrote to the kernel so far: begins with the ring if the other side has joined. Else the
-/// call is the kernel's.
+/// call is the kernel's; so is one with ancillary data, for which the kernel is the shorter way.
 #[cold]
-pub fn before_write(h: &Handle, s: Stream) -> core::result::Result<(), Option<Busy>> {
+pub fn before_write(h: &Handle, s: Stream, ancillary: bool) -> core::result::Result<(), Option<Busy>> {
     {
         // In a handler of a signal that came in the middle of this: before any switch.
         let Some(_tx) = s.sock.tx.take() else { return Err(Some(Busy::writer(s.sock))) };
@@ -73,25 +73,24 @@ pub fn before_write(h: &Handle, s: Stream) -> core::result::Result<(), Option<Bu
         }
         let ended = s.sock.shut.load(Ordering::Relaxed) & (shut::WRITE | shut::URGENT) != 0;
         if s.is_to_kernel() {
-            if ended || !s.is_joined() || s.sock.kernel_writers.load(Ordering::Acquire) != 0 {
+            let begun = !ended
+                && !ancillary
+                && s.is_joined()
+                && switch::begin(&s.sock.shut, shut::TO_KERNEL, &s.sock.kernel_writers);
+            if !begun {
                 return Err(Some(Busy::writer(s.sock)));
             }
-            s.sock.shut.fetch_and(!shut::TO_KERNEL, Ordering::AcqRel);
         }
     }
     epoll::handle_changed(h);
     Ok(())
 }
 
-/// Before ancillary data is sent: by the kernel, since nothing is in the ring yet? Else it goes beside the ring.
-#[must_use]
-pub fn is_before_ring(s: &Stream) -> Option<Busy> {
+/// Lets `send` give something to the kernel if nothing is in the ring yet, although somebody has begun with it: the lock keeps
+/// the first record back meanwhile.
+pub fn before_ring<T>(s: &Stream, send: impl FnOnce() -> T) -> Option<T> {
     let _tx = s.sock.tx.take()?;
-    if s.sock.writer().tail != 0 {
-        return None;
-    }
-    s.sock.shut.fetch_or(shut::TO_KERNEL, Ordering::AcqRel);
-    Some(Busy::writer(s.sock))
+    (s.sock.writer().tail == 0).then(send)
 }
 
 /// The other side is through with the kernel: it has read from the ring. Until then, what the kernel gets is taken for data.

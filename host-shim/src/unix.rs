@@ -21,6 +21,7 @@ use core::sync::atomic::{AtomicU32, Ordering, fence};
 use libc::{sockaddr, socklen_t};
 use ring::msg::{Completion, ConnId, Request, Status};
 use ring::stats::{Reason, SocketState};
+use ring::switch;
 
 use crate::handle::{self, HANDLES_MAX, Handle, Kind, Stream, touched};
 use crate::lock::Lock;
@@ -110,7 +111,7 @@ impl Busy {
 
     /// A write that goes through the kernel, of a connection that is joined.
     pub fn writer(sock: &'static Sock) -> Busy {
-        sock.kernel_writers.fetch_add(1, Ordering::AcqRel);
+        switch::enter(&sock.kernel_writers);
         Busy { count: &sock.kernel_writers, era: handle::era() }
     }
 }
@@ -119,7 +120,7 @@ impl Drop for Busy {
     fn drop(&mut self) {
         // In a child that was forked in the middle of a call (by a signal handler) it is not its own.
         if self.era == handle::era() {
-            self.count.fetch_sub(1, Ordering::AcqRel);
+            switch::leave(self.count);
         }
     }
 }

@@ -10,6 +10,7 @@
 //! | [`window`] | 2 | request and completion rings: 64-byte entries, credits inside |
 //! | [`queue`] | 2.7-2.9 | the three ways of requests to the card: private, shared, hinted |
 //! | [`msg`] | 3 | what the entries say, parsed and validated |
+//! | [`switch`] | 3.10 | how a connection that the kernel has made leaves it |
 //! | [`stream`] | 4 | one direction of a connection: records with inline headers |
 //! | [`segment`] | 5 | the memory that two process groups share: slots, lanes, rings |
 //! | [`wake`] | 6 | sleeping and waking without a fence on the sender's side |
@@ -35,6 +36,7 @@ pub mod segment;
 pub mod shared;
 pub mod stats;
 pub mod stream;
+pub mod switch;
 pub mod urgent;
 pub mod wake;
 pub mod window;

@@ -15,6 +15,8 @@ mod model;
 mod s2_queue;
 #[path = "loom/s2_window.rs"]
 mod s2_window;
+#[path = "loom/s3_switch.rs"]
+mod s3_switch;
 #[path = "loom/s4_stream.rs"]
 mod s4_stream;
 #[path = "loom/s6_wake.rs"]

@@ -39,7 +39,20 @@ fn moving(fd: c_int, h: &'static Handle) -> Option<Busy> {
 #[inline(always)]
 pub(super) fn ours_to_write(fd: c_int) -> Way {
     match ours(fd) {
-        Ok((h, s)) if s.is_to_kernel() => dual::before_write(h, s).map(|()| (h, s)),
+        Ok((h, s)) if s.is_to_kernel() => dual::before_write(h, s, false).map(|()| (h, s)),
+        way => way,
+    }
+}
+
+/// Who sends a message over `fd`.
+#[inline(always)]
+fn ours_to_send(fd: c_int, msg: *const msghdr) -> Way {
+    match ours(fd) {
+        Ok((h, s)) if s.is_to_kernel() => {
+            // SAFETY: the application's message header.
+            let ancillary = !is_nowhere(msg) && unsafe { (*msg).msg_controllen } > 0;
+            dual::before_write(h, s, ancillary).map(|()| (h, s))
+        }
         way => way,
     }
 }
@@ -342,11 +355,6 @@ unsafe fn send_message(h: &Handle, s: &Stream, msg: *const msghdr, flags: c_int)
         return Err(Errno(libc::EISCONN));
     }
     if s.is_unix() && m.msg_controllen > 0 {
-        if let Some((fd, _busy)) = table::find(h).zip(dual::is_before_ring(s)) {
-            // SAFETY: contract.
-            let sent = unsafe { send_by_kernel(fd, msg, flags) };
-            return usize::try_from(sent).map_err(|_| sys::errno());
-        }
         let from = Buffers::many(message_vector(m.msg_iov, m.msg_iovlen)?);
         // SAFETY: contract.
         return unsafe { ancillary::send(h, s, m, &from, flags) };
@@ -373,7 +381,7 @@ pub unsafe extern "C" fn recvmsg(fd: c_int, msg: *mut msghdr, flags: c_int) -> s
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendmsg(fd: c_int, msg: *const msghdr, flags: c_int) -> ssize_t {
-    match ours_to_write(fd) {
+    match ours_to_send(fd, msg) {
         // SAFETY: as above.
         Ok((h, s)) => length(unsafe { send_message(h, &s, msg, flags) }),
         Err(_) if flags & libc::MSG_FASTOPEN != 0 && !is_nowhere(msg) => {
