@@ -27,7 +27,7 @@ use crate::handle::{self, HANDLES_MAX, Handle, Kind, Stream, touched};
 use crate::lock::Lock;
 use crate::sock::{Sock, modes, shut};
 use crate::sys::NoSignals;
-use crate::{coordinator, epoll, options, process, real, socket, stats, sys, table};
+use crate::{coordinator, epoll, options, process, real, socket, stats, sys, table, wait};
 
 /// Calls on a connection before its client offers it; if that was not possible, again after twice as many, and so on.
 const OFFER_AT: u32 = 16;
@@ -279,7 +279,10 @@ fn claim(fd: i32, h: &'static Handle) -> Result<(), Not> {
     if h.turns.load(Ordering::Relaxed) >= CLAIM_AT << CLAIMS_MAX {
         return Err(Not::Ever(Reason::ClientUnshimmed));
     }
-    let Some((epoch, function, serial)) = token::of_peer(fd) else { return Err(Not::Yet) };
+    let Some((epoch, function, serial)) = token::of_peer(fd) else {
+        find_coordinator();
+        return Err(Not::Yet);
+    };
     let [pid, uid] = peer(fd, h)?;
     if epoch != process::epoch() {
         return Err(Not::Ever(Reason::CoordinatorGone));
@@ -294,6 +297,17 @@ fn claim(fd: i32, h: &'static Handle) -> Result<(), Not> {
             _ => Reason::Denied,
         })),
         _ => Err(Not::Ever(Reason::CoordinatorGone)),
+    }
+}
+
+/// A client finds nobody to offer to when its server's coordinator is gone, and a server that only waits for offers would never
+/// know that there is another one.
+fn find_coordinator() {
+    if process::is_attached() && !wait::agent_alive() {
+        process::become_inert(process::epoch());
+    }
+    if process::is_inert() {
+        process::ensure_attached();
     }
 }
 
