@@ -434,8 +434,7 @@ fn dispatch(raw: &Raw) -> Option<Request> {
 pub fn peer_gone(h: &'static Handle, how: u32) {
     let Some(_pinned) = h.pin() else { return };
     let Some(s) = h.stream() else { return };
-    if s.is_unix() && !ring::stream::is_open(s.in_dir, s.conn.generation()) {
-        // It has never joined: the kernel tells its end.
+    if s.is_unix() && crate::dual::is_kernels_end(&s) {
         return;
     }
     s.sock.dead.store(how, Ordering::Release);

@@ -8,7 +8,7 @@
 //! `unsafe` is allowed here: calls to libc's originals, on the application's buffers.
 #![allow(unsafe_code)]
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{Ordering, fence};
 use core::time::Duration;
 
 use libc::{iovec, msghdr};
@@ -18,7 +18,7 @@ use ring::{stream, switch};
 use crate::ancillary::Wanted;
 use crate::buffers::{Buffers, Cursor};
 use crate::handle::{Handle, Stream};
-use crate::sock::{modes, shut};
+use crate::sock::{DEAD, modes, shut};
 use crate::stream::ReadHow;
 use crate::sys::{Errno, Result};
 use crate::unix::Busy;
@@ -43,10 +43,29 @@ impl Stream {
         stream::is_open(self.in_dir, self.conn.generation())
     }
 
+    /// After we have left the kernel in a direction, for the ring of somebody who may be gone.
+    fn has_left(&self) {
+        // Pairs with the fence in `is_kernels_end`.
+        fence(Ordering::SeqCst);
+        if self.sock.shut.load(Ordering::Relaxed) & shut::GONE != 0 {
+            self.sock.dead.store(DEAD, Ordering::Release);
+        }
+    }
+
     /// The other side writes to the ring, or has ended there. Acquire, in both: what it gave to the kernel before is there.
     fn has_switched(&self) -> bool {
         self.has_data() || self.input_state() != state::OPEN
     }
+}
+
+/// The other side is gone: was it never in the ring, so that the kernel tells its end? Where we are ourselves decides before
+/// what it shows, which it may have taken back.
+#[must_use]
+pub fn is_kernels_end(s: &Stream) -> bool {
+    s.sock.shut.fetch_or(shut::GONE, Ordering::AcqRel);
+    // Pairs with the fence in `has_left`: it sees that the other side is gone, or we see that we have left.
+    fence(Ordering::SeqCst);
+    s.is_from_kernel() && s.is_to_kernel() && !s.is_joined()
 }
 
 /// Of these epoll events, which the kernel has to tell; `None`: none at all.
@@ -80,6 +99,7 @@ pub fn before_write(h: &Handle, s: Stream, ancillary: bool) -> core::result::Res
             if !begun {
                 return Err(Some(Busy::writer(s.sock)));
             }
+            s.has_left();
         }
     }
     epoll::handle_changed(h);
@@ -154,6 +174,7 @@ fn read_locked(
     let switched = s.has_switched();
     let through = || {
         s.sock.modes.fetch_and(!modes::FROM_KERNEL, Ordering::AcqRel);
+        s.has_left();
         Ok(Got::Ring)
     };
     // SAFETY: the place of the call that reads, which outlives it.

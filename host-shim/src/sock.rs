@@ -24,6 +24,8 @@ pub mod shut {
     pub const TO_KERNEL: u32 = 16;
     /// And always will: an urgent byte went there.
     pub const URGENT: u32 = 32;
+    /// The other side of an `AF_UNIX` connection is gone, by the coordinator.
+    pub const GONE: u32 = 64;
 }
 
 /// Bits of [`Sock::modes`]: what makes reading other than plain.

@@ -11,7 +11,8 @@ use harness::{Outcome, ensure, fail};
 use rustix::process::Signal;
 
 use crate::with_instance;
-use harness::transfer::{BOUND, Transfer, now_ns};
+pub use harness::transfer::BOUND;
+use harness::transfer::{Transfer, now_ns};
 
 /// The program that transfers.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_transfer");
@@ -133,7 +134,7 @@ fn kill_trusted(victim: fn(&Instance) -> Outcome<u32>) -> Outcome {
 }
 
 /// Kills one of the two trusted processes and waits until both are gone.
-fn kill_and_wait(instance: &mut Instance, victim: fn(&Instance) -> Outcome<u32>) -> Outcome {
+pub fn kill_and_wait(instance: &mut Instance, victim: fn(&Instance) -> Outcome<u32>) -> Outcome {
     let coordinator = instance.coordinator_pid()?;
     signal_pid(victim(instance)?, Signal::KILL);
     instance.wait_gone(BOUND)?;
