@@ -5,6 +5,8 @@ mod hostile;
 mod kills;
 mod queues;
 mod restarts;
+mod unix_kills;
+mod unix_pair;
 
 use std::process::ExitCode;
 
@@ -24,6 +26,10 @@ const TESTS: &[Test] = &[
     ("kill::redis_server_under_load", kills::redis_server),
     ("kill::agent_under_redis_load", kills::agent_under_redis),
     ("kill::coordinator_under_redis_load", kills::coordinator_under_redis),
+    ("unix_kill::agent_while_a_connection_leaves_the_kernel", unix_kills::agent),
+    ("unix_kill::coordinator_while_a_connection_leaves_the_kernel", unix_kills::coordinator),
+    ("unix_kill::client_while_a_connection_leaves_the_kernel", unix_kills::client),
+    ("unix_kill::server_while_a_connection_leaves_the_kernel", unix_kills::server),
     ("restart::redis_is_accelerated_again", restarts::redis),
     ("restart::a_blocked_accept_is_accelerated_again", restarts::blocked_accept),
     ("restart::forked_workers", restarts::workers),

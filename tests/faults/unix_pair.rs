@@ -4,12 +4,12 @@
 use std::cell::Cell;
 use std::path::Path;
 
-use harness::child::{Guarded, wait_for};
+use harness::child::{Guarded, describe, wait_for};
 use harness::instance::Instance;
 use harness::scratch::Scratch;
 use harness::wire::{Addr, Op, Out, Pattern, RecvBy, SendBy};
 use harness::worker::{Worker, hire};
-use harness::{Outcome, ensure, fail};
+use harness::{Failure, Outcome, ensure, fail};
 use libc::{AF_UNIX, MSG_DONTWAIT, MSG_NOSIGNAL, SOCK_STREAM};
 
 use crate::kills::BOUND;
@@ -51,7 +51,8 @@ impl Party {
 
     /// Makes a call, which must return within the bound on calls.
     pub fn call(&self, op: Op) -> Outcome<Out> {
-        self.worker.exchange(&op)
+        let pid = self.worker.pid();
+        self.worker.exchange(&op).map_err(|e| Failure(format!("{op:?}: {}\n{}", e.0, describe(pid))))
     }
 
     /// As [`Party::call`], of one that yields a descriptor or 0.
