@@ -6,6 +6,7 @@ mod kills;
 mod queues;
 mod restarts;
 mod unix_kills;
+mod unix_lies;
 mod unix_pair;
 
 use std::process::ExitCode;
@@ -42,6 +43,8 @@ const TESTS: &[Test] = &[
     ("hostile::request_ring", hostile::request_ring),
     ("hostile::client_that_lies", hostile::lying_client),
     ("hostile::server_that_lies", hostile::lying_server),
+    ("hostile::client_that_lies_about_a_unix_socket", unix_lies::clients),
+    ("hostile::server_that_lies_about_a_unix_socket", unix_lies::servers),
 ];
 
 fn main() -> ExitCode {

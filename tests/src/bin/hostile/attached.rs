@@ -1,18 +1,9 @@
-//! A process that attaches as it should, and then lies.
-//!
-//! `hostile requests SOCKET SECONDS SEED` fills its request ring with random entries;
-//! `hostile client SOCKET SECONDS SEED PORT` connects to the server on 127.0.0.1:PORT and scribbles over everything
-//! that it shares with it: control lines, lanes, news, rings;
-//! `hostile server SOCKET SECONDS SEED PORT` listens there in user space only, prints a line when it does, takes one
-//! client and does the same to it. All end with status 0 when their time is over, whatever was done to them.
+//! A process that has attached as it should: its rings, what it is told, and the memory that it shares with others.
 
-#![allow(unsafe_code)] // mappings are made into `Region`s; see the SAFETY lines
-
-use std::error::Error;
+use std::collections::VecDeque;
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
-use std::process::ExitCode;
 use std::ptr::NonNull;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,7 +11,7 @@ use std::time::{Duration, Instant};
 use memmap2::{MmapOptions, MmapRaw};
 use ring::atomic::{AtomicU64, Ordering};
 use ring::attach::{BYTES, Call, Reply, WELCOME_FDS};
-use ring::msg::{ACCEPT_WAIT, Addr, Completion, ConnId, Request, Status};
+use ring::msg::{Completion, ConnId, Request};
 use ring::queue::{COMMON_BYTES, CommonMemory, Requests};
 use ring::segment::{RING_BYTES, RINGS_OFFSET, SEGMENT_BYTES, SLOTS_OFFSET};
 use ring::shared::Region;
@@ -30,79 +21,18 @@ use rustix::net::{
     SocketType, connect, recvmsg, send, socket,
 };
 
-type Outcome<T = ()> = Result<T, Box<dyn Error>>;
+use crate::Outcome;
 
 /// How long an answer may take.
 const ANSWER_BOUND: Duration = Duration::from_secs(10);
 /// Bytes of a segment that one connection's slot 0 uses, counted from the start: everything before the rings, and two rings.
 const SCRIBBLE_BYTES: usize = RINGS_OFFSET + 2 * RING_BYTES;
 
-fn main() -> ExitCode {
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let outcome = match words.as_slice() {
-        ["requests", socket, seconds, seed] => lie(&Lie::Requests, socket, seconds, seed),
-        ["client", socket, seconds, seed, port] => {
-            port.parse().map_err(Into::into).and_then(|port| lie(&Lie::Client(port), socket, seconds, seed))
-        }
-        ["server", socket, seconds, seed, port] => {
-            port.parse().map_err(Into::into).and_then(|port| lie(&Lie::Server(port), socket, seconds, seed))
-        }
-        _ => Err("usage: hostile requests|client|server SOCKET SECONDS SEED [PORT]".into()),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("hostile: {e}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// What to lie about; with the port to connect to or to listen on.
-enum Lie {
-    Requests,
-    Client(u16),
-    Server(u16),
-}
-
-fn lie(lie: &Lie, socket: &str, seconds: &str, seed: &str) -> Outcome {
-    let mut random = Random(seed.parse::<u64>()? | 1);
-    let time = Duration::from_secs_f64(seconds.parse()?);
-    let mut attached = Attached::new(socket)?;
-    match lie {
-        Lie::Requests => attached.random_requests(&mut random, Instant::now() + time),
-        Lie::Client(port) => {
-            let request = Request::Connect { dst: localhost(*port), src: localhost(40_000) };
-            let Completion::Connected { status: Status::Ok, conn, .. } = attached.ask(request)? else {
-                return Err("not connected".into());
-            };
-            attached.scribble(conn, 0, &mut random, Instant::now() + time)
-        }
-        Lie::Server(port) => {
-            let request = Request::Listen { addr: localhost(*port), backlog: 16, flags: 0 };
-            let Completion::Done { status: Status::Ok, value: listener } = attached.ask(request)? else {
-                return Err("not listening".into());
-            };
-            println!("listening");
-            let request = Request::Accept { listener, flags: ACCEPT_WAIT };
-            let Completion::Accepted { status: Status::Ok, conn, .. } = attached.ask(request)? else {
-                return Err("not accepted".into());
-            };
-            attached.scribble(conn, 1, &mut random, Instant::now() + time)
-        }
-    }
-}
-
-fn localhost(port: u16) -> Addr {
-    Addr::v4([127, 0, 0, 1], port)
-}
-
 /// xorshift64.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -110,13 +40,13 @@ impl Random {
     }
 
     #[allow(clippy::cast_possible_truncation)] // the remainder is below `bound`
-    fn below(&mut self, bound: usize) -> usize {
+    pub fn below(&mut self, bound: usize) -> usize {
         (self.next() % bound.max(1) as u64) as usize
     }
 }
 
 /// A mapping, and the file behind it.
-struct Mapped {
+pub struct Mapped {
     memory: MmapRaw,
 }
 
@@ -125,7 +55,7 @@ impl Mapped {
         Ok(Mapped { memory: MmapOptions::new().len(len).map_raw(file)? })
     }
 
-    fn region(&self) -> Outcome<Region> {
+    pub fn region(&self) -> Outcome<Region> {
         let base = NonNull::new(self.memory.as_mut_ptr()).ok_or("an empty mapping")?;
         // SAFETY: the mapping is readable and writable, page-aligned, and lives until the process ends.
         Ok(unsafe { Region::new(base, self.memory.len()) })
@@ -133,7 +63,11 @@ impl Mapped {
 }
 
 /// What the agent gave us.
-struct Attached {
+pub struct Attached {
+    /// Its number.
+    pub function: u32,
+    /// Incarnation of the coordinator.
+    pub epoch: u32,
     agent: OwnedFd,
     window: Mapped,
     host: Mapped,
@@ -143,14 +77,16 @@ struct Attached {
     doorbell: OwnedFd,
     /// Completions taken so far.
     taken: u64,
+    /// Announcements among them that nobody asked for yet.
+    news: VecDeque<Completion>,
 }
 
 impl Attached {
-    fn new(name: &str) -> Outcome<Attached> {
+    pub fn new(name: &str) -> Outcome<Attached> {
         let agent = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None)?;
         connect(&agent, &SocketAddrUnix::new_abstract_name(name.trim_start_matches('@').as_bytes())?)?;
         let (reply, fds) = call(&agent, Call::Hello { parent: 0, nonce: 0 })?;
-        let Reply::Welcome { function, .. } = reply else {
+        let Reply::Welcome { function, epoch, .. } = reply else {
             return Err(format!("not welcome: {reply:?}").into());
         };
         let mut fds = fds.into_iter();
@@ -167,7 +103,19 @@ impl Attached {
         let view = Window::over(window.region()?).ok_or("the window is too small")?;
         let memory = HostMemory::over(host.region()?).ok_or("the host memory is too small")?;
         let requests = Requests::over(function, &view, &memory, shared).ok_or("no way to the card")?;
-        Ok(Attached { agent, window, host, _common: common, requests, doorbell, taken: 0 })
+        let news = VecDeque::new();
+        Ok(Attached {
+            function,
+            epoch,
+            agent,
+            window,
+            host,
+            _common: common,
+            requests,
+            doorbell,
+            taken: 0,
+            news,
+        })
     }
 
     fn ring_doorbell(&self) -> Outcome {
@@ -176,7 +124,7 @@ impl Attached {
     }
 
     /// Entries of every kind with random content, and random bytes over the ring itself.
-    fn random_requests(&mut self, random: &mut Random, end: Instant) -> Outcome {
+    pub fn random_requests(&mut self, random: &mut Random, end: Instant) -> Outcome {
         let region = self.window.region()?;
         while Instant::now() < end {
             for _ in 0..64 {
@@ -201,33 +149,63 @@ impl Attached {
         Ok(())
     }
 
-    /// Makes a request and takes its answer.
-    fn ask(&mut self, request: Request) -> Outcome<Completion> {
-        let host = HostMemory::over(self.host.region()?).ok_or("the host memory is too small")?;
+    /// Makes a request that has no answer.
+    pub fn post(&mut self, request: Request) -> Outcome {
         self.requests.push(&request.to_raw(1), 0).map_err(|_| "the request ring is full")?;
-        self.ring_doorbell()?;
-        let mut completions = Consumer::new(host.completions, self.taken);
+        self.ring_doorbell()
+    }
+
+    /// Makes a request and takes its answer.
+    pub fn ask(&mut self, request: Request) -> Outcome<Completion> {
+        self.post(request)?;
         let bound = Instant::now() + ANSWER_BOUND;
         while Instant::now() < bound {
-            let entry = completions.pop().map_err(|v| format!("a completion of version {}", v.0))?;
-            self.taken = completions.consumed();
-            match entry {
-                // Token 0: an announcement.
-                Some((raw, _)) if raw.token != 0 => {
-                    return Completion::from_raw(&raw).map_err(|e| format!("{e:?}").into());
-                }
-                Some(_) => {}
+            match self.take()? {
+                Some(answer) => return Ok(answer),
                 None => thread::sleep(Duration::from_millis(1)),
             }
         }
         Err("the request was not answered".into())
     }
 
-    /// Random words over everything that is shared with the peer.
-    fn scribble(&mut self, conn: ConnId, side: u32, random: &mut Random, end: Instant) -> Outcome {
+    /// The next announcement, if there is one.
+    pub fn news(&mut self) -> Outcome<Option<Completion>> {
+        if self.take()?.is_some() {
+            return Err("an answer to nothing".into());
+        }
+        Ok(self.news.pop_front())
+    }
+
+    /// Takes completions up to an answer; announcements, whose token is 0, are kept.
+    fn take(&mut self) -> Outcome<Option<Completion>> {
+        let host = HostMemory::over(self.host.region()?).ok_or("the host memory is too small")?;
+        let mut completions = Consumer::new(host.completions, self.taken);
+        loop {
+            let entry = completions.pop().map_err(|v| format!("a completion of version {}", v.0))?;
+            self.taken = completions.consumed();
+            let Some((raw, credit)) = entry else { return Ok(None) };
+            let _ = self.requests.take_credit(credit);
+            let completion = Completion::from_raw(&raw).map_err(|e| format!("{e:?}"))?;
+            if raw.token != 0 {
+                return Ok(Some(completion));
+            }
+            self.news.push_back(completion);
+        }
+    }
+
+    /// The memory of a connection, and our end of its wire.
+    pub fn segment(&self, conn: ConnId, side: u32) -> Outcome<(Mapped, OwnedFd)> {
         let (reply, fds) = call(&self.agent, Call::Segment { segment: conn.segment(), side })?;
-        let [memory, wire] = fds.as_slice() else { return Err(format!("no segment: {reply:?}").into()) };
-        let mapped = Mapped::new(memory, SEGMENT_BYTES)?;
+        let mut fds = fds.into_iter();
+        let (Some(memory), Some(wire)) = (fds.next(), fds.next()) else {
+            return Err(format!("no segment: {reply:?}").into());
+        };
+        Ok((Mapped::new(&memory, SEGMENT_BYTES)?, wire))
+    }
+
+    /// Random words over everything that is shared with the peer.
+    pub fn scribble(&mut self, conn: ConnId, side: u32, random: &mut Random, end: Instant) -> Outcome {
+        let (mapped, wire) = self.segment(conn, side)?;
         let region = mapped.region()?;
         let spots =
             [64..4096, 4096..SLOTS_OFFSET, SLOTS_OFFSET..SLOTS_OFFSET + 512, RINGS_OFFSET..SCRIBBLE_BYTES];
@@ -241,7 +219,7 @@ impl Attached {
                 }
             }
             // Wake the peer, so that it looks. A wire that it has hung up is what a liar deserves.
-            if send(wire, b"!", SendFlags::NOSIGNAL | SendFlags::DONTWAIT).is_err() {
+            if send(&wire, b"!", SendFlags::NOSIGNAL | SendFlags::DONTWAIT).is_err() {
                 thread::sleep(Duration::from_millis(1));
             }
         }
