@@ -108,6 +108,7 @@ fn receive_slow(h: &Handle, s: &Stream, to: &Buffers<'_>, flags: i32, how: ReadH
             End::Open => {}
             _ if at.done > 0 => return Ok(at.done),
             End::Eof => return Ok(0),
+            End::Unconnected => return Err(Errno(libc::ENOTCONN)),
             End::Reset => {
                 s.sock.shut.fetch_or(shut::ERROR_SEEN | shut::BROKEN, Ordering::Relaxed);
                 return Err(Errno(libc::ECONNRESET));

@@ -26,6 +26,8 @@ pub mod shut {
     pub const URGENT: u32 = 32;
     /// The other side of an `AF_UNIX` connection is gone, by the coordinator.
     pub const GONE: u32 = 64;
+    /// A relative has made the socket a new one, by connect(2) to `AF_UNSPEC` or after a failed connect.
+    pub const DISSOLVED: u32 = 128;
 }
 
 /// Bits of [`Sock::modes`]: what makes reading other than plain.

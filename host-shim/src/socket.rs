@@ -204,7 +204,7 @@ fn close_stream(h: &Handle, s: &Stream) {
 pub fn dissolve(h: &Handle, s: &Stream) {
     let tx = s.sock.tx.take();
     s.sock.linger_reset.store(1, Ordering::Relaxed);
-    s.sock.shut.fetch_or(shut::READ | shut::WRITE | shut::BROKEN, Ordering::Relaxed);
+    s.sock.shut.fetch_or(shut::READ | shut::WRITE | shut::BROKEN | shut::DISSOLVED, Ordering::Relaxed);
     end_stream(s);
     drop(tx);
     h.notify_all(s);

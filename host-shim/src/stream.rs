@@ -40,6 +40,8 @@ pub enum End {
     Eof,
     /// `ECONNRESET`.
     Reset,
+    /// `ENOTCONN`: it is no connection any more.
+    Unconnected,
 }
 
 /// Options of a read.
@@ -490,8 +492,14 @@ impl Stream {
         if !self.input_ended() || self.has_data() {
             return End::Open;
         }
-        let seen = self.sock.shut.load(Ordering::Relaxed) & shut::ERROR_SEEN != 0;
-        if self.end_is_reset(h) && !seen { End::Reset } else { End::Eof }
+        let bits = self.sock.shut.load(Ordering::Relaxed);
+        if bits & shut::DISSOLVED != 0 {
+            End::Unconnected
+        } else if self.end_is_reset(h) && bits & shut::ERROR_SEEN == 0 {
+            End::Reset
+        } else {
+            End::Eof
+        }
     }
 
     /// The input has ended: by a reset?
