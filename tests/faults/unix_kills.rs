@@ -2,6 +2,7 @@
 //! and join, and before the first byte in user space.
 
 use harness::Outcome;
+use harness::child::wait_for;
 use harness::instance::Instance;
 use harness::{ensure, fail};
 use rustix::process::Signal;
@@ -65,12 +66,13 @@ pub fn server() -> Outcome {
     })
 }
 
-/// What unix(7) says of a peer that is gone and has left nothing unread: the end, and an error for who still writes.
+/// What unix(7) says of a peer that is gone and has left nothing unread: the end, and an error for who still writes. Who writes to
+/// the ring hears it from the coordinator, a moment after the kernel has told the end.
 fn ends(survivor: &Party, fd: i32) -> Outcome {
     let end = survivor.until_end(fd)?;
     ensure(end.ret == 0, || format!("the survivor does not read the end: {end:?}"))?;
-    let sent = survivor.send(fd, b"x", 0)?;
-    ensure(sent.errno == libc::EPIPE, || format!("the survivor can still write: {sent:?}"))
+    let refused = wait_for(BOUND, || Ok((survivor.send(fd, b"x", 0)?.errno == libc::EPIPE).then_some(())))?;
+    ensure(refused.is_some(), || "the survivor can still write".to_owned())
 }
 
 fn each_moment(test: fn(&mut Pair, Moment) -> Outcome) -> Outcome {
