@@ -94,10 +94,18 @@ pub fn php_fpm(side: &Side, listen: &str, workers: u32, one_user: bool) -> Outco
         (true, false) => "user = nobody\ngroup = nogroup\n",
         (true, true) => "user = root\ngroup = root\n",
     };
+    // Who inherits a TCP listener attaches at the fork.
+    let beside = match one_user {
+        true => format!(
+            "[tcp]\n{owner}listen = 127.0.0.1:{}\npm = static\npm.max_children = 1\n",
+            net::free_port()?
+        ),
+        false => String::new(),
+    };
     let config = format!(
         "[global]\nerror_log = {dir}/php.log\npid = {dir}/php.pid\ndaemonize = no\nlog_level = warning\n\
          [www]\n{owner}listen = {listen}\nlisten.mode = 0666\npm = static\npm.max_children = {workers}\n\
-         php_admin_value[post_max_size] = 64M\n"
+         php_admin_value[post_max_size] = 64M\n{beside}"
     );
     fs::write(side.dir().join("php-fpm.conf"), config)?;
     let files = fs::read_dir("/usr/sbin").into_iter().flatten().flatten().map(|entry| entry.path());

@@ -1,7 +1,8 @@
 //! Web servers whose backends listen on unix sockets, as they are mostly set up: nginx before PHP's process manager and before
 //! gunicorn. Connections that nginx keeps leave the kernel; one for each request is over before. Those are between servers that
 //! drop their privileges, which keeps an `AF_UNIX` connection in the kernel (SPEC 3.10.2), and the kept ones between such that
-//! do not.
+//! do not; and of those, whose workers have attached within 2 s of their fork, for as long the coordinator knows them as children. Such
+//! as inherit a TCP listener, too, attach at once, so the kept ones have one.
 
 use std::path::Path;
 
@@ -16,8 +17,10 @@ use crate::side::{Side, Way, compare};
 const LEN: usize = 10_000_019;
 /// Requests of small answers, one after the other: enough for a kept connection to leave the kernel many times over.
 const ROUNDS: usize = 30;
-/// Workers of the backend: more than nginx keeps connections, since a kept one of FastCGI has its worker for itself.
-const WORKERS: u32 = 6;
+/// Connections that each of nginx's two workers keeps: as many as there are clients at once, so that none is closed.
+const KEPT: u32 = 8;
+/// Workers of PHP: more than nginx keeps connections, since each of those has its worker for itself.
+const WORKERS: u32 = 2 * KEPT + 4;
 
 pub fn php_kept() -> Outcome {
     compare(Way::Grown(2 * LEN as u64), |side| php(side, true))
@@ -37,7 +40,7 @@ pub fn gunicorn_closed() -> Outcome {
 
 /// The backend at the unix socket `name`, as nginx knows it: by a pool of kept connections, or not.
 fn pool(side: &Side, name: &str, kept: bool) -> String {
-    let keepalive = if kept { "keepalive 2;" } else { "" };
+    let keepalive = if kept { format!("keepalive {KEPT};") } else { String::new() };
     format!("upstream pool {{ server unix:{}/{name}; {keepalive} }}", side.dir().display())
 }
 
@@ -87,7 +90,11 @@ fn gunicorn(side: &mut Side, kept: bool) -> Outcome {
     let mut command = side.program("gunicorn")?;
     command.args(["-w", "2", "-k", "gthread", "--threads", "8", "--backlog", "1024"]);
     command.args(["--keep-alive", if kept { "60" } else { "0" }]);
-    command.arg("-b").arg(format!("unix:{}", socket.display())).arg("--pythonpath");
+    command.arg("-b").arg(format!("unix:{}", socket.display()));
+    if kept {
+        command.arg("-b").arg(format!("127.0.0.1:{}", net::free_port()?));
+    }
+    command.arg("--pythonpath");
     command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("programs")).arg("wsgi:app");
     command.env("PYTHONDONTWRITEBYTECODE", "1");
     let server = side.serve("gunicorn", &mut command, Signal::TERM)?;
@@ -132,7 +139,7 @@ fn uploads_of(side: &mut Side, url: &str, name: &str) -> Outcome {
 
 /// One client and several, on kept connections to nginx and on one for each request.
 fn loads(side: &mut Side, url: &str) -> Outcome {
-    for (connections, close) in [(1, false), (8, false), (8, true)] {
+    for (connections, close) in [(1, false), (KEPT, false), (KEPT, true)] {
         side.wrk(url, connections, close)?;
     }
     Ok(())
