@@ -14,9 +14,13 @@ PRODUCT := -p ipc-direct -p nic-coordinator -p ipc-direct-shim
 # What is run over the other request queues, too: what asks the coordinator for something.
 OTHER_QUEUES := shared hybrid
 QUEUE_CASES := accept:: connect:: fork::
+# How many lcores the tests' cards have, unless a test asks for a number: LCORES=2.
+ifdef LCORES
+export IPC_DIRECT_LCORES := $(LCORES)
+endif
 E2E := exports conformance c pipes programs operator namespaces lab faults idle
 
-.PHONY: help setup build demo test test-all test-unit test-loom test-e2e test-each-queue test-queues test-pci arm64 deb suites random matrix
+.PHONY: help setup build demo test test-all test-unit test-loom test-e2e test-each-queue test-lcores test-queues test-pci arm64 deb suites random matrix
 .PHONY: bench bench-build bench-quick criterion guard baseline fmt lint clean
 
 help: ## Show this list
@@ -31,7 +35,7 @@ build: setup ## Build target/release/{ipc-direct,nic-coordinator,libipc_direct.s
 demo: bench-build ## Measure redis over kernel TCP, AF_UNIX and IPC-Direct; write target/demo.json
 	$(TARGET)/release/demo $(TARGET)/demo.json
 
-test: test-unit test-loom test-e2e test-each-queue ## Run every test but the long ones
+test: test-unit test-loom test-e2e test-each-queue test-lcores ## Run every test but the long ones
 
 test-all: test test-pci suites random ## Also the long parts: the card behind PCI, programs' own tests, ten minutes of random programs
 
@@ -49,6 +53,11 @@ test-each-queue: build ## The cases of set-up calls over the request queues that
 	@for queue in $(OTHER_QUEUES); do for cases in $(QUEUE_CASES); do \
 		IPC_DIRECT_REQUEST_QUEUE=$$queue $(CARGO) test -q -p ipc-direct-tests --test conformance -- $$cases || exit; \
 	done; done
+
+test-lcores: build ## The same cases, and clients killed on each request queue, with a card of LCORES=2 lcores
+	@export IPC_DIRECT_LCORES=$(or $(LCORES),2); for cases in $(QUEUE_CASES); do \
+		$(CARGO) test -q -p ipc-direct-tests --test conformance -- $$cases || exit; \
+	done; QUEUE_SECONDS=5 $(CARGO) test -q -p ipc-direct-tests --test faults -- queues::
 
 test-queues: build ## Kill clients at random points under load, on each request queue for SECONDS=300
 	QUEUE_SECONDS=$(or $(SECONDS),300) $(CARGO) test -p ipc-direct-tests --test faults -- queues:: --nocapture

@@ -33,8 +33,8 @@ fn requester(instance: &Instance, seconds: f64) -> Outcome<(Guarded, BufReader<s
     Ok((process, out))
 }
 
-/// What the coordinator has counted, by DPDK's telemetry.
-fn counter(prefix: &str, name: &str) -> Outcome<u64> {
+/// What the coordinator answers to a command of DPDK's telemetry.
+fn telemetry(prefix: &str, command: &str) -> Outcome<serde_json::Value> {
     let base = match std::env::var_os("XDG_RUNTIME_DIR") {
         _ if rustix::process::getuid().is_root() => "/var/run".into(),
         Some(directory) => directory,
@@ -46,12 +46,21 @@ fn counter(prefix: &str, name: &str) -> Outcome<u64> {
     let mut bytes = vec![0; 32 * 1024];
     // Who it is comes first.
     recv(&socket, &mut bytes[..], RecvFlags::empty())?;
-    send(&socket, b"/ipc_direct/stats", SendFlags::NOSIGNAL)?;
+    send(&socket, command.as_bytes(), SendFlags::NOSIGNAL)?;
     let (length, _) = recv(&socket, &mut bytes[..], RecvFlags::empty())?;
-    let stats: serde_json::Value = serde_json::from_slice(bytes.get(..length).unwrap_or_default())
+    let mut answer: serde_json::Value = serde_json::from_slice(bytes.get(..length).unwrap_or_default())
         .map_err(|e| Failure(format!("telemetry: {e}")))?;
-    let value = stats.pointer(&format!("/~1ipc_direct~1stats/{name}")).and_then(serde_json::Value::as_u64);
-    value.ok_or_else(|| Failure(format!("no counter {name} in {stats}")))
+    Ok(answer.get_mut(command).map(serde_json::Value::take).unwrap_or(answer))
+}
+
+/// The lcores that were asked for are there, and all that poll have polled somebody.
+fn lcores_at_work(prefix: &str) -> Outcome {
+    let wanted = std::env::var("IPC_DIRECT_LCORES").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    let lcores = telemetry(prefix, "/ipc_direct/lcores")?;
+    let counted = lcores.as_object().map(|all| all.values().map(|one| one["requests"].as_u64()).collect());
+    let counted: Vec<Option<u64>> = counted.unwrap_or_default();
+    let busy = counted.iter().skip(usize::from(wanted > 1)).all(|requests| *requests > Some(100));
+    ensure(counted.len() == wanted && busy, || format!("not {wanted} lcores at work: {lcores}"))
 }
 
 /// xorshift64.
@@ -100,7 +109,9 @@ fn clients_killed(queue: &str) -> Outcome {
         }
         let agent = instance.report()?.agent;
         ensure(agent.request_queue == queue, || format!("the request queue is {}", agent.request_queue))?;
-        let gaps = counter(&agent.telemetry_prefix, "gaps")?;
+        lcores_at_work(&agent.telemetry_prefix)?;
+        let stats = telemetry(&agent.telemetry_prefix, "/ipc_direct/stats")?;
+        let gaps = stats["gaps"].as_u64().ok_or_else(|| Failure(format!("no gaps in {stats}")))?;
         println!(
             "{queue}: {killed} killed in {seconds} s, {gaps} tickets passed by; survivors: {}",
             answers.join(", ")

@@ -1,13 +1,13 @@
 //! A poller over real memory, and the processes that use it. The test holds the clock.
 #![allow(dead_code)] // Every test file uses its part of it.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use nic_coordinator::counters::Shown;
 use nic_coordinator::intake::Intake;
 use nic_coordinator::link::ShardEnd;
 use nic_coordinator::logic::{Limits, Logic};
-use nic_coordinator::mapping::CardMemory;
+use nic_coordinator::mapping::{CardMemory, FunctionMemory};
 use nic_coordinator::poll::Poller;
 use ring::atomic::Ordering;
 use ring::bus::AGENT_FUNCTION;
@@ -31,6 +31,8 @@ pub struct Host<'r> {
     pub poller: Poller<'r>,
     pub shown: Shown,
     kind: Kind,
+    /// Functions have interrupts, as on the emulated card.
+    pub interrupts: bool,
     /// Kept mapped for good, as the test's processes use it until the end.
     pub common: Option<&'static CommonMemory>,
     pub agent: Option<Process>,
@@ -60,7 +62,7 @@ impl<'r> Host<'r> {
         let shards = shards(&shown, fd.as_ref());
         let intake = Intake::new(kind, fd).unwrap();
         let poller = Poller::new(Logic::new(Limits::default()), &shown, 9, intake, shards);
-        let mut host = Host { poller, shown, kind, common: view, agent: None };
+        let mut host = Host { poller, shown, kind, interrupts: true, common: view, agent: None };
         host.agent = Some(host.map(AGENT_FUNCTION));
         host
     }
@@ -82,8 +84,13 @@ impl<'r> Host<'r> {
         window.format(number);
         let kind = if number == AGENT_FUNCTION { Kind::PerProcess } else { self.kind };
         host.format(kind, Key([number.into(), 77]));
-        let irqs = [0; 2].map(|n| eventfd(n, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap());
-        self.poller.map(number, [window_fd, host_fd].into_iter().chain(irqs).collect()).unwrap();
+        if self.interrupts {
+            let irqs = [0; 2].map(|n| eventfd(n, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap());
+            self.poller.map(number, [window_fd, host_fd].into_iter().chain(irqs).collect()).unwrap();
+        } else {
+            let memory = FunctionMemory::map(number, window_fd.as_fd(), host_fd.as_fd()).unwrap();
+            self.poller.add(number, memory, None).unwrap();
+        }
         Process {
             number,
             requests: Requests::over(number, &window, &host, self.common).unwrap(),
