@@ -10,6 +10,7 @@ EAL options come first, then --, then the options above. Without a NIC, hugepage
   nic-coordinator --no-pci --no-huge -m 64 --no-shconf --vdev=net_null0,no-rx=1 -- --bus-fd 3
 On a card, whose functions' windows and whose view of the host's memory are files:
   nic-coordinator -a 03:00.0 -- --windows DIR --host-memory FILE --idle poll --port 03:00.0
+With several lcores (--lcores, -l; without either, all cores) the first decides, the others share the processes.
 `nic-coordinator --no-pci --help --` lists the EAL's own options.";
 
 /// What to do when there is nothing to do.
