@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use ring::atomic::{Ordering, fence};
 use ring::msg::{Completion, Request};
 use ring::queue::{COMMON_BYTES, CommonMemory, Requests};
-use ring::window::{Consumer, HOST_BYTES, HostHeader, HostMemory, WINDOW_BYTES, Window, WindowHeader};
+use ring::window::{HOST_BYTES, HostEnd, HostMemory, WINDOW_BYTES, Window};
 
 use crate::function::FunctionMemory;
 use crate::memory::Mapping;
@@ -22,10 +22,7 @@ pub struct RingFault;
 /// The `'static` references point into the mappings beside them; none is handed out, and the
 /// mappings live as long as the struct.
 pub struct AgentRing {
-    requests: Requests<'static>,
-    completions: Consumer<'static>,
-    window_header: &'static WindowHeader,
-    host_header: &'static HostHeader,
+    end: HostEnd<'static>,
     /// Requests that found the ring full, oldest first.
     outbox: VecDeque<(u32, Request)>,
     doorbell: OwnedFd,
@@ -53,11 +50,10 @@ impl AgentRing {
             return Err(io::ErrorKind::InvalidData.into());
         };
         let shared = common.as_ref().and_then(|common| CommonMemory::over(common.region()));
+        let window = window.far();
+        let requests = Requests::over(number, &window, &host, shared).ok_or(io::ErrorKind::InvalidData)?;
         Ok(AgentRing {
-            requests: Requests::over(number, &window, &host, shared).ok_or(io::ErrorKind::InvalidData)?,
-            completions: Consumer::new(host.completions, 0),
-            window_header: window.header,
-            host_header: host.header,
+            end: HostEnd::new(requests, &window, &host.near()),
             outbox: VecDeque::new(),
             doorbell,
             interrupt: memory.interrupts[0].try_clone()?,
@@ -81,8 +77,7 @@ impl AgentRing {
     fn flush(&mut self) {
         let mut posted = false;
         while let Some((token, request)) = self.outbox.front() {
-            let credit = self.completions.credit();
-            if self.requests.push(&request.to_raw(*token), credit).is_err() {
+            if self.end.post(&request.to_raw(*token)).is_err() {
                 break;
             }
             self.outbox.pop_front();
@@ -97,8 +92,7 @@ impl AgentRing {
         // SeqCst fence: the request is visible before we look whether the card sleeps. The card sets
         // the word, runs its heavy barrier and then looks at the ring once more (SPEC 2.6), so either
         // we see the word or it sees the request. Not a hot path: a full fence on this side will do.
-        fence(Ordering::SeqCst);
-        if self.host_header.doorbell_wanted.load(Ordering::Relaxed) != 0 {
+        if self.end.doorbell_wanted(|| fence(Ordering::SeqCst)) {
             // A full counter (EAGAIN) wakes the card just as well.
             let _ = rustix::io::write(&self.doorbell, &1u64.to_ne_bytes());
         }
@@ -109,10 +103,7 @@ impl AgentRing {
     /// # Errors
     /// [`RingFault`]: the card is not to be used any more.
     pub fn take(&mut self) -> Result<Option<(u32, Completion)>, RingFault> {
-        while let Some((raw, credit)) = self.completions.pop().map_err(|_| RingFault)? {
-            if !self.requests.take_credit(credit) {
-                return Err(RingFault);
-            }
+        while let Some(raw) = self.end.take().map_err(|_| RingFault)? {
             self.flush();
             match Completion::from_raw(&raw).map_err(|_| RingFault)? {
                 Completion::Credit => {}
@@ -128,13 +119,9 @@ impl AgentRing {
         let mut count = [0; 8];
         // EAGAIN: it was clear.
         let _ = rustix::io::read(&self.interrupt, &mut count);
-        // Release: the completions were read before the card may reuse their entries.
-        self.window_header.armed.store(self.completions.consumed() + 1, Ordering::Release);
-        self.requests.armed();
         // SeqCst fence: the word is visible before we look once more; the card looks at the word again
         // behind its heavy barrier before it sleeps (SPEC 2.5), so one of us sees the other.
-        fence(Ordering::SeqCst);
-        !self.completions.ready()
+        !self.end.arm(|| fence(Ordering::SeqCst))
     }
 }
 
@@ -144,7 +131,7 @@ mod tests {
     use crate::function::eventfd;
     use ring::msg::Status;
     use ring::queue::Kind;
-    use ring::window::{ENTRIES, IrqGate, Producer};
+    use ring::window::{Consumer, ENTRIES, IrqGate, Producer};
 
     /// The card's half, played by hand.
     struct Played {

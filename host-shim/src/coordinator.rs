@@ -10,9 +10,10 @@
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, fence};
 use core::time::Duration;
 
+use ring::atomic::light_barrier;
 use ring::msg::{Completion, ConnId, Request, Status};
 use ring::queue::Requests;
-use ring::window::{Consumer, HostMemory, Raw, Window};
+use ring::window::{FarWindow, HostEnd, HostMemory, Raw};
 
 use crate::handle::{self, Handle};
 use crate::lock::{Guarded, Lock};
@@ -28,10 +29,8 @@ const PENDING_MAX: usize = 256;
 const BATCH: usize = 16;
 
 struct Rings {
-    window: Window<'static>,
-    host: HostMemory<'static>,
-    requests: Requests<'static>,
-    completions: Consumer<'static>,
+    end: HostEnd<'static>,
+    notice: &'static AtomicU32,
 }
 
 static RINGS: Guarded<Option<Rings>> = Guarded::new(None);
@@ -78,7 +77,7 @@ pub struct Ticket {
 }
 
 /// Uses newly mapped rings.
-pub fn install(requests: Requests<'static>, window: Window<'static>, host: HostMemory<'static>) {
+pub fn install(requests: Requests<'static>, window: &FarWindow<'static>, host: &HostMemory<'static>) {
     // What a former coordinator sent is acted on before, or never.
     let _in_order = DISPATCH.take();
     for (about, _) in &EARLY {
@@ -86,9 +85,9 @@ pub fn install(requests: Requests<'static>, window: Window<'static>, host: HostM
     }
     SILENT_UNTIL_S.store(0, Ordering::Relaxed);
     if let Some(mut rings) = RINGS.take() {
-        let completions = Consumer::new(host.completions, 0);
-        show_next(&completions);
-        *rings = Some(Rings { requests, completions, window, host });
+        let end = HostEnd::new(requests, window, &host.near());
+        show_next(&end);
+        *rings = Some(Rings { end, notice: &host.header.notice });
     }
 }
 
@@ -103,10 +102,10 @@ pub fn uninstall() {
     }
 }
 
-fn show_next(completions: &Consumer<'static>) {
-    if let Some((header, sequence)) = completions.next_header() {
+fn show_next(end: &HostEnd<'static>) {
+    if let Some((header, sequence)) = end.completions().next_header() {
         NEXT_SEQUENCE.store(sequence, Ordering::Relaxed);
-        NEXT_HEADER.store(core::ptr::from_ref(header).cast_mut(), Ordering::Release);
+        NEXT_HEADER.store(core::ptr::from_ref(header.get()).cast_mut(), Ordering::Release);
     }
 }
 
@@ -133,11 +132,9 @@ fn push(request: Request, token: u32) -> Result<(), NoAnswer> {
         {
             let mut guard = RINGS.take().ok_or(NoAnswer)?;
             let rings = guard.as_mut().ok_or(NoAnswer)?;
-            let credit = rings.completions.credit();
-            if rings.requests.push(&raw, credit).is_ok() {
+            if rings.end.post(&raw).is_ok() {
                 // Pairs with the coordinator's heavy barrier before it sleeps (SPEC 2.6).
-                ring::atomic::light_barrier();
-                if rings.host.header.doorbell_wanted.load(Ordering::Relaxed) != 0 {
+                if rings.end.doorbell_wanted(light_barrier) {
                     ring_doorbell();
                 }
                 return Ok(());
@@ -364,10 +361,8 @@ fn take_batch(refused: &mut [Option<Request>; BATCH]) -> bool {
         let Some(mut guard) = RINGS.take() else { return false };
         let Some(rings) = guard.as_mut() else { return false };
         for place in &mut batch {
-            match rings.completions.pop() {
-                Ok(Some((raw, credit))) => {
-                    // The coordinator is trusted; a wrong credit would only stall us.
-                    let _ = rings.requests.take_credit(credit);
+            match rings.end.take() {
+                Ok(Some(raw)) => {
                     *place = raw;
                     n += 1;
                 }
@@ -378,7 +373,7 @@ fn take_batch(refused: &mut [Option<Request>; BATCH]) -> bool {
                 }
             }
         }
-        show_next(&rings.completions);
+        show_next(&rings.end);
     }
     for (raw, refused) in batch.iter().take(n).zip(refused) {
         *refused = dispatch(raw);
@@ -510,15 +505,10 @@ fn listeners(number: u32) -> impl Iterator<Item = &'static Handle> {
 pub fn arm() -> bool {
     let Some(mut guard) = RINGS.take() else { return true };
     let Some(rings) = guard.as_mut() else { return false };
-    let consumed = rings.completions.consumed();
-    // A posted write; the coordinator compares it with what it has pushed, so no fence is needed (SPEC 2.5).
-    rings.window.header.armed.store(consumed + 1, Ordering::Release);
-    rings.requests.armed();
-    ring::atomic::light_barrier();
-    rings.completions.ready()
+    rings.end.arm(light_barrier)
 }
 
 /// The word that the agent bumps when a thread that sleeps on a futex should look around, if attached.
 pub fn notice() -> Option<&'static core::sync::atomic::AtomicU32> {
-    RINGS.take()?.as_ref().map(|r| &r.host.header.notice)
+    RINGS.take()?.as_ref().map(|r| r.notice)
 }

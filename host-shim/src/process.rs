@@ -258,12 +258,14 @@ fn try_attach(parent: u32, nonce: u64) -> Result<(), Why> {
     if !w.valid() || !h.valid() {
         return Err(Why::Memory);
     }
+    // From here on, the window is stored to only.
+    let w = w.far();
     let requests = Requests::over(function, &w, &h, common.flatten()).ok_or(Why::Memory)?;
     FUNCTION.store(function, Ordering::Relaxed);
     SEEN_PID.store(pid, Ordering::Relaxed);
     UID.store(rustix::process::geteuid().as_raw(), Ordering::Relaxed);
     EPOCH.store(epoch, Ordering::Relaxed);
-    coordinator::install(requests, w, h);
+    coordinator::install(requests, &w, &h);
     wait::watch_again();
     stats::install(counters);
     Ok(())

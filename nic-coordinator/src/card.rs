@@ -96,9 +96,8 @@ impl CardBus {
         if host.beat == 0 || host.beaten.elapsed() >= BEAT_EVERY {
             host.beat += 1;
             host.beaten = Instant::now();
-            let pulse = HostSide::over(host.memory.region()).ok_or(BusError::NotOurs)?.pulse;
-            // Relaxed: a sign of life, ordered with nothing.
-            pulse.beat.store(host.beat, Ordering::Relaxed);
+            let HostSide { beat, .. } = HostSide::over(host.memory.region()).ok_or(BusError::NotOurs)?;
+            beat.publish(host.beat);
         }
         let Some((raw, credit)) = host.messages.pop().map_err(|_| BusError::NotOurs)? else {
             return Ok(None);

@@ -10,11 +10,12 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use memmap2::{MmapOptions, MmapRaw};
-use ring::atomic::{AtomicU64, Ordering};
+use ring::atomic::{AtomicU32, AtomicU64, Ordering};
 use ring::queue::shared::{Found, Sealed, Taker};
 use ring::queue::{COMMON_BYTES, CommonMemory, Key, hint::Watcher};
 use ring::shared::Region;
-use ring::window::{Consumer, Full, HOST_BYTES, HostMemory, Producer, Raw, WINDOW_BYTES, Window};
+use ring::side::{Far, Fetched};
+use ring::window::{Broken, CardEnd, Full, HOST_BYTES, HostMemory, Raw, WINDOW_BYTES, Window};
 use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
 
 /// Why a function's memory could not be mapped.
@@ -49,25 +50,13 @@ pub enum MapError {
     Header(&'static str),
 }
 
-/// The function broke the rules of the rings: nothing it says can be relied on any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Broken {
-    /// An entry of another version, or random bytes.
-    #[error("it posted a request of version {0}")]
-    Version(u8),
-    /// It claims to have consumed what was never sent.
-    #[error("it claims credit for completions that were never sent")]
-    Credit,
-}
-
-/// The mapped memories of one function, and our positions in their rings.
+/// The mapped memories of one function, and our end of it.
 #[derive(Debug)]
 pub struct FunctionMemory {
     // The 'static of these is a lie that stays in this struct: they are valid as long as `maps`.
-    window: WindowView,
-    host: HostView,
-    requests: Consumer<'static>,
-    completions: Producer<'static>,
+    end: CardEnd<'static>,
+    epoch: Far<'static, AtomicU32>,
+    pushing: Fetched<'static, AtomicU64>,
     key: Key,
     maps: Arc<[MmapRaw; 2]>,
 }
@@ -77,7 +66,7 @@ pub struct FunctionMemory {
 #[derive(Debug)]
 pub struct Pushing {
     // As in FunctionMemory.
-    host: HostView,
+    word: Fetched<'static, AtomicU64>,
     _maps: Arc<[MmapRaw; 2]>,
 }
 
@@ -86,7 +75,7 @@ impl Pushing {
     #[must_use]
     pub fn get(&self) -> u64 {
         // Acquire: pairs with the Release at the end of a push: who sees that sees the entry published.
-        self.host.0.header.pushing.load(Ordering::Acquire)
+        self.word.fetch(Ordering::Acquire)
     }
 }
 
@@ -135,20 +124,6 @@ impl CardMemory {
     }
 }
 
-struct WindowView(Window<'static>);
-struct HostView(HostMemory<'static>);
-
-impl std::fmt::Debug for WindowView {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Window")
-    }
-}
-impl std::fmt::Debug for HostView {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("HostMemory")
-    }
-}
-
 impl FunctionMemory {
     /// Maps the window and the host memory of function `number`, freshly formatted by the agent and not yet known to
     /// the process.
@@ -182,12 +157,11 @@ impl FunctionMemory {
 
     fn over(window: Window<'static>, host: HostMemory<'static>, maps: [MmapRaw; 2]) -> Self {
         FunctionMemory {
-            requests: Consumer::new(window.requests, 0),
-            completions: Producer::new(host.completions, 0),
+            end: CardEnd::new(&window.near(), &host.far()),
+            epoch: host.epoch(),
+            pushing: host.pushing(),
             // Read across the bus, once, before the process knows the memory.
             key: host.key(),
-            window: WindowView(window),
-            host: HostView(host),
             maps: Arc::new(maps),
         }
     }
@@ -195,20 +169,15 @@ impl FunctionMemory {
     /// The host's word about its pushes.
     #[must_use]
     pub fn pushing(&self) -> Pushing {
-        Pushing { host: HostView(self.host.0), _maps: Arc::clone(&self.maps) }
+        Pushing { word: self.pushing, _maps: Arc::clone(&self.maps) }
     }
 
-    /// Takes the next request, and the credit in it.
+    /// As [`CardEnd::take`].
     ///
     /// # Errors
     /// [`Broken`]: the function has to be dropped.
     pub fn next_request(&mut self) -> Result<Option<Raw>, Broken> {
-        match self.requests.pop() {
-            Ok(None) => Ok(None),
-            Ok(Some((raw, credit))) if self.completions.take_credit(credit) => Ok(Some(raw)),
-            Ok(Some(_)) => Err(Broken::Credit),
-            Err(wrong) => Err(Broken::Version(wrong.0)),
-        }
+        self.end.take()
     }
 
     /// Takes an entry that says it is this function's out of the shared ring, and the credit in it. `None`: somebody else made it.
@@ -217,66 +186,56 @@ impl FunctionMemory {
     /// [`Broken`]: the function has to be dropped.
     pub fn open(&mut self, entry: &Sealed) -> Result<Option<Raw>, Broken> {
         let Some((raw, credit)) = entry.open(&self.key) else { return Ok(None) };
-        if self.completions.take_credit(credit) { Ok(Some(raw)) } else { Err(Broken::Credit) }
+        self.end.take_credit(credit).map(|()| Some(raw))
     }
 
-    /// Counts a request that came by the shared ring as consumed.
+    /// As [`CardEnd::count_shared`].
     pub fn count_shared(&mut self) {
-        self.requests.count_shared();
+        self.end.count_shared();
     }
 
-    /// True when a request waits in the private ring.
+    /// As [`CardEnd::has_request`].
     #[must_use]
     pub fn has_request(&self) -> bool {
-        self.requests.ready()
+        self.end.has_request()
     }
 
-    /// Reads the word by which the host asks for an interrupt (SPEC 2.5), and takes the credit in it.
+    /// As [`CardEnd::look_at_armed`].
     ///
     /// # Errors
     /// [`Broken`]: the function has to be dropped.
-    pub fn read_armed(&mut self) -> Result<u64, Broken> {
-        // Acquire: pairs with the host's Release store of the word. The entries that it says are consumed were read
-        // before; we may write over them now.
-        let armed = self.window.0.header.armed.load(Ordering::Acquire);
-        if self.completions.take_armed(armed) { Ok(armed) } else { Err(Broken::Credit) }
+    pub fn look_at_armed(&mut self) -> Result<(), Broken> {
+        self.end.look_at_armed()
     }
 
-    /// Writes a completion, and the credit for requests in it.
+    /// As [`CardEnd::interrupt_due`].
+    pub fn interrupt_due(&mut self) -> bool {
+        self.end.interrupt_due()
+    }
+
+    /// As [`CardEnd::push`].
     ///
     /// # Errors
     /// [`Full`] until the host gives credit.
     pub fn push(&mut self, raw: &Raw) -> Result<(), Full> {
-        if self.completions.space() == 0 {
-            return Err(Full);
-        }
-        let credit = self.requests.credit();
-        self.completions.push(raw, credit)
+        self.end.push(raw)
     }
 
-    /// Completions pushed so far.
-    #[must_use]
-    pub fn pushed(&self) -> u64 {
-        self.completions.pushed()
-    }
-
-    /// Requests consumed that the host has not been told of.
+    /// As [`CardEnd::untold`].
     #[must_use]
     pub fn untold(&self) -> u64 {
-        self.requests.untold()
+        self.end.untold()
     }
 
     /// Says in host memory which incarnation of the coordinator this is.
     pub fn set_epoch(&self, epoch: u32) {
-        // Relaxed: the host looks at it only after a message that says the function is mapped.
-        self.host.0.header.epoch.store(epoch, Ordering::Relaxed);
+        // The host looks at it only after a message that says the function is mapped.
+        self.epoch.publish(epoch);
     }
 
-    /// Tells the host whether it has to ring the doorbell after a request (SPEC 2.6).
+    /// As [`CardEnd::set_doorbell_wanted`].
     pub fn set_doorbell_wanted(&self, wanted: bool) {
-        // Relaxed: setting it is ordered before our second look at the rings by the heavy barrier between the two;
-        // a host that reads the old 1 after the clearing rings in vain. A plain store: over PCIe it is a posted write.
-        self.host.0.header.doorbell_wanted.store(u32::from(wanted), Ordering::Relaxed);
+        self.end.set_doorbell_wanted(wanted);
     }
 }
 

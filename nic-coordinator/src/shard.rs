@@ -9,14 +9,14 @@ use ring::bus::AGENT_FUNCTION;
 use ring::msg::{Completion, Malformed, Request};
 use ring::queue::Kind;
 use ring::queue::shared::Sealed;
-use ring::window::{ENTRIES, IrqGate, Raw};
+use ring::window::{Broken, ENTRIES, Raw};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::counters::Counters;
 use crate::intake::Intake;
 use crate::link::{Outlet, ToLogic};
 use crate::logic::{Impostor, Out};
-use crate::mapping::{Broken, FunctionMemory};
+use crate::mapping::FunctionMemory;
 use crate::outbox::Outbox;
 
 /// Requests of one function that one turn takes.
@@ -81,7 +81,6 @@ pub struct Port {
     shared: bool,
     /// Vectors 0 (answers) and 1 (events); a host that looks for itself has none (SPEC 12.7).
     irqs: Option<[OwnedFd; 2]>,
-    gate: IrqGate,
     /// Completions that wait for credit.
     outbox: Outbox,
     /// An event was queued or pushed since the last interrupt on vector 1.
@@ -294,8 +293,8 @@ impl Port {
     /// Over a function's memory. `shared`: its requests come by the shared ring. `irqs`: its vectors, if it has any.
     #[must_use]
     pub fn new(memory: FunctionMemory, shared: bool, irqs: Option<[OwnedFd; 2]>) -> Self {
-        let (held, gate, outbox) = Default::default();
-        Port { memory, held, shared, irqs, gate, outbox, event_due: false, dropped: false }
+        let (held, outbox) = Default::default();
+        Port { memory, held, shared, irqs, outbox, event_due: false, dropped: false }
     }
 
     fn take(&mut self, number: u32, above: &mut impl Above) -> Result<u64, Offence> {
@@ -326,7 +325,7 @@ impl Port {
     }
 
     fn settle(&mut self, counters: &Counters) -> Result<(), Broken> {
-        let armed = self.memory.read_armed()?;
+        self.memory.look_at_armed()?;
         while let Some((token, completion)) = self.outbox.front() {
             if self.memory.push(&completion.to_raw(token)).is_err() {
                 break;
@@ -339,7 +338,7 @@ impl Port {
             counters.count(&Completion::Credit);
         }
         let Some([answers, events]) = &self.irqs else { return Ok(()) };
-        if self.gate.should_fire(armed, self.memory.pushed()) {
+        if self.memory.interrupt_due() {
             interrupt(answers);
             counters.irqs.add(1);
         }

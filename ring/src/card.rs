@@ -11,6 +11,7 @@ use crate::VERSION;
 use crate::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::bus::{BYTES, BusMsg};
 use crate::shared::{Region, Shared};
+use crate::side::Far;
 use crate::window::{ENTRIES, ENTRIES_OFFSET, Entry, HOST_BYTES, Raw, WINDOW_BYTES};
 
 /// First entry of the bus ring: host to card in function 0's window, card to host in its host memory.
@@ -75,8 +76,10 @@ pub struct CardSide<'a> {
 pub struct HostSide<'a> {
     /// Messages to the host.
     pub ring: &'a [Entry],
-    /// The coordinator's pulse.
+    /// The coordinator's pulse, as the host sees it.
     pub pulse: &'a Pulse,
+    /// The same as the coordinator does: [`Pulse::beat`].
+    pub beat: Far<'a, AtomicU64>,
 }
 
 impl<'a> CardSide<'a> {
@@ -101,7 +104,8 @@ impl<'a> HostSide<'a> {
     /// Views function 0's host memory; `None` if it is too small.
     #[must_use]
     pub fn over(host: Region) -> Option<Self> {
-        Some(HostSide { ring: host.slice(BUS_OFFSET, ENTRIES as usize)?, pulse: host.get(REGISTERS_OFFSET)? })
+        let pulse: &Pulse = host.get(REGISTERS_OFFSET)?;
+        Some(HostSide { ring: host.slice(BUS_OFFSET, ENTRIES as usize)?, pulse, beat: (&pulse.beat).into() })
     }
 }
 

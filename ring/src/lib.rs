@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | [`atomic`] | 1 | the atomics, switchable to loom; the asymmetric barrier |
 //! | [`shared`] | 1 | what may live in shared memory; checked access to a mapping |
+//! | [`side`] | 2.2 | what each side of the bus may do with memory, as types |
 //! | [`window`] | 2 | request and completion rings: 64-byte entries, credits inside |
 //! | [`queue`] | 2.7-2.9 | the three ways of requests to the card: private, shared, hinted |
 //! | [`msg`] | 3 | what the entries say, parsed and validated |
@@ -34,6 +35,7 @@ pub mod msg;
 pub mod queue;
 pub mod segment;
 pub mod shared;
+pub mod side;
 pub mod stats;
 pub mod stream;
 pub mod switch;

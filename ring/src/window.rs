@@ -6,13 +6,24 @@
 //! completion ring lives in host memory and is only ever stored to by the card. How far the other
 //! side has read travels inside the entries that flow the other way (SPEC 2.4).
 //!
+//! | module | what it holds |
+//! |---|---|
+//! | [`views`] | the memories of a function, and what each side may do with them |
+//! | [`ends`] | a function's two ends: rings, credits, interrupts, doorbell |
+//!
 //! `unsafe` is allowed here for the `Shared` markers only.
 #![allow(unsafe_code)]
 
+mod ends;
+mod views;
+
 use crate::VERSION;
-use crate::atomic::{AtomicU32, AtomicU64, Ordering};
-use crate::queue::{Key, Kind};
-use crate::shared::{Region, Shared};
+use crate::atomic::Ordering;
+use crate::shared::Shared;
+use crate::side::{Combining, Far, InOrder, Memory, Near};
+
+pub use ends::{Broken, CardEnd, HostEnd, IrqGate};
+pub use views::{FarHost, FarWindow, HostHeader, HostMemory, NearHost, NearWindow, Window, WindowHeader};
 
 /// Entries in a request ring and in a completion ring.
 pub const ENTRIES: u32 = 256;
@@ -32,11 +43,13 @@ pub const HOST_MAGIC: u32 = u32::from_le_bytes(*b"IPDH");
 /// Word 0: sequence (bits 0-31), kind (32-39), version (40-47), status (48-63).
 /// Word 1: credit (0-31), token (32-63). Words 2-7: content by kind.
 #[repr(C, align(64))]
-pub struct Entry {
-    pub(crate) words: [AtomicU64; 8],
+pub struct Entry<M: Memory = InOrder> {
+    pub(crate) words: [M::Word; 8],
 }
 // SAFETY: an array of atomics, repr(C), any bit pattern valid.
 unsafe impl Shared for Entry {}
+// SAFETY: as above.
+unsafe impl Shared for Entry<Combining> {}
 
 /// A copied entry, not yet interpreted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -51,61 +64,11 @@ pub struct Raw {
     pub body: [u64; 6],
 }
 
-/// Start of the window: written once by the card, except for `posted`.
-#[repr(C, align(64))]
-pub struct WindowHeader {
-    /// [`WINDOW_MAGIC`].
-    pub magic: AtomicU32,
-    /// [`crate::VERSION`].
-    pub version: AtomicU32,
-    /// [`ENTRIES`].
-    pub entries: AtomicU32,
-    /// The function's number.
-    pub function: AtomicU32,
-    /// Completions that the host had consumed when it last posted (SPEC 2.5): credit and interrupt
-    /// request in one: the card interrupts once when it has pushed more than `armed - 1`.
-    pub armed: AtomicU64,
-}
-// SAFETY: atomics only, repr(C).
-unsafe impl Shared for WindowHeader {}
-
-/// Start of a function's host memory.
-#[repr(C, align(64))]
-pub struct HostHeader {
-    /// [`HOST_MAGIC`].
-    pub magic: AtomicU32,
-    /// [`crate::VERSION`].
-    pub version: AtomicU32,
-    /// Non-zero: the card sleeps and wants a doorbell after a request (SPEC 2.6). Card-written.
-    pub doorbell_wanted: AtomicU32,
-    /// Incarnation of the coordinator. Card-written, once.
-    pub epoch: AtomicU32,
-    /// Secret of the function, by which its requests in the shared ring are known (SPEC 2.8). Agent-written, once.
-    pub key: [AtomicU64; 2],
-    /// How the function's requests go to the card: a [`crate::queue::Kind`]. Agent-written, once.
-    pub queue: AtomicU32,
-    pad: [AtomicU32; 7],
-    /// Futex word that the agent bumps when the process should look at its events (SPEC 6.5).
-    pub notice: AtomicU32,
-    pad_after_notice: [AtomicU32; 15],
-    /// Odd while the host pushes into the shared ring: may hold a ticket (SPEC 2.8). Host-written.
-    pub pushing: AtomicU64,
-}
-// SAFETY: atomics only, repr(C).
-unsafe impl Shared for HostHeader {}
-
 #[cfg(not(loom))]
 const _: () = {
-    use core::mem::{align_of, offset_of, size_of};
+    use core::mem::{align_of, size_of};
     assert!(size_of::<Entry>() == 64 && align_of::<Entry>() == 64);
-    assert!(size_of::<WindowHeader>() == 64);
-    assert!(offset_of!(WindowHeader, armed) == 16);
-    assert!(size_of::<HostHeader>() == 192);
-    assert!(offset_of!(HostHeader, doorbell_wanted) == 8);
-    assert!(offset_of!(HostHeader, key) == 16);
-    assert!(offset_of!(HostHeader, queue) == 32);
-    assert!(offset_of!(HostHeader, notice) == 64);
-    assert!(offset_of!(HostHeader, pushing) == 128);
+    assert!(size_of::<Entry<Combining>>() == 64);
     assert!(ENTRIES_OFFSET + ENTRIES as usize * 64 <= WINDOW_BYTES);
     assert!(ENTRIES_OFFSET + ENTRIES as usize * 64 <= HOST_BYTES);
     assert!(ENTRIES.is_power_of_two());
@@ -117,43 +80,41 @@ pub struct Full;
 
 /// Writing half: host for requests, card for completions.
 #[derive(Debug)]
-pub struct Producer<'a> {
-    entries: &'a [Entry],
+pub struct Producer<'a, M: Memory = InOrder> {
+    entries: Far<'a, [Entry<M>]>,
     next: u64,
     consumed: u64,
 }
 
 /// Reading half: card for requests, host for completions.
 #[derive(Debug)]
-pub struct Consumer<'a> {
-    entries: &'a [Entry],
+pub struct Consumer<'a, M: Memory = InOrder> {
+    entries: Near<'a, [Entry<M>]>,
     next: u64,
     credit: u64,
 }
 
+impl<M: Memory> Entry<M> {
+    /// An entry of these words, as models have them: there is no memory to map one from.
+    pub fn of(words: [M::Word; 8]) -> Self {
+        Entry { words }
+    }
+}
+
 #[cfg(loom)]
 impl Entry {
-    /// A zeroed entry; under loom there is no memory to map one from.
+    /// A zeroed entry.
     #[must_use]
     #[allow(clippy::new_without_default)]
     pub fn new() -> Self {
-        Entry { words: core::array::from_fn(|_| AtomicU64::new(0)) }
+        Entry::of(core::array::from_fn(|_| crate::atomic::AtomicU64::new(0)))
     }
 }
 
-impl core::fmt::Debug for Entry {
+impl<M: Memory> core::fmt::Debug for Entry<M> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.write_str("Entry")
     }
-}
-
-fn ring_size(entries: &[Entry]) -> u64 {
-    entries.len() as u64
-}
-
-pub(crate) fn slot_of(entries: &[Entry], index: u64) -> Option<&Entry> {
-    let mask = ring_size(entries).checked_sub(1)?;
-    entries.get(usize::try_from(index & mask).ok()?)
 }
 
 /// Sequence number that marks the entry of `index` valid.
@@ -175,19 +136,20 @@ fn extend_credit(claim: u32, known: u64, produced: u64) -> Option<u64> {
     (ahead > u64::from(u32::MAX / 2)).then_some(known)
 }
 
-impl<'a> Producer<'a> {
+impl<'a, M: Memory> Producer<'a, M> {
     /// A producer that continues at `index` (0 for a fresh ring) over `entries`, whose number is a
     /// power of two.
     #[must_use]
-    pub fn new(entries: &'a [Entry], index: u64) -> Self {
-        debug_assert!(entries.len().is_power_of_two());
+    pub fn new(entries: impl Into<Far<'a, [Entry<M>]>>, index: u64) -> Self {
+        let entries = entries.into();
+        debug_assert!(entries.size().is_power_of_two());
         Producer { entries, next: index, consumed: index }
     }
 
     /// Entries that can be pushed now.
     #[must_use]
     pub fn space(&self) -> u64 {
-        ring_size(self.entries) - (self.next - self.consumed)
+        self.entries.size() - (self.next - self.consumed)
     }
 
     /// Total pushed so far (the index of the next entry).
@@ -238,19 +200,18 @@ impl<'a> Producer<'a> {
         if self.space() == 0 {
             return Err(Full);
         }
-        let Some(slot) = slot_of(self.entries, self.next) else { return Err(Full) };
-        let [head, second, body @ ..] = &slot.words;
-        // Relaxed: nobody looks at these words before the header below says so.
-        second.store(u64::from(credit) | u64::from(raw.token) << 32, Ordering::Relaxed);
-        for (word, value) in body.iter().zip(raw.body) {
-            word.store(value, Ordering::Relaxed);
+        let Some(slot) = self.entries.slot(self.next) else { return Err(Full) };
+        let [head, second, body @ ..] = slot.words();
+        second.put(u64::from(credit) | u64::from(raw.token) << 32);
+        for (word, value) in body.into_iter().zip(raw.body) {
+            word.put(value);
         }
         let header = u64::from(sequence(self.next))
             | u64::from(raw.kind) << 32
             | (u64::from(VERSION) & 0xff) << 40
             | u64::from(raw.status) << 48;
-        // Release: pairs with the Acquire in `pop`; whoever sees this sequence sees the words above.
-        head.store(header, Ordering::Release);
+        // Pairs with the Acquire in `pop`; whoever sees this sequence sees the words above.
+        head.publish(header);
         self.next += 1;
         Ok(())
     }
@@ -260,11 +221,12 @@ impl<'a> Producer<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WrongVersion(pub u8);
 
-impl<'a> Consumer<'a> {
+impl<'a, M: Memory> Consumer<'a, M> {
     /// A consumer that continues at `index` (0 for a fresh ring).
     #[must_use]
-    pub fn new(entries: &'a [Entry], index: u64) -> Self {
-        debug_assert!(entries.len().is_power_of_two());
+    pub fn new(entries: impl Into<Near<'a, [Entry<M>]>>, index: u64) -> Self {
+        let entries = entries.into();
+        debug_assert!(entries.size().is_power_of_two());
         Consumer { entries, next: index, credit: index }
     }
 
@@ -296,15 +258,14 @@ impl<'a> Consumer<'a> {
     #[must_use]
     pub fn ready(&self) -> bool {
         // Relaxed: only a hint; `pop` looks again with Acquire.
-        slot_of(self.entries, self.next).is_some_and(|s| {
-            s.words[0].load(Ordering::Relaxed) & 0xffff_ffff == u64::from(sequence(self.next))
-        })
+        self.next_header()
+            .is_some_and(|(head, next)| head.load(Ordering::Relaxed) & 0xffff_ffff == u64::from(next))
     }
 
     /// Where the next entry will show, and the low 32 bits that its header will have then: for a look without the consumer.
     #[must_use]
-    pub fn next_header(&self) -> Option<(&'a AtomicU64, u32)> {
-        let [head, ..] = &slot_of(self.entries, self.next)?.words;
+    pub fn next_header(&self) -> Option<(Near<'a, M::Word>, u32)> {
+        let [head, ..] = self.entries.slot(self.next)?.words();
         Some((head, sequence(self.next)))
     }
 
@@ -314,9 +275,9 @@ impl<'a> Consumer<'a> {
     /// [`WrongVersion`] if the entry is of another version; it is consumed.
     #[allow(clippy::cast_possible_truncation)] // fields are cut out of words
     pub fn pop(&mut self) -> Result<Option<(Raw, u32)>, WrongVersion> {
-        let Some(slot) = slot_of(self.entries, self.next) else { return Ok(None) };
-        let [head, second, body @ ..] = &slot.words;
-        // Acquire: pairs with the Release in `push`.
+        let Some(slot) = self.entries.slot(self.next) else { return Ok(None) };
+        let [head, second, body @ ..] = slot.words();
+        // Acquire: pairs with the `publish` in `push`.
         let header = head.load(Ordering::Acquire);
         if header as u32 != sequence(self.next) {
             return Ok(None);
@@ -363,102 +324,5 @@ impl Progress {
             if b.pushed.wrapping_sub(a.pushed) < u32::MAX / 2 { b } else { a }
         };
         entries.iter().map(read).filter(|p| p.pushed != 0).reduce(newer).unwrap_or_default()
-    }
-}
-
-/// The parts of a mapped window, checked.
-#[derive(Clone, Copy)]
-pub struct Window<'a> {
-    /// Header.
-    pub header: &'a WindowHeader,
-    /// Request ring.
-    pub requests: &'a [Entry],
-}
-
-/// The parts of a function's mapped host memory, checked.
-#[derive(Clone, Copy)]
-pub struct HostMemory<'a> {
-    /// Header.
-    pub header: &'a HostHeader,
-    /// Completion ring.
-    pub completions: &'a [Entry],
-}
-
-impl<'a> Window<'a> {
-    /// Views `region` as a window; `None` if it is too small.
-    #[must_use]
-    pub fn over(region: Region) -> Option<Window<'a>> {
-        Some(Window { header: region.get(0)?, requests: region.slice(ENTRIES_OFFSET, ENTRIES as usize)? })
-    }
-
-    /// Fills in the header of a fresh, zeroed window.
-    pub fn format(&self, function: u32) {
-        self.header.entries.store(ENTRIES, Ordering::Relaxed);
-        self.header.function.store(function, Ordering::Relaxed);
-        self.header.version.store(VERSION, Ordering::Relaxed);
-        // Release: whoever sees the magic sees the rest. (In practice the fd is passed after this.)
-        self.header.magic.store(WINDOW_MAGIC, Ordering::Release);
-    }
-
-    /// True if the header is one of this version. Only for memory that the reader trusts (its own side).
-    #[must_use]
-    pub fn valid(&self) -> bool {
-        self.header.magic.load(Ordering::Acquire) == WINDOW_MAGIC
-            && self.header.version.load(Ordering::Relaxed) == VERSION
-            && self.header.entries.load(Ordering::Relaxed) == ENTRIES
-    }
-}
-
-impl<'a> HostMemory<'a> {
-    /// Views `region` as a function's host memory; `None` if it is too small.
-    #[must_use]
-    pub fn over(region: Region) -> Option<HostMemory<'a>> {
-        Some(HostMemory {
-            header: region.get(0)?,
-            completions: region.slice(ENTRIES_OFFSET, ENTRIES as usize)?,
-        })
-    }
-
-    /// Fills in the header of fresh, zeroed memory, for requests that go by `queue`. `key`: random, for this function only.
-    pub fn format(&self, queue: Kind, key: Key) {
-        self.header.queue.store(queue.to_wire(), Ordering::Relaxed);
-        for (word, value) in self.header.key.iter().zip(key.0) {
-            word.store(value, Ordering::Relaxed);
-        }
-        self.header.version.store(VERSION, Ordering::Relaxed);
-        // Release: as in `Window::format`.
-        self.header.magic.store(HOST_MAGIC, Ordering::Release);
-    }
-
-    /// The function's secret, as the agent wrote it.
-    #[must_use]
-    pub fn key(&self) -> Key {
-        Key(self.header.key.each_ref().map(|word| word.load(Ordering::Relaxed)))
-    }
-
-    /// True if the header is one of this version.
-    #[must_use]
-    pub fn valid(&self) -> bool {
-        self.header.magic.load(Ordering::Acquire) == HOST_MAGIC
-            && self.header.version.load(Ordering::Relaxed) == VERSION
-    }
-}
-
-/// The card's view of [`WindowHeader::armed`] (SPEC 2.5): decides when to interrupt.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct IrqGate {
-    fired: u64,
-}
-
-impl IrqGate {
-    /// `armed`: the word as just read; `pushed`: completions pushed so far. True: interrupt now.
-    /// Fires once for each value of `armed`, as soon as a completion beyond it exists, in whatever
-    /// order the posted write of `armed` and the completions became visible.
-    pub fn should_fire(&mut self, armed: u64, pushed: u64) -> bool {
-        if armed == 0 || armed == self.fired || pushed < armed {
-            return false;
-        }
-        self.fired = armed;
-        true
     }
 }

@@ -349,8 +349,8 @@ fn s2_7_a_host_finds_its_way_from_what_it_was_given() {
     for kind in Kind::ALL {
         assert_eq!((kind.name().parse(), Kind::from_wire(kind.to_wire())), (Ok(kind), Some(kind)));
         host.format(kind, key(3));
-        let mut requests = Requests::over(3, &window, &host, Some(common)).unwrap();
-        assert_eq!(Requests::over(3, &window, &host, None).is_some(), kind == Kind::PerProcess);
+        let mut requests = Requests::over(3, &window.far(), &host, Some(common)).unwrap();
+        assert_eq!(Requests::over(3, &window.far(), &host, None).is_some(), kind == Kind::PerProcess);
         for pushed in 1..=256 {
             requests.push(&Raw { kind: 2, ..Raw::default() }, 0).unwrap();
             assert_eq!(requests.pushed(), pushed);
@@ -360,5 +360,5 @@ fn s2_7_a_host_finds_its_way_from_what_it_was_given() {
         assert_eq!(shared, if kind == Kind::PerProcess { 0 } else { 256 }, "{kind}");
     }
     host.header.queue.store(9, Ordering::Relaxed);
-    assert!(Requests::over(3, &window, &host, Some(common)).is_none());
+    assert!(Requests::over(3, &window.far(), &host, Some(common)).is_none());
 }

@@ -10,7 +10,7 @@ use ring::atomic::{Heavy, Ordering};
 use ring::segment::state;
 use ring::stream::{self, Reader, Writer};
 use ring::wake::{EVERYBODY, FUTEX, SleepWord};
-use ring::window::{Consumer, Producer, Raw};
+use ring::window::{Consumer, Entry, Producer, Raw};
 use std::sync::Arc;
 use std::time::Duration;
 use support::{Memory, StreamMemory, copy_in, copy_out};
@@ -178,8 +178,8 @@ fn s2_4_many_requests_are_all_answered() {
     let card = std::thread::spawn({
         let memory = memory.clone();
         move || {
-            let mut requests = Consumer::new(memory.0.region().slice(0, 16).unwrap(), 0);
-            let mut completions = Producer::new(memory.1.region().slice(0, 16).unwrap(), 0);
+            let mut requests = Consumer::new(memory.0.region().slice::<Entry>(0, 16).unwrap(), 0);
+            let mut completions = Producer::new(memory.1.region().slice::<Entry>(0, 16).unwrap(), 0);
             let mut answered = 0;
             while answered < N {
                 let Some((raw, credit)) = requests.pop().unwrap() else {
@@ -192,8 +192,8 @@ fn s2_4_many_requests_are_all_answered() {
             }
         }
     });
-    let mut requests = Producer::new(memory.0.region().slice(0, 16).unwrap(), 0);
-    let mut completions = Consumer::new(memory.1.region().slice(0, 16).unwrap(), 0);
+    let mut requests = Producer::new(memory.0.region().slice::<Entry>(0, 16).unwrap(), 0);
+    let mut completions = Consumer::new(memory.1.region().slice::<Entry>(0, 16).unwrap(), 0);
     let (mut posted, mut answered) = (0, 0);
     while answered < N {
         let raw = Raw { kind: 1, status: 2, token: posted, body: [u64::from(posted); 6] };

@@ -93,7 +93,7 @@ impl<'r> Host<'r> {
         }
         Process {
             number,
-            requests: Requests::over(number, &window, &host, self.common).unwrap(),
+            requests: Requests::over(number, &window.far(), &host, self.common).unwrap(),
             completions: Consumer::new(host.completions, 0),
             window,
             host,

@@ -268,7 +268,7 @@ impl Process {
             window,
             host,
             region,
-            requests: Requests::over(number, &window, &host, common).unwrap(),
+            requests: Requests::over(number, &window.far(), &host, common).unwrap(),
             completions: Consumer::new(host.completions, 0),
             irqs,
             doorbell,

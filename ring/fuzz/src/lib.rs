@@ -17,7 +17,7 @@ use ring::queue::Key;
 use ring::queue::shared::{Found, Poster, Ring, Taker};
 use ring::stream::{self, Reader, Writer};
 use ring::urgent;
-use ring::window::{Consumer, IrqGate, Producer, Raw};
+use ring::window::{Consumer, Entry, IrqGate, Producer, Raw};
 use support::{Memory, StreamMemory};
 
 /// Takes numbers off the front of the input; zero when it is used up.
@@ -100,7 +100,7 @@ pub fn window(data: &[u8]) {
     let memory = Memory::zeroed(N * 64);
     let mut input = Input(data);
     let start = input.word() >> 1;
-    let Some(entries) = memory.region().slice(0, N) else { return };
+    let Some(entries) = memory.region().slice::<Entry>(0, N) else { return };
     let (mut producer, mut consumer) = (Producer::new(entries, start), Consumer::new(entries, start));
     let mut gate = IrqGate::default();
     while !input.0.is_empty() {

@@ -6,6 +6,7 @@
 
 use super::{CommonMemory, FUNCTIONS, GROUP};
 use crate::atomic::{AtomicU16, AtomicU32, Ordering};
+use crate::side::Fetched;
 
 /// Host side: one function's mark.
 #[derive(Debug)]
@@ -18,8 +19,8 @@ pub struct Hint<'a> {
 /// Card side: compares all marks with what they were.
 #[derive(Debug)]
 pub struct Watcher<'a> {
-    groups: &'a [AtomicU32],
-    marks: &'a [AtomicU16],
+    groups: Fetched<'a, [AtomicU32]>,
+    marks: Fetched<'a, [AtomicU16]>,
     seen_groups: [u32; FUNCTIONS / GROUP],
     seen_marks: [u16; FUNCTIONS],
 }
@@ -58,12 +59,16 @@ impl<'a> Watcher<'a> {
     /// Has seen nothing yet.
     #[must_use]
     pub fn new(common: &'a CommonMemory) -> Watcher<'a> {
-        Watcher::over(&common.groups, &common.marks)
+        Watcher::over(&common.groups[..], &common.marks[..])
     }
 
     /// Over these counts; missing ones are taken as quiet.
     #[must_use]
-    pub fn over(groups: &'a [AtomicU32], marks: &'a [AtomicU16]) -> Watcher<'a> {
+    pub fn over(
+        groups: impl Into<Fetched<'a, [AtomicU32]>>,
+        marks: impl Into<Fetched<'a, [AtomicU16]>>,
+    ) -> Watcher<'a> {
+        let (groups, marks) = (groups.into(), marks.into());
         Watcher { groups, marks, seen_groups: [0; FUNCTIONS / GROUP], seen_marks: [0; FUNCTIONS] }
     }
 
@@ -75,14 +80,14 @@ impl<'a> Watcher<'a> {
         for (group, ((count, marks), (seen_count, seen_marks))) in groups.zip(seen).enumerate() {
             // Acquire: pairs with the Release in `raise`. Read before the marks: one that changes in between changes this count
             // after it, and is found by the next call at the latest.
-            let now = count.load(Ordering::Acquire);
+            let now = count.fetch(Ordering::Acquire);
             if now == *seen_count {
                 continue;
             }
             *seen_count = now;
             for (index, (mark, seen)) in marks.iter().zip(seen_marks).enumerate() {
                 // Acquire: pairs with the Release in `raise`.
-                let now = mark.load(Ordering::Acquire);
+                let now = mark.fetch(Ordering::Acquire);
                 if now != *seen {
                     *seen = now;
                     each(u32::try_from(group * GROUP + index).unwrap_or(0));

@@ -18,7 +18,8 @@ pub mod shared;
 use crate::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use crate::bus::FUNCTIONS_MAX;
 use crate::shared::{Region, Shared};
-use crate::window::{Entry, Full, HostMemory, Producer, Raw, Window};
+use crate::side::{InOrder, Memory};
+use crate::window::{Entry, FarWindow, Full, HostMemory, Producer, Raw};
 use crate::{VERSION, queue::hint::Hint, queue::shared::Poster};
 
 pub use seal::Key;
@@ -175,9 +176,9 @@ impl CommonMemory {
 
 /// A host's way to the card: the same for all three kinds.
 #[derive(Debug)]
-pub struct Requests<'a> {
+pub struct Requests<'a, M: Memory = InOrder> {
     /// The private ring, and the account of credit in any case.
-    own: Producer<'a>,
+    own: Producer<'a, M>,
     way: Way<'a>,
 }
 
@@ -194,7 +195,7 @@ impl<'a> Requests<'a> {
     #[must_use]
     pub fn over(
         function: u32,
-        window: &Window<'a>,
+        window: &FarWindow<'a>,
         host: &HostMemory<'a>,
         common: Option<&'a CommonMemory>,
     ) -> Option<Requests<'a>> {
@@ -213,6 +214,14 @@ impl<'a> Requests<'a> {
             }
         };
         Some(Requests { own: Producer::new(window.requests, 0), way })
+    }
+}
+
+impl<'a, M: Memory> Requests<'a, M> {
+    /// By the private ring of a fresh window.
+    #[must_use]
+    pub fn private(window: &FarWindow<'a, M>) -> Requests<'a, M> {
+        Requests { own: Producer::new(window.requests, 0), way: Way::PerProcess }
     }
 
     /// Posts one entry, carrying `credit` (what our own consumer has read) to the card. Of a process's entry; the agent's own

@@ -9,7 +9,8 @@
 use super::{Key, SHARED_ENTRIES};
 use crate::VERSION;
 use crate::atomic::{AtomicU64, Ordering};
-use crate::window::{Entry, Full, Raw, sequence, slot_of};
+use crate::side::{Far, Fetched};
+use crate::window::{Entry, Full, Raw, sequence};
 
 /// Slots out of use at the same time. With more gaps than that, the card waits for one to be resolved.
 pub const LATE_MAX: usize = 64;
@@ -20,7 +21,7 @@ const SLOTS_MAX: usize = if cfg!(loom) { 8 } else { SHARED_ENTRIES };
 /// In [`Ring::usable`]: no ticket.
 const NEVER: u64 = u64::MAX;
 
-/// The words of a shared ring. `usable` and `entries` are equally long, a power of two.
+/// The words of a shared ring, as hosts have them: in their own memory. `usable` and `entries` are equally long, a power of two.
 #[derive(Clone, Copy, Debug)]
 pub struct Ring<'a> {
     /// Next ticket. Hosts.
@@ -33,19 +34,37 @@ pub struct Ring<'a> {
     pub entries: &'a [Entry],
 }
 
+/// The same across the bus.
+#[derive(Clone, Copy, Debug)]
+struct FarRing<'a> {
+    tail: Fetched<'a, AtomicU64>,
+    freed: Far<'a, AtomicU64>,
+    usable: Far<'a, [AtomicU64]>,
+    entries: Fetched<'a, [Entry]>,
+}
+
 impl<'a> Ring<'a> {
+    fn far(&self) -> FarRing<'a> {
+        FarRing {
+            tail: self.tail.into(),
+            freed: self.freed.into(),
+            usable: self.usable.into(),
+            entries: self.entries.into(),
+        }
+    }
+
     fn size(&self) -> u64 {
         self.entries.len() as u64
     }
 
-    /// Where `ticket` goes, in all arrays.
-    fn slot_of(&self, ticket: u64) -> Option<usize> {
-        usize::try_from(ticket & self.size().checked_sub(1)?).ok()
-    }
-
     fn usable_of(&self, ticket: u64) -> Option<&'a AtomicU64> {
-        self.usable.get(self.slot_of(ticket)?)
+        self.usable.get(place(ticket, self.size())?)
     }
+}
+
+/// Where `ticket` goes, in all arrays of a ring of `size`.
+fn place(ticket: u64, size: u64) -> Option<usize> {
+    usize::try_from(ticket & size.checked_sub(1)?).ok()
 }
 
 /// A place in the ring that its holder has to fill.
@@ -127,8 +146,8 @@ impl<'a> Poster<'a> {
             | u64::from(self.function) << 48;
         let words = [header, u64::from(credit) | u64::from(raw.token) << 32, a, b, c, d, e];
         let seal = self.key.seal(ticket, &words);
-        if let Some(slot) = slot_of(self.ring.entries, ticket) {
-            let [head, rest @ .., last] = &slot.words;
+        let slot = place(ticket, self.ring.size()).and_then(|place| self.ring.entries.get(place));
+        if let Some(Entry { words: [head, rest @ .., last] }) = slot {
             // Relaxed: nobody looks at these words before the header below says so.
             for (word, value) in rest.iter().zip(words.iter().skip(1)) {
                 word.store(*value, Ordering::Relaxed);
@@ -202,7 +221,7 @@ pub enum Found {
 /// Card side.
 #[derive(Debug)]
 pub struct Taker<'a> {
-    ring: Ring<'a>,
+    ring: FarRing<'a>,
     next: u64,
     /// Tickets below this were drawn when we looked last.
     drawn: u64,
@@ -230,6 +249,7 @@ impl<'a> Taker<'a> {
         debug_assert!(ring.entries.len().is_power_of_two() && ring.entries.len() <= SLOTS_MAX);
         debug_assert!(ring.usable.len() == ring.entries.len());
         let (drawn, told, usable) = (next, next, [0; SLOTS_MAX]);
+        let ring = ring.far();
         Taker { ring, next, drawn, told, gap_since_us: None, late: [0; LATE_MAX], lates: 0, usable }
     }
 
@@ -240,7 +260,7 @@ impl<'a> Taker<'a> {
             return Found::Entry(late);
         }
         // Holes: at most one a slot.
-        for _ in 0..=self.ring.size() {
+        for _ in 0..=self.ring.entries.size() {
             if !self.is_drawn() {
                 return Found::Nothing;
             }
@@ -259,8 +279,8 @@ impl<'a> Taker<'a> {
     pub fn tell(&mut self) {
         if self.told != self.next {
             self.told = self.next;
-            // Release: pairs with the Acquire in `draw`: our copies are done, and `usable` is stored before.
-            self.ring.freed.store(self.next, Ordering::Release);
+            // Pairs with the Acquire in `draw`: our copies are done, and `usable` is stored before.
+            self.ring.freed.publish(self.next);
         }
     }
 
@@ -291,9 +311,9 @@ impl<'a> Taker<'a> {
     fn is_drawn(&mut self) -> bool {
         if self.next == self.drawn {
             // Acquire: pairs with the Release in `draw`: who holds a ticket below this is seen to be in a push.
-            let drawn = self.ring.tail.load(Ordering::Acquire);
+            let drawn = self.ring.tail.fetch(Ordering::Acquire);
             // More than there is room for: somebody wrote nonsense, and nothing is taken any more.
-            if drawn.wrapping_sub(self.told) <= self.ring.size() {
+            if drawn.wrapping_sub(self.told) <= self.ring.entries.size() {
                 self.drawn = drawn.max(self.next);
             }
         }
@@ -301,7 +321,9 @@ impl<'a> Taker<'a> {
     }
 
     fn is_hole(&self, ticket: u64) -> bool {
-        self.ring.slot_of(ticket).and_then(|slot| self.usable.get(slot)).is_some_and(|from| *from > ticket)
+        place(ticket, self.ring.entries.size())
+            .and_then(|slot| self.usable.get(slot))
+            .is_some_and(|from| *from > ticket)
     }
 
     fn pass(&mut self) {
@@ -309,12 +331,12 @@ impl<'a> Taker<'a> {
         self.gap_since_us = None;
     }
 
-    /// Relaxed: a host looks at it after it saw the next `freed` (Release in `tell`), or finds a hole either way.
+    /// Put before: a host looks at it after it saw the next `freed` (Release in `tell`), or finds a hole either way.
     fn set_usable(&mut self, ticket: u64, from: u64) {
-        let Some(slot) = self.ring.slot_of(ticket) else { return };
-        if let (Some(own), Some(said)) = (self.usable.get_mut(slot), self.ring.usable.get(slot)) {
+        let Some(slot) = place(ticket, self.ring.usable.size()) else { return };
+        if let (Some(own), Some(said)) = (self.usable.get_mut(slot), self.ring.usable.slot(ticket)) {
             *own = from;
-            said.store(from, Ordering::Relaxed);
+            said.put(from);
         }
     }
 
@@ -345,7 +367,7 @@ impl<'a> Taker<'a> {
     /// From the first ticket on that nobody can have drawn yet: those below `told` and a ring's length may be drawn, by hosts
     /// that saw the slot out of use or did not look yet. To them and to us it is a hole.
     fn reuse(&mut self, index: usize) {
-        let size = self.ring.size();
+        let size = self.ring.entries.size();
         self.lates = self.lates.saturating_sub(1);
         let last = self.late.get(self.lates).copied().unwrap_or_default();
         let Some(place) = self.late.get_mut(index) else { return };
@@ -357,16 +379,16 @@ impl<'a> Taker<'a> {
     /// Copies the entry of `ticket`, if it is published.
     #[allow(clippy::cast_possible_truncation)] // the sequence is cut out of a word
     fn look(&self, ticket: u64) -> Option<Sealed> {
-        let [head, rest @ .., last] = &slot_of(self.ring.entries, ticket)?.words;
+        let [head, rest @ .., last] = self.ring.entries.slot(ticket)?.words();
         // Acquire: pairs with the Release in `publish`.
-        let header = head.load(Ordering::Acquire);
+        let header = head.fetch(Ordering::Acquire);
         if header as u32 != sequence(ticket) {
             return None;
         }
         let mut words = [header; 7];
         for (value, word) in words.iter_mut().skip(1).zip(rest) {
-            *value = word.load(Ordering::Relaxed);
+            *value = word.fetch(Ordering::Relaxed);
         }
-        Some(Sealed { ticket, words, seal: last.load(Ordering::Relaxed) })
+        Some(Sealed { ticket, words, seal: last.fetch(Ordering::Relaxed) })
     }
 }

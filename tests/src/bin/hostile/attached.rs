@@ -102,7 +102,7 @@ impl Attached {
         let shared = common.as_ref().map(Mapped::region).transpose()?.and_then(CommonMemory::over);
         let view = Window::over(window.region()?).ok_or("the window is too small")?;
         let memory = HostMemory::over(host.region()?).ok_or("the host memory is too small")?;
-        let requests = Requests::over(function, &view, &memory, shared).ok_or("no way to the card")?;
+        let requests = Requests::over(function, &view.far(), &memory, shared).ok_or("no way to the card")?;
         let news = VecDeque::new();
         Ok(Attached {
             function,
