@@ -75,15 +75,15 @@ impl AgentRing {
     }
 
     fn flush(&mut self) {
-        let mut posted = false;
+        let mut tried = false;
         while let Some((token, request)) = self.outbox.front() {
+            tried = true;
             if self.end.post(&request.to_raw(*token)).is_err() {
                 break;
             }
             self.outbox.pop_front();
-            posted = true;
         }
-        if posted {
+        if tried {
             self.ring_doorbell();
         }
     }
@@ -93,9 +93,13 @@ impl AgentRing {
         // the word, runs its heavy barrier and then looks at the ring once more (SPEC 2.6), so either
         // we see the word or it sees the request. Not a hot path: a full fence on this side will do.
         if self.end.doorbell_wanted(|| fence(Ordering::SeqCst)) {
-            // A full counter (EAGAIN) wakes the card just as well.
-            let _ = rustix::io::write(&self.doorbell, &1u64.to_ne_bytes());
+            self.write_doorbell();
         }
+    }
+
+    fn write_doorbell(&self) {
+        // A full counter (EAGAIN) wakes the card just as well.
+        let _ = rustix::io::write(&self.doorbell, &1u64.to_ne_bytes());
     }
 
     /// The next completion with its token, if one is there. Credit is taken along the way.
@@ -121,7 +125,11 @@ impl AgentRing {
         let _ = rustix::io::read(&self.interrupt, &mut count);
         // SeqCst fence: the word is visible before we look once more; the card looks at the word again
         // behind its heavy barrier before it sleeps (SPEC 2.5), so one of us sees the other.
-        !self.end.arm(|| fence(Ordering::SeqCst))
+        let armed = self.end.arm(|| fence(Ordering::SeqCst));
+        if armed.ring {
+            self.write_doorbell();
+        }
+        !armed.ready
     }
 }
 

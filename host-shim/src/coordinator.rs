@@ -132,11 +132,12 @@ fn push(request: Request, token: u32) -> Result<(), NoAnswer> {
         {
             let mut guard = RINGS.take().ok_or(NoAnswer)?;
             let rings = guard.as_mut().ok_or(NoAnswer)?;
-            if rings.end.post(&raw).is_ok() {
-                // Pairs with the coordinator's heavy barrier before it sleeps (SPEC 2.6).
-                if rings.end.doorbell_wanted(light_barrier) {
-                    ring_doorbell();
-                }
+            let posted = rings.end.post(&raw);
+            // Pairs with the coordinator's heavy barrier before it sleeps (SPEC 2.6).
+            if rings.end.doorbell_wanted(light_barrier) {
+                ring_doorbell();
+            }
+            if posted.is_ok() {
                 return Ok(());
             }
         }
@@ -505,7 +506,11 @@ fn listeners(number: u32) -> impl Iterator<Item = &'static Handle> {
 pub fn arm() -> bool {
     let Some(mut guard) = RINGS.take() else { return true };
     let Some(rings) = guard.as_mut() else { return false };
-    rings.end.arm(light_barrier)
+    let armed = rings.end.arm(light_barrier);
+    if armed.ring {
+        ring_doorbell();
+    }
+    armed.ready
 }
 
 /// The word that the agent bumps when a thread that sleeps on a futex should look around, if attached.

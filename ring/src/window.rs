@@ -22,7 +22,7 @@ use crate::atomic::Ordering;
 use crate::shared::Shared;
 use crate::side::{Combining, Far, InOrder, Memory, Near};
 
-pub use ends::{Broken, CardEnd, HostEnd, IrqGate};
+pub use ends::{Armed, Broken, CardEnd, HostEnd, IrqGate};
 pub use views::{FarHost, FarWindow, HostHeader, HostMemory, NearHost, NearWindow, Window, WindowHeader};
 
 /// Entries in a request ring and in a completion ring.
@@ -228,6 +228,12 @@ impl<'a, M: Memory> Consumer<'a, M> {
         let entries = entries.into();
         debug_assert!(entries.size().is_power_of_two());
         Consumer { entries, next: index, credit: index }
+    }
+
+    /// Entries of the ring.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.entries.size()
     }
 
     /// Total consumed so far.

@@ -38,6 +38,18 @@ pub struct HostEnd<'a, M: Memory = InOrder> {
     completions: Consumer<'a, M>,
     armed: Far<'a, M::Word>,
     doorbell_wanted: Near<'a, M::Half>,
+    /// Completions consumed, as the card knows or will when it is rung.
+    heard: u64,
+}
+
+/// What [`HostEnd::arm`] finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Armed {
+    /// Completions are there already: take them rather than sleep.
+    pub ready: bool,
+    /// Ring the doorbell.
+    pub ring: bool,
 }
 
 impl<'a, M: Memory> HostEnd<'a, M> {
@@ -49,17 +61,33 @@ impl<'a, M: Memory> HostEnd<'a, M> {
             completions: Consumer::new(host.completions, 0),
             armed: window.armed,
             doorbell_wanted: host.doorbell_wanted,
+            heard: 0,
         }
     }
 
-    /// Posts a request, and the credit for completions in it. After one or more of them the card may want to be rung.
+    /// Posts a request, and the credit for completions in it. After one or more of them, and also if there was no room, the card may
+    /// want to be rung.
     ///
     /// # Errors
     /// [`Full`]: completions have to be taken first.
     #[inline]
     pub fn post(&mut self, raw: &Raw) -> Result<(), Full> {
         let credit = self.completions.credit();
-        self.requests.push(raw, credit)
+        let posted = self.requests.push(raw, credit);
+        if posted.is_err() {
+            self.tell();
+        }
+        self.heard = self.completions.consumed();
+        posted
+    }
+
+    /// Gives credit without a request: the card may wait for that with the credit that we wait for (SPEC 2.4.4).
+    #[cold]
+    fn tell(&mut self) {
+        if self.heard != self.completions.consumed() {
+            self.armed.publish(self.completions.consumed() + 1);
+            self.requests.armed();
+        }
     }
 
     /// The card sleeps and wants its doorbell rung, for what was posted (SPEC 2.6.2). `fence`: between the two, a light barrier in a
@@ -85,13 +113,19 @@ impl<'a, M: Memory> HostEnd<'a, M> {
         }
     }
 
-    /// Asks for an interrupt at the next completion (SPEC 2.5.1). True: one is there already. `fence` as for [`HostEnd::doorbell_wanted`].
-    pub fn arm(&mut self, fence: impl FnOnce()) -> bool {
+    /// Asks for an interrupt at the next completion (SPEC 2.5.1). `fence` as for [`HostEnd::doorbell_wanted`].
+    pub fn arm(&mut self, fence: impl FnOnce()) -> Armed {
+        let consumed = self.completions.consumed();
         // It carries credit, too: what it says is consumed was copied out before, and the card may write over it.
-        self.armed.publish(self.completions.consumed() + 1);
+        self.armed.publish(consumed + 1);
         self.requests.armed();
-        fence();
-        self.completions.ready()
+        // A card that sleeps hears of credit only if it is rung, which it needs if it has none left (SPEC 2.6.5).
+        let starved = consumed - self.heard >= self.completions.size();
+        let ring = self.doorbell_wanted(fence) && starved;
+        if starved {
+            self.heard = consumed;
+        }
+        Armed { ready: self.completions.ready(), ring }
     }
 
     /// The completion ring.
