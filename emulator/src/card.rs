@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use ring::bus::{AGENT_FUNCTION, BYTES, BusMsg, FUNCTIONS_MAX};
+use ring::profile::Profile;
 use ring::queue::Kind;
 use rustix::net::SocketType;
 
@@ -31,6 +32,9 @@ pub enum CardGone {
     /// It closed the bus.
     #[error("the coordinator is gone")]
     HungUp,
+    /// It is not to be reached any more.
+    #[error("the link to the card is lost")]
+    LinkLost,
     /// It sent something that is not a bus message of this version.
     #[error("the coordinator sent a bus message that makes no sense")]
     Nonsense,
@@ -59,6 +63,7 @@ pub struct Card {
     doorbell: OwnedFd,
     common: Option<OwnedFd>,
     queue: Kind,
+    profile: Profile,
     ring: AgentRing,
     link: Link,
 }
@@ -77,7 +82,8 @@ impl Card {
             let ring = AgentRing::new(AGENT_FUNCTION, &memory, None, doorbell.try_clone()?)?;
             // The only one that a card's bus carries (SPEC 12.9).
             let queue = Kind::PerProcess;
-            return Ok(Card { epoch, doorbell, common: None, queue, ring, link: Link::Pci(link) });
+            let (profile, link) = (Profile::NONE, Link::Pci(link));
+            return Ok(Card { epoch, doorbell, common: None, queue, profile, ring, link });
         }
         let program = launch::find_coordinator(options.coordinator.as_deref())?;
         let deadline = Instant::now() + options.up_timeout;
@@ -101,8 +107,8 @@ impl Card {
             return Err(BootError::NoFunction(link.coordinator.voice.last_words()));
         };
         let ring = AgentRing::new(AGENT_FUNCTION, &memory, None, doorbell.try_clone()?)?;
-        let queue = options.request_queue;
-        Ok(Card { epoch, doorbell, common, queue, ring, link: Link::Emulated(link) })
+        let (queue, profile) = (options.request_queue, options.pcie_profile);
+        Ok(Card { epoch, doorbell, common, queue, profile, ring, link: Link::Emulated(link) })
     }
 
     /// Incarnation of the coordinator.
@@ -176,6 +182,12 @@ impl Card {
         self.queue
     }
 
+    /// How slow a bus the card imitates, if it is an emulated one.
+    #[must_use]
+    pub fn pcie_profile(&self) -> Profile {
+        self.profile
+    }
+
     /// Readable when the coordinator has ended.
     #[must_use]
     pub fn death(&self) -> BorrowedFd<'_> {
@@ -199,6 +211,13 @@ impl Card {
         match &mut self.link {
             Link::Emulated(link) => Some(&mut link.coordinator.voice),
             Link::Pci(_) => None,
+        }
+    }
+
+    /// Stops an emulated card where it is, or has it go on.
+    pub fn stop(&self, stop: bool) {
+        if let Link::Emulated(link) = &self.link {
+            link.coordinator.stop(stop);
         }
     }
 
@@ -262,7 +281,9 @@ impl Emulated {
                 Ok(Some(message)) => return Ok(message),
                 Ok(None) => {}
                 Err(CardGone::Nonsense) => return Err(BootError::Version),
-                Err(CardGone::HungUp | CardGone::Io(_)) => return Err(self.coordinator.why_ended()),
+                Err(CardGone::HungUp | CardGone::LinkLost | CardGone::Io(_)) => {
+                    return Err(self.coordinator.why_ended());
+                }
             }
             if !self.coordinator.wait(&self.bus, deadline)? {
                 return Err(BootError::Late(up_timeout, self.coordinator.voice.last_words()));

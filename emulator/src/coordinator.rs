@@ -55,6 +55,13 @@ impl Coordinator {
         self.pidfd.as_fd()
     }
 
+    /// Stops the process where it is, or has it go on.
+    pub(crate) fn stop(&self, stop: bool) {
+        let signal = if stop { Signal::STOP } else { Signal::CONT };
+        // One that has ended is noticed elsewhere.
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, signal);
+    }
+
     /// True if the process ends within `patience`.
     fn ends_within(&self, patience: Duration) -> bool {
         let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];

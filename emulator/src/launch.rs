@@ -9,6 +9,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::str::FromStr;
 use std::time::Duration;
 
+use ring::profile::Profile;
 use ring::queue::Kind;
 
 use crate::inherit::inherit;
@@ -62,6 +63,8 @@ pub struct BootOptions {
     pub request_queue: Kind,
     /// How many lcores an emulated card has.
     pub lcores: Lcores,
+    /// How slow a bus an emulated card imitates.
+    pub pcie_profile: Profile,
     /// How long the card may take until it is up.
     pub up_timeout: Duration,
     /// Use this card, on which the coordinator runs already, instead of starting one.
@@ -75,6 +78,7 @@ impl Default for BootOptions {
             hugepages: false,
             request_queue: Kind::default(),
             lcores: Lcores::default(),
+            pcie_profile: Profile::NONE,
             up_timeout: Duration::from_secs(10),
             pci: None,
         }
@@ -173,6 +177,7 @@ pub(crate) fn spawn(
     command
         .args(eal_arguments(options, runtime))
         .args(["--", "--bus-fd", &number.to_string(), "--request-queue", options.request_queue.name()])
+        .args(["--pcie-profile", &options.pcie_profile.to_string()])
         // The coordinator must not run under the shim that it serves.
         .env_remove("LD_PRELOAD")
         .stdin(Stdio::null())

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
+use ring::profile::Profile;
 use ring::queue::Kind;
 
 const EAL_HELP: &str = "\
@@ -46,6 +47,9 @@ pub struct Options {
     /// How processes' requests come: per-process, shared (for processes that trust each other) or hybrid; a card's bus: per-process
     #[arg(long, value_name = "KIND", default_value_t)]
     pub request_queue: Kind,
+    /// On the emulated bus: be as slow as a real one: none, bluefield2, bluefield3 or custom, with other figures as in bluefield2,posted-write-ns=600
+    #[arg(long, value_name = "BUS", default_value_t)]
+    pub pcie_profile: Profile,
     /// Ethernet port to poll, by DPDK's name [default: net_null0 if there is one]
     #[arg(long, value_name = "NAME")]
     pub port: Option<String>,
@@ -87,6 +91,9 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Command, String> 
             Err(format!(
                 "--request-queue {request_queue} is for the emulated bus, a card's is per-process; see nic-coordinator --help"
             ))
+        }
+        Ok(Options { windows: Some(_), pcie_profile, .. }) if !pcie_profile.is_none() => {
+            Err("--pcie-profile is for the emulated bus; see nic-coordinator --help".into())
         }
         Ok(options) => Ok(Command::Run(eal, options)),
         Err(error) if !error.use_stderr() => Ok(Command::Print(error.to_string())),

@@ -208,6 +208,18 @@ impl FunctionMemory {
         self.end.look_at_armed()
     }
 
+    /// As [`CardEnd::armed_changed`].
+    #[must_use]
+    pub fn armed_changed(&self) -> bool {
+        self.end.armed_changed()
+    }
+
+    /// As [`CardEnd::has_room`].
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.end.has_room()
+    }
+
     /// As [`CardEnd::interrupt_due`].
     pub fn interrupt_due(&mut self) -> bool {
         self.end.interrupt_due()

@@ -13,7 +13,9 @@ use crate::logic::Out;
 /// A queue of tokens and completions.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    waiting: VecDeque<Out>,
+    /// Each with the time from which it may go, in their order.
+    waiting: VecDeque<(u64, Out)>,
+    last_ns: u64,
     /// How many have been taken out: the place of the first one that waits.
     taken: usize,
     /// For each listener of which the last word that waits is a `Ready`: its place.
@@ -33,13 +35,13 @@ impl Outbox {
         self.waiting.is_empty()
     }
 
-    /// Adds one at the end, or updates the `Ready` that waits.
-    pub fn push(&mut self, news: &Out) {
+    /// Adds one at the end, for `due_ns` or when the one before it is due, or updates the `Ready` that waits.
+    pub fn push(&mut self, news: &Out, due_ns: u64) {
         if let Some(listener) = news.listener {
             if !matches!(news.completion, Completion::Ready { .. }) {
                 self.ready.remove(&listener);
             } else if let Some(place) = self.ready.get(&listener) {
-                if let Some(older) = self.waiting.get_mut(place.wrapping_sub(self.taken)) {
+                if let Some((_, older)) = self.waiting.get_mut(place.wrapping_sub(self.taken)) {
                     *older = *news;
                 }
                 return;
@@ -47,18 +49,28 @@ impl Outbox {
                 self.ready.insert(listener, self.taken.wrapping_add(self.waiting.len()));
             }
         }
-        self.waiting.push_back(*news);
+        self.last_ns = self.last_ns.max(due_ns);
+        self.waiting.push_back((self.last_ns, *news));
     }
 
-    /// The first one: token and completion.
+    /// The first one, if it is due: token and completion.
     #[must_use]
-    pub fn front(&self) -> Option<(u32, Completion)> {
-        self.waiting.front().map(|news| (news.token, news.completion))
+    pub fn front(&self, now_ns: u64) -> Option<(u32, Completion)> {
+        self.waiting
+            .front()
+            .filter(|(due_ns, _)| *due_ns <= now_ns)
+            .map(|(_, news)| (news.token, news.completion))
+    }
+
+    /// The first one is not due yet.
+    #[must_use]
+    pub fn is_delayed(&self, now_ns: u64) -> bool {
+        self.waiting.front().is_some_and(|(due_ns, _)| *due_ns > now_ns)
     }
 
     /// Takes the first one out.
     pub fn pop(&mut self) {
-        let Some(news) = self.waiting.pop_front() else { return };
+        let Some((_, news)) = self.waiting.pop_front() else { return };
         if let Some(listener) = news.listener
             && self.ready.get(&listener) == Some(&self.taken)
         {
@@ -88,7 +100,7 @@ mod tests {
 
     fn all(outbox: &mut Outbox) -> Vec<Completion> {
         std::iter::from_fn(|| {
-            let (_, completion) = outbox.front()?;
+            let (_, completion) = outbox.front(0)?;
             outbox.pop();
             Some(completion)
         })
@@ -99,8 +111,8 @@ mod tests {
     fn the_newest_ready_replaces_the_one_that_waits() {
         let mut outbox = Outbox::default();
         for waiting in [true, false, true, true, false] {
-            outbox.push(&ready(5, waiting));
-            outbox.push(&ready(6, true));
+            outbox.push(&ready(5, waiting), 0);
+            outbox.push(&ready(6, true), 0);
         }
         assert_eq!(outbox.len(), 2);
         assert_eq!(all(&mut outbox), [ready(5, false).completion, ready(6, true).completion]);
@@ -111,10 +123,10 @@ mod tests {
     fn a_ready_that_was_taken_is_followed_by_another() {
         let mut outbox = Outbox::default();
         for _ in 0..3 {
-            outbox.push(&ready(5, true));
-            outbox.push(&ready(6, true));
+            outbox.push(&ready(5, true), 0);
+            outbox.push(&ready(6, true), 0);
             outbox.pop();
-            outbox.push(&ready(5, true));
+            outbox.push(&ready(5, true), 0);
             assert_eq!(all(&mut outbox), [ready(6, true).completion, ready(5, true).completion]);
         }
     }
@@ -123,7 +135,7 @@ mod tests {
     fn an_answer_to_accept_is_followed_by_what_came_after_it() {
         let mut outbox = Outbox::default();
         let said = [ready(5, true), accepted(5), ready(5, true), accepted(6), ready(5, false)];
-        said.iter().for_each(|news| outbox.push(news));
+        said.iter().for_each(|news| outbox.push(news, 0));
         let [first, answer, _, other, last] = said.map(|news| news.completion);
         assert_eq!(all(&mut outbox), [first, answer, last, other]);
         assert!(outbox.ready.is_empty());

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use ring::bus::{AGENT_FUNCTION, FUNCTIONS_MAX, MAP_FDS};
 use ring::msg::Request;
+use ring::profile::Profile;
 use ring::queue::shared::Sealed;
 use ring::queue::{Kind, SHARED_ENTRIES};
 use rustix::io::ioctl_fionbio;
@@ -56,6 +57,8 @@ pub struct Poller<'r> {
     first: usize,
     /// A shard said so.
     crowded: bool,
+    /// The bus that is imitated.
+    profile: Profile,
 }
 
 impl<'r> Poller<'r> {
@@ -81,7 +84,14 @@ impl<'r> Poller<'r> {
             unmapping: 0,
             first: 0,
             crowded: false,
+            profile: Profile::NONE,
         }
+    }
+
+    /// The same, with functions that are behind a bus as slow as `profile`.
+    #[must_use]
+    pub fn with_profile(self, profile: Profile) -> Self {
+        Poller { profile, ..self }
     }
 
     /// The decisions' state.
@@ -118,12 +128,13 @@ impl<'r> Poller<'r> {
             return Err(MapError::Header("number of the function"));
         }
         memory.set_epoch(self.epoch);
-        let shared = self.local.intake.kind() == Kind::Shared && number != AGENT_FUNCTION;
-        if shared {
+        let queue = if number == AGENT_FUNCTION { Kind::PerProcess } else { self.local.intake.kind() };
+        if queue == Kind::Shared {
             self.local.intake.watch(number, memory.pushing());
         }
         self.functions.insert(number, false);
-        let port = Box::new(Port::new(memory, shared, irqs));
+        let bus = self.profile.with_seed(self.profile.seed.wrapping_add(number));
+        let port = Box::new(Port::new(memory, queue, irqs, bus));
         match self.shard_of(number) {
             Some(shard) => shard.to.push(ToShard::Map(number, port)),
             None => self.local.map(number, port),
@@ -192,7 +203,7 @@ impl<'r> Poller<'r> {
             worked = true;
         }
         self.flush();
-        worked
+        worked || self.local.is_under_way()
     }
 
     /// The earliest time at which there is something to do without being called.

@@ -170,6 +170,7 @@ fn with_host(
     eal.lcore_scope(|scope| {
         // Ours, so that the shards end with this block, whatever ends it.
         let poller = Poller::new(Logic::new(Limits::default()), shown, epoch, intake, shards);
+        let poller = poller.with_profile(options.pcie_profile);
         lcores::launch(scope, workers, rhythm)?;
         bus.send(BusMsg::Up { epoch })?;
         tracing::info!("up: epoch {epoch:08x}, {} lcores", eal.lcores().len());

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use ring::bus::AGENT_FUNCTION;
 use ring::msg::{Completion, Malformed, Request};
+use ring::profile::Profile;
 use ring::queue::Kind;
 use ring::queue::shared::Sealed;
 use ring::window::{Broken, ENTRIES, Raw};
@@ -14,6 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::counters::Counters;
 use crate::intake::Intake;
+use crate::latency::{Delayed, Latency};
 use crate::link::{Outlet, ToLogic};
 use crate::logic::{Impostor, Out};
 use crate::mapping::FunctionMemory;
@@ -77,8 +79,8 @@ pub struct Port {
     memory: FunctionMemory,
     /// Requests that were taken out of the shared ring and are not said to the logic.
     held: VecDeque<Raw>,
-    /// Its requests come by the shared ring.
-    shared: bool,
+    /// How its requests come.
+    queue: Kind,
     /// Vectors 0 (answers) and 1 (events); a host that looks for itself has none (SPEC 12.7).
     irqs: Option<[OwnedFd; 2]>,
     /// Completions that wait for credit.
@@ -87,6 +89,20 @@ pub struct Port {
     event_due: bool,
     /// It broke the rules: not looked at any more.
     dropped: bool,
+    way: Way,
+}
+
+/// The way to a function and back over a slow bus, and what is on it.
+#[derive(Debug)]
+struct Way {
+    bus: Latency,
+    requests: Delayed<Raw>,
+    /// They are all there: somebody's word comes after them.
+    hurried: bool,
+    /// When `armed`, which has changed, is there.
+    armed_ns: Option<u64>,
+    /// Vectors.
+    interrupts: Delayed<usize>,
 }
 
 /// Functions, by number, and whom to look at.
@@ -99,8 +115,10 @@ pub struct Shard {
     pub(crate) intake: Intake,
     /// Whom this turn looks at; empty between turns.
     due: Vec<u32>,
-    /// Who had more than the last turn took.
+    /// Who had more than the last turn took, or has something on its way.
     again: Vec<u32>,
+    /// In this turn, something was on its way over a slow bus.
+    under_way: bool,
 }
 
 impl Shard {
@@ -108,7 +126,7 @@ impl Shard {
     #[must_use]
     pub fn new(intake: Intake, counters: Arc<Counters>) -> Self {
         let (ports, mapped, due, again) = Default::default();
-        Shard { ports, mapped, counters, intake, due, again }
+        Shard { ports, mapped, counters, intake, due, again, under_way: false }
     }
 
     /// What this lcore counts.
@@ -140,6 +158,7 @@ impl Shard {
 
     /// Whom to look at in this turn; to be given back by [`Shard::looked`]. `all`: everybody, whatever the hints say.
     pub fn due(&mut self, all: bool, now_us: u64) -> Vec<u32> {
+        self.under_way = false;
         let mut due = std::mem::take(&mut self.due);
         if self.intake.scan_due(now_us) || all {
             due.extend(&self.mapped);
@@ -166,6 +185,12 @@ impl Shard {
         if let Some(at) = first.and_then(|first| self.mapped.iter().position(|n| *n == first)) {
             self.mapped.rotate_left(at);
         }
+    }
+
+    /// True if something was on its way in this turn: it will be there without anybody telling us.
+    #[must_use]
+    pub fn is_under_way(&self) -> bool {
+        self.under_way
     }
 
     /// Announces in all functions' host memory whether the card sleeps and wants a doorbell.
@@ -199,11 +224,20 @@ impl Shard {
 
     /// Says all that a function has asked for.
     pub fn finish(&mut self, number: u32, above: &mut impl Above) {
+        self.hurry(number, true);
         // Not for ever: a child of the process still has the ring mapped, too.
         for _ in 0..=ENTRIES as usize / REQUESTS_PER_TURN {
             if !self.take(number, above) {
                 break;
             }
+        }
+        self.hurry(number, false);
+    }
+
+    fn hurry(&mut self, number: u32, hurried: bool) {
+        if let Some(port) = self.port_mut(number) {
+            port.way.hurried = hurried;
+            port.way.requests.hurry();
         }
     }
 
@@ -217,8 +251,14 @@ impl Shard {
     /// interrupt.
     pub fn settle_due(&mut self, number: u32, above: &mut impl Above) {
         self.settle(number, above);
-        let left = self.intake.kind() != Kind::PerProcess && self.has_request(number);
-        if left && !self.again.contains(&number) {
+        if self.has_request(number) {
+            self.look_again(number);
+        }
+    }
+
+    /// In the next turn, whatever the hints say.
+    fn look_again(&mut self, number: u32) {
+        if self.intake.kind() != Kind::PerProcess && !self.again.contains(&number) {
             self.again.push(number);
         }
     }
@@ -228,7 +268,7 @@ impl Shard {
     pub fn hold(&mut self, entry: &Sealed, above: &mut impl Above) -> Option<u32> {
         let number = entry.function();
         // An entry of nobody: of a process that is gone, for the most part.
-        let port = self.port_mut(number).filter(|port| port.shared && !port.dropped)?;
+        let port = self.port_mut(number).filter(|port| port.queue == Kind::Shared && !port.dropped)?;
         let offence = match port.memory.open(entry) {
             Ok(Some(_)) if port.held.len() >= ENTRIES as usize => Offence::Credit,
             Ok(Some(raw)) => {
@@ -251,8 +291,10 @@ impl Shard {
     pub fn route(&mut self, out: &[Out], above: &mut impl Above) {
         for news in out {
             if let Some(port) = self.port_mut(news.function).filter(|port| !port.dropped) {
-                port.event_due |= news.completion.is_event();
-                port.outbox.push(news);
+                let due_ns = port.way.bus.completion();
+                // One that finds no room is told of at once.
+                port.event_due |= news.completion.is_event() && (due_ns == 0 || !port.memory.has_room());
+                port.outbox.push(news, due_ns);
             }
         }
         // News for one function mostly come in a row.
@@ -269,8 +311,13 @@ impl Shard {
         if port.dropped {
             return;
         }
-        if let Err(broken) = port.settle(&self.counters) {
-            self.offends(number, broken.into(), above);
+        match port.settle(&self.counters) {
+            Ok(false) => {}
+            Ok(true) => {
+                self.under_way = true;
+                self.look_again(number);
+            }
+            Err(broken) => self.offends(number, broken.into(), above),
         }
     }
 
@@ -290,11 +337,12 @@ impl Shard {
 }
 
 impl Port {
-    /// Over a function's memory. `shared`: its requests come by the shared ring. `irqs`: its vectors, if it has any.
+    /// Over a function's memory. `queue`: how its requests come. `irqs`: its vectors, if it has any. `bus`: how slow it is.
     #[must_use]
-    pub fn new(memory: FunctionMemory, shared: bool, irqs: Option<[OwnedFd; 2]>) -> Self {
-        let (held, outbox) = Default::default();
-        Port { memory, held, shared, irqs, outbox, event_due: false, dropped: false }
+    pub fn new(memory: FunctionMemory, queue: Kind, irqs: Option<[OwnedFd; 2]>, bus: Profile) -> Self {
+        let (held, outbox, requests, interrupts) = Default::default();
+        let way = Way { bus: Latency::new(bus), requests, hurried: false, armed_ns: None, interrupts };
+        Port { memory, held, queue, irqs, outbox, event_due: false, dropped: false, way }
     }
 
     fn take(&mut self, number: u32, above: &mut impl Above) -> Result<u64, Offence> {
@@ -308,9 +356,24 @@ impl Port {
         Ok(taken)
     }
 
-    /// The next request, from wherever this function's come.
+    /// The next request that is there.
     fn next_request(&mut self) -> Result<Option<Raw>, Broken> {
-        if !self.shared {
+        if self.way.bus.is_none() {
+            return self.posted_request();
+        }
+        let now_ns = self.way.bus.now_ns();
+        while self.way.requests.len() < ENTRIES as usize
+            && let Some(raw) = self.posted_request()?
+        {
+            let due_ns = if self.way.hurried { 0 } else { self.way.bus.request(now_ns, self.queue) };
+            self.way.requests.push(due_ns, raw);
+        }
+        Ok(self.way.requests.pop(now_ns))
+    }
+
+    /// The next one that was posted, wherever this function's are.
+    fn posted_request(&mut self) -> Result<Option<Raw>, Broken> {
+        if self.queue != Kind::Shared {
             return self.memory.next_request();
         }
         let held = self.held.pop_front();
@@ -321,12 +384,33 @@ impl Port {
     }
 
     fn has_request(&self) -> bool {
-        !self.dropped && if self.shared { !self.held.is_empty() } else { self.memory.has_request() }
+        let shared = self.queue == Kind::Shared;
+        !self.dropped && if shared { !self.held.is_empty() } else { self.memory.has_request() }
     }
 
-    fn settle(&mut self, counters: &Counters) -> Result<(), Broken> {
-        self.memory.look_at_armed()?;
-        while let Some((token, completion)) = self.outbox.front() {
+    /// True once `armed`, as it is now, has had its time to come here.
+    fn armed_is_there(&mut self, now_ns: u64) -> bool {
+        if self.way.bus.is_none() {
+            return true;
+        }
+        if !self.memory.armed_changed() {
+            return false;
+        }
+        let bus = &mut self.way.bus;
+        let there = *self.way.armed_ns.get_or_insert_with(|| bus.posted(now_ns)) <= now_ns;
+        if there {
+            self.way.armed_ns = None;
+        }
+        there
+    }
+
+    /// True if something is on its way.
+    fn settle(&mut self, counters: &Counters) -> Result<bool, Broken> {
+        let now_ns = self.way.bus.now_ns();
+        if self.armed_is_there(now_ns) {
+            self.memory.look_at_armed()?;
+        }
+        while let Some((token, completion)) = self.outbox.front(now_ns) {
             if self.memory.push(&completion.to_raw(token)).is_err() {
                 break;
             }
@@ -337,17 +421,26 @@ impl Port {
         if self.memory.untold() >= CREDIT_AFTER && self.memory.push(&Completion::Credit.to_raw(0)).is_ok() {
             counters.count(&Completion::Credit);
         }
-        let Some([answers, events]) = &self.irqs else { return Ok(()) };
-        if self.memory.interrupt_due() {
-            interrupt(answers);
-            counters.irqs.add(1);
-        }
+        self.interrupt(now_ns, counters);
+        let way = &self.way;
+        Ok(self.outbox.is_delayed(now_ns)
+            || way.armed_ns.is_some()
+            || !way.requests.is_empty()
+            || !way.interrupts.is_empty())
+    }
+
+    /// Raises the vectors that are due, and those whose time on the bus is over.
+    fn interrupt(&mut self, now_ns: u64, counters: &Counters) {
+        let Some(vectors) = &self.irqs else { return };
         // An event that found no space counts, too: its process may sleep on data, and has to be made to read.
-        if std::mem::take(&mut self.event_due) {
-            interrupt(events);
+        let due = [self.memory.interrupt_due(), std::mem::take(&mut self.event_due)];
+        for (vector, _) in due.into_iter().enumerate().filter(|(_, due)| *due) {
+            self.way.interrupts.push(self.way.bus.interrupt(now_ns), vector);
             counters.irqs.add(1);
         }
-        Ok(())
+        while let Some(vector) = self.way.interrupts.pop(now_ns) {
+            vectors.get(vector).into_iter().for_each(interrupt);
+        }
     }
 }
 

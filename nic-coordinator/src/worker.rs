@@ -57,7 +57,14 @@ impl<'r> Worker<'r> {
         }
         self.shard.set_doorbell_wanted(true);
         heavy.heavy_barrier();
-        if !self.visit(true, now_us) {
+        let worked = self.visit(true, now_us);
+        if self.shard.is_under_way() {
+            // That comes without a doorbell.
+            self.shard.set_doorbell_wanted(false);
+            self.sleep_asked = true;
+            return false;
+        }
+        if !worked {
             self.shard.counters().sleeps.add(1);
         }
         // What the look has found stands before this word: the logic rings the bell at once, then.
@@ -83,7 +90,7 @@ impl<'r> Worker<'r> {
             self.shard.settle_due(number, &mut self.logic.to);
         }
         self.shard.looked(due, starved);
-        worked
+        worked || self.shard.is_under_way()
     }
 
     /// Does all that the logic says, whether or not the outlet has room for what follows from it.

@@ -22,6 +22,23 @@ pub const REPORT_FDS: usize = 1;
 /// them at 3, 4, 5 and 6 (SPEC 10.4).
 pub const RELAY_FDS: usize = 4;
 
+/// How an emulated card fails, for tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It does nothing for a while.
+    Stuck {
+        /// How long.
+        ms: u32,
+    },
+    /// It is gone from the bus.
+    LinkLoss,
+    /// It starts anew and has forgotten everything.
+    Reset,
+}
+
+/// Longest [`Fault::Stuck`].
+pub const STUCK_MAX_MS: u32 = 600_000;
+
 /// Process to agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
@@ -51,6 +68,8 @@ pub enum Call {
     /// By a lease: one descriptor follows, an end of a socketpair(2) that serves as a socket of its own from now on. For a
     /// process that inherited the lease and can't reach the agent's address (another network or mount namespace, a chroot).
     Admit,
+    /// The emulated card is to fail (`ipc-direct fault`).
+    Fault(Fault),
 }
 
 /// Agent to process.
@@ -76,6 +95,8 @@ pub enum Reply {
     Report,
     /// The lease is taken.
     Leased,
+    /// The card is about to fail as asked.
+    Failing,
     /// The relay is attached, and holds the connection.
     Relayed,
     /// No; one sentence why.
@@ -201,6 +222,9 @@ impl Call {
             Call::Lease => frame(4, [0; 3], 0, None),
             Call::Relay => frame(16, [0; 3], 0, None),
             Call::Admit => frame(5, [0; 3], 0, None),
+            Call::Fault(Fault::Stuck { ms }) => frame(6, [0, ms, 0], 0, None),
+            Call::Fault(Fault::LinkLoss) => frame(6, [1, 0, 0], 0, None),
+            Call::Fault(Fault::Reset) => frame(6, [2, 0, 0], 0, None),
         }
     }
 
@@ -217,6 +241,9 @@ impl Call {
             4 => Ok(Call::Lease),
             16 => Ok(Call::Relay),
             5 => Ok(Call::Admit),
+            6 if a == 0 && b <= STUCK_MAX_MS => Ok(Call::Fault(Fault::Stuck { ms: b })),
+            6 if a == 1 && b == 0 => Ok(Call::Fault(Fault::LinkLoss)),
+            6 if a == 2 && b == 0 => Ok(Call::Fault(Fault::Reset)),
             _ => Err(BadMessage::Malformed),
         }
     }
@@ -233,6 +260,7 @@ impl Reply {
             Reply::Segment { side } => frame(66, [side, 0, 0], 0, None),
             Reply::Report => frame(67, [0; 3], 0, None),
             Reply::Leased => frame(68, [0; 3], 0, None),
+            Reply::Failing => frame(70, [0; 3], 0, None),
             Reply::Relayed => frame(80, [0; 3], 0, None),
             Reply::Refused(text) => frame(69, [0; 3], 0, Some(&text)),
         }
@@ -252,6 +280,7 @@ impl Reply {
             66 if a < 2 => Ok(Reply::Segment { side: a }),
             67 => Ok(Reply::Report),
             68 => Ok(Reply::Leased),
+            70 => Ok(Reply::Failing),
             80 => Ok(Reply::Relayed),
             69 => {
                 let end = text.iter().position(|b| *b == 0).unwrap_or(text.len());

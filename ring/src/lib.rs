@@ -19,6 +19,7 @@
 //! | [`bus`] | 8 | messages of the emulated bus between the agent and the coordinator |
 //! | [`stats`] | 9 | the counters that a process shows to the agent; reason codes |
 //! | [`image`] | 10 | what a process leaves for the program that it executes |
+//! | [`profile`] | | how long a bus takes that an emulated card imitates |
 //! | [`card`] | 12 | the bus of a real card: the same messages through function 0's memories |
 //!
 //! Nothing here makes a system call, allocates or panics on foreign input.
@@ -32,6 +33,7 @@ pub mod bus;
 pub mod card;
 pub mod image;
 pub mod msg;
+pub mod profile;
 pub mod queue;
 pub mod segment;
 pub mod shared;

@@ -29,6 +29,8 @@ pub struct Agent {
     pub telemetry_prefix: String,
     /// How programs' requests go to the card.
     pub request_queue: String,
+    /// How slow a bus its card imitates.
+    pub pcie_profile: String,
 }
 
 /// Sums per path.

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use emulator::packet;
-use ring::attach::{BYTES, Call, Reply, Text};
+use ring::attach::{BYTES, Call, Fault, Reply, Text};
 use ring::msg::Request;
 use rustix::fs::{MemfdFlags, SealFlags};
 
@@ -29,6 +29,16 @@ impl Agent {
             Accepted::Nobody => return,
         };
         self.admit(socket);
+    }
+
+    /// Of an agent that was here before: goes on with a lease.
+    pub(crate) fn keep_lease(&mut self, socket: OwnedFd, uid: u32) {
+        let id = self.clients.add(socket, uid, Instant::now());
+        self.clients.set(id, Role::Lease, None);
+        let watched = self.clients.get(id).map(|c| self.poller.watch(c.socket.as_fd(), Watch::Client(id)));
+        if !matches!(watched, Some(Ok(()))) {
+            self.close_client(id);
+        }
     }
 
     /// A client socket, connected or handed in: serves it, if its owner may be served.
@@ -84,6 +94,7 @@ impl Agent {
                 self.clients.set(id, Role::Lease, None);
                 self.reply(id, &Reply::Leased, &[]);
             }
+            (Call::Fault(fault), Role::Fresh) => self.fail_on_purpose(id, fault),
             (Call::Relay, Role::Attached(_)) => self.start_relay(id, fds),
             // Its maker is known to the kernel as if he had connected; what else may come by a lease is ignored, for
             // the lease is not the offender's alone.
@@ -93,6 +104,21 @@ impl Agent {
                 }
             }
             _ => self.refuse(id, "the message is out of order"),
+        }
+    }
+
+    /// Has the emulated card fail, once the client knows that it will.
+    fn fail_on_purpose(&mut self, id: u32, fault: Fault) {
+        let uid = self.clients.get(id).map(|client| client.uid);
+        if uid.is_none_or(|uid| uid != 0 && uid != self.own_uid) {
+            return self.refuse(id, "only the agent's own user and root may make its card fail");
+        }
+        if self.card.coordinator_pid().is_none() {
+            return self.refuse(id, "only an emulated card can be made to fail");
+        }
+        if self.reply(id, &Reply::Failing, &[]) {
+            tracing::info!("the card fails on purpose: {fault:?}");
+            self.fault = Some(fault);
         }
     }
 
@@ -198,6 +224,7 @@ impl Agent {
             uptime_s: self.up_since.elapsed().as_secs(),
             telemetry_prefix: self.card.telemetry_prefix().unwrap_or_default().to_owned(),
             request_queue: self.card.request_queue().to_string(),
+            pcie_profile: self.card.pcie_profile().to_string(),
             segments: self.groups.segments() as u64,
             leases: self.clients.leases() as u64,
         };

@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use emulator::{BootOptions, Lcores, PciId};
+use ring::profile::Profile;
 use ring::queue::Kind;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::address::Address;
-use crate::serve::{Agent, Settings};
-use crate::{check, lab, ps, pump, run, start};
+use crate::serve::{Agent, Served, Settings};
+use crate::{check, fault, lab, ps, pump, run, start};
 
 /// Socket traffic of unmodified programs through shared memory.
 #[derive(Debug, Parser)]
@@ -34,6 +35,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Show attached processes, their sockets, and why a socket is not accelerated
     Ps(ps::PsArgs),
+    /// Make an emulated card fail: for tests
+    Fault(fault::FaultArgs),
     /// Several hosts on this machine, each with an agent and an emulated card of its own
     Lab(lab::LabArgs),
     /// The agent itself, as `run` starts it
@@ -85,12 +88,18 @@ pub struct CardArgs {
     /// [default: $IPC_DIRECT_LCORES or 1]
     #[arg(long, value_name = "N")]
     pub lcores: Option<Lcores>,
+    /// How slow a bus a card imitates that this command starts: none, bluefield2, bluefield3 or custom, with other figures as in
+    /// bluefield2,posted-write-ns=600 (docs/pcie.md) [default: $IPC_DIRECT_PCIE_PROFILE or none]
+    #[arg(long, value_name = "BUS")]
+    pub pcie_profile: Option<Profile>,
 }
 
 /// Which request queue a card gets that is started without `--request-queue`.
 pub const REQUEST_QUEUE_VARIABLE: &str = "IPC_DIRECT_REQUEST_QUEUE";
 /// How many lcores a card gets that is started without `--lcores`.
 pub const LCORES_VARIABLE: &str = "IPC_DIRECT_LCORES";
+/// How slow a bus a card imitates that is started without `--pcie-profile`.
+pub const PCIE_PROFILE_VARIABLE: &str = "IPC_DIRECT_PCIE_PROFILE";
 
 impl CardArgs {
     /// The request queue, by option, environment or default.
@@ -107,6 +116,14 @@ impl CardArgs {
     /// One sentence: the variable says no number of them.
     pub fn choose_lcores(&self) -> Result<Lcores, String> {
         choose(self.lcores, LCORES_VARIABLE)
+    }
+
+    /// The bus, likewise.
+    ///
+    /// # Errors
+    /// One sentence: the variable names none.
+    pub fn choose_profile(&self) -> Result<Profile, String> {
+        choose(self.pcie_profile, PCIE_PROFILE_VARIABLE)
     }
 }
 
@@ -158,6 +175,7 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments),
         Command::Check(arguments) => check::check(&arguments),
         Command::Ps(arguments) => ps::ps(&arguments),
+        Command::Fault(arguments) => fault::fault(&arguments),
         Command::Lab(arguments) => lab::lab(&arguments),
         Command::Pump => pump::pump(),
         Command::Up(UpArgs { card, pci, log }) => {
@@ -197,8 +215,15 @@ fn settings(card: &CardArgs, idle_exit: Option<Duration>, pci: Option<PciId>) ->
             return Err("--lcores is for an emulated card; a real one's are chosen on the card".into());
         }
     };
-    let boot =
-        BootOptions { hugepages: card.hugepages, request_queue, lcores, pci, ..BootOptions::default() };
+    let pcie_profile = match (pci, card.pcie_profile) {
+        (None, _) => card.choose_profile()?,
+        (Some(_), None) => Profile::NONE,
+        (Some(_), Some(_)) => {
+            return Err("--pcie-profile is for an emulated card: a real one takes its own time".into());
+        }
+    };
+    let hugepages = card.hugepages;
+    let boot = BootOptions { hugepages, request_queue, lcores, pcie_profile, pci, ..BootOptions::default() };
     Ok(Settings { address: Address::choose(card.socket.as_deref()), idle_exit, boot })
 }
 
@@ -213,27 +238,37 @@ fn serve(card: &CardArgs, idle_exit: Option<Duration>, pci: Option<PciId>) -> Ex
         Err(e) => return not_up(&e.to_string()),
     };
     let card = agent.card();
-    let (own, epoch, queue) = (std::process::id(), card.epoch(), card.request_queue());
+    let (own, epoch) = (std::process::id(), card.epoch());
+    let queue = match card.pcie_profile() {
+        profile if profile.is_none() => format!("{} request queue", card.request_queue()),
+        profile => format!("{} request queue, as slow as {profile}", card.request_queue()),
+    };
     let at = format!("{}: agent {own} at {}", start::READY, settings.address);
     let line = match (card.coordinator_pid(), card.telemetry_prefix()) {
         (Some(pid), Some(prefix)) => {
-            format!(
-                "{at}, coordinator {pid} (epoch {epoch:08x}), {queue} request queue, telemetry -f {prefix}"
-            )
+            format!("{at}, coordinator {pid} (epoch {epoch:08x}), {queue}, telemetry -f {prefix}")
         }
         _ => format!(
-            "{at}, coordinator on the card (epoch {epoch:08x}), {queue} request queue, {} functions for processes",
+            "{at}, coordinator on the card (epoch {epoch:08x}), {queue}, {} functions for processes",
             card.capacity()
         ),
     };
     // Whether anybody reads the line is not our affair.
     let _ = writeln!(std::io::stdout(), "{line}").and_then(|()| std::io::stdout().flush());
     start::close_stdout();
-    match agent.serve() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            tracing::error!("{e}");
-            ExitCode::FAILURE
+    loop {
+        let served = agent.serve().map_err(|e| e.to_string());
+        let reset = match served {
+            Ok(Served::Ended) => return ExitCode::SUCCESS,
+            Ok(Served::Reset) => agent.reset(&settings).map_err(|e| e.to_string()),
+            Err(e) => Err(e),
+        };
+        match reset {
+            Ok(fresh) => agent = fresh,
+            Err(e) => {
+                tracing::error!("{e}");
+                return ExitCode::FAILURE;
+            }
         }
     }
 }

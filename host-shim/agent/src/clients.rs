@@ -140,6 +140,14 @@ impl Clients {
         Some(client)
     }
 
+    /// Lets go of all leases: their sockets, and whose they are.
+    pub fn take_leases(&mut self) -> Vec<(OwnedFd, u32)> {
+        let (leases, others) =
+            std::mem::take(&mut self.all).into_iter().partition(|(_, client)| client.role == Role::Lease);
+        self.all = others;
+        BTreeMap::into_values(leases).map(|client| (client.socket, client.uid)).collect()
+    }
+
     /// The nearest deadline.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {

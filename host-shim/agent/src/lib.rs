@@ -5,6 +5,7 @@
 //! | [`cli`] | the command line |
 //! | [`run`], [`start`] | `ipc-direct run`: a lease, the environment, exec; starting an agent that goes away by itself |
 //! | [`check`], [`program`] | `ipc-direct check`: what a command line would run, and what keeps the shim out of it |
+//! | [`fault`] | `ipc-direct fault`: an emulated card that fails |
 //! | [`ps`], [`report`] | `ipc-direct ps`, and the report that it prints |
 //! | [`inspect`] | `ipc-direct ps --verbose`: rings and sleepers |
 //! | [`address`], [`dial`] | where an agent is, and talking to it |
@@ -27,6 +28,7 @@ pub mod cli;
 pub mod clients;
 pub mod death;
 pub mod dial;
+pub mod fault;
 pub mod function;
 pub mod groups;
 pub mod identity;

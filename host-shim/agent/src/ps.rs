@@ -109,12 +109,17 @@ pub fn fetch(address: &Address, verbose: bool) -> Result<Report, String> {
 fn render(report: &Report) -> String {
     let agent = &report.agent;
     let mut text = format!(
-        "agent {} up {}, coordinator {} alive (epoch {:08x}), {} request queue, {} processes, {} segments, {} leases\n",
+        "agent {} up {}, coordinator {} alive (epoch {:08x}), {} request queue{}, {} processes, {} segments, {} leases\n",
         agent.pid,
         duration(agent.uptime_s),
         if agent.coordinator_pid == 0 { "on the card".to_owned() } else { agent.coordinator_pid.to_string() },
         agent.epoch,
         agent.request_queue,
+        if agent.pcie_profile == "none" {
+            String::new()
+        } else {
+            format!(", as slow as {}", agent.pcie_profile)
+        },
         report.processes.len(),
         agent.segments,
         agent.leases
@@ -310,6 +315,7 @@ mod tests {
             uptime_s: 3725,
             telemetry_prefix: "ipc-direct-1".into(),
             request_queue: "hybrid".into(),
+            pcie_profile: "bluefield2".into(),
             segments: 0,
             leases: 1,
         };

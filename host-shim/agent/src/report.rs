@@ -52,6 +52,8 @@ pub struct AgentReport {
     pub telemetry_prefix: String,
     /// How programs' requests go to the card: `per-process`, `shared` or `hybrid`.
     pub request_queue: String,
+    /// How slow a bus an emulated card imitates; `none` otherwise.
+    pub pcie_profile: String,
     /// Segments in use.
     pub segments: u64,
     /// Leases held by `ipc-direct run`.

@@ -68,8 +68,8 @@ pub struct RunArgs {
 impl RunArgs {
     /// `run --require-agent --socket ADDRESS -- PROGRAM`.
     pub(crate) fn at(address: &Address, program: Vec<OsString>) -> RunArgs {
-        let (socket, hugepages, request_queue, lcores) = (Some(address.to_string()), false, None, None);
-        let card = CardArgs { socket, hugepages, request_queue, lcores };
+        let (socket, hugepages, request_queue) = (Some(address.to_string()), false, None);
+        let card = CardArgs { socket, hugepages, request_queue, lcores: None, pcie_profile: None };
         let (log, spin_us, agent_log) = (None, None, None);
         RunArgs { card, log, spin_us, require_agent: true, require: false, agent_log, program }
     }
@@ -93,8 +93,10 @@ pub fn run(arguments: &RunArgs) -> ExitCode {
     }
     let address = Address::choose(arguments.card.socket.as_deref());
     let card = &arguments.card;
-    let chosen = card.choose_queue().and_then(|queue| Ok((queue, card.choose_lcores()?)));
-    let (request_queue, lcores) = match chosen {
+    let chosen = card
+        .choose_queue()
+        .and_then(|queue| Ok((queue, card.choose_lcores()?, card.choose_profile()?)));
+    let (request_queue, lcores, pcie_profile) = match chosen {
         Ok(chosen) => chosen,
         Err(why) => {
             say(&why);
@@ -109,6 +111,7 @@ pub fn run(arguments: &RunArgs) -> ExitCode {
         hugepages: card.hugepages,
         request_queue,
         lcores,
+        pcie_profile,
         log: agent_log.as_deref().map(|p| (LogLevel::Info, p)),
     };
     // Lives until exec, which leaves its descriptor open for the program and its children.

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use emulator::{BootError, BootOptions, Card, CardEvent, CardGone};
+use ring::attach::Fault;
 use ring::msg::Completion;
 use rustix::event::{Timespec, epoll};
 
@@ -59,6 +60,15 @@ pub enum Ended {
     /// The event loop failed.
     #[error("the agent's event loop failed: {0}")]
     Io(#[from] io::Error),
+}
+
+/// How serving ended, as it was asked to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// For good.
+    Ended,
+    /// The card was reset: [`Agent::reset`] goes on.
+    Reset,
 }
 
 /// What an epoll event is about.
@@ -172,6 +182,10 @@ pub struct Agent {
     pub(crate) retired: BTreeMap<u32, Totals>,
     pub(crate) up_since: Instant,
     pub(crate) own_uid: u32,
+    /// The card is to fail.
+    pub(crate) fault: Option<Fault>,
+    /// Until when it does nothing.
+    stuck_until: Option<Instant>,
     /// Kept for the poller, which watches it.
     _signals: UnixStream,
     idle_exit: Option<Duration>,
@@ -213,10 +227,27 @@ impl Agent {
             retired: BTreeMap::new(),
             up_since: Instant::now(),
             own_uid: rustix::process::geteuid().as_raw(),
+            fault: None,
+            stuck_until: None,
             _signals: signals,
             idle_exit: settings.idle_exit,
             idle_since: None,
         })
+    }
+
+    /// Another agent with a fresh card at the same place, for the programs that this one's leases belong to. They attach to it by
+    /// themselves.
+    ///
+    /// # Errors
+    /// As [`Agent::start`].
+    pub fn reset(mut self, settings: &Settings) -> Result<Agent, StartError> {
+        let leases = self.clients.take_leases();
+        drop(self);
+        let mut agent = Agent::start(settings)?;
+        for (socket, uid) in leases {
+            agent.keep_lease(socket, uid);
+        }
+        Ok(agent)
     }
 
     /// The card.
@@ -230,22 +261,35 @@ impl Agent {
     ///
     /// # Errors
     /// [`Ended`]: the coordinator is gone.
-    pub fn serve(&mut self) -> Result<(), Ended> {
+    pub fn serve(&mut self) -> Result<Served, Ended> {
         self.take_answers()?;
         loop {
             let now = Instant::now();
             self.expire(now);
             if self.idle_deadline(now).is_some_and(|deadline| deadline <= now) {
                 tracing::info!("nobody has needed the card for a while: ending");
-                return Ok(());
+                return Ok(Served::Ended);
             }
-            let deadline =
-                [self.clients.next_deadline(), self.idle_deadline(now)].into_iter().flatten().min();
+            match self.fault.take() {
+                Some(Fault::LinkLoss) => return Err(CardGone::LinkLost.into()),
+                Some(Fault::Reset) => return Ok(Served::Reset),
+                Some(Fault::Stuck { ms }) => {
+                    self.card.stop(true);
+                    self.stuck_until = Some(now + Duration::from_millis(ms.into()));
+                }
+                None if self.stuck_until.is_some_and(|until| until <= now) => {
+                    self.stuck_until = None;
+                    self.card.stop(false);
+                }
+                None => {}
+            }
+            let deadlines = [self.clients.next_deadline(), self.idle_deadline(now), self.stuck_until];
+            let deadline = deadlines.into_iter().flatten().min();
             for watch in self.poller.wait(deadline.map(|d| d.saturating_duration_since(now)))? {
                 match watch {
                     Watch::Signal => {
                         tracing::info!("asked to end");
-                        return Ok(());
+                        return Ok(Served::Ended);
                     }
                     Watch::CardDeath => return Err(CardGone::HungUp.into()),
                     Watch::Listener => self.accept(),

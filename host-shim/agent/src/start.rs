@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use emulator::Lcores;
+use ring::profile::Profile;
 use ring::queue::Kind;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
@@ -33,6 +34,8 @@ pub struct Background<'a> {
     pub request_queue: Kind,
     /// See `--lcores`.
     pub lcores: Lcores,
+    /// See `--pcie-profile`.
+    pub pcie_profile: Profile,
     /// Its log level and file; without a file there is no log.
     pub log: Option<(LogLevel, &'a Path)>,
 }
@@ -49,6 +52,7 @@ pub fn start(how: &Background<'_>) -> Result<(), String> {
     command.args(["--socket", &how.address.to_string()]);
     command.args(["--request-queue", how.request_queue.name()]);
     command.args(["--lcores", &how.lcores.to_string()]);
+    command.args(["--pcie-profile", &how.pcie_profile.to_string()]);
     if how.hugepages {
         command.arg("--hugepages");
     }

@@ -210,6 +210,18 @@ impl<'a, M: Memory> CardEnd<'a, M> {
         if self.completions.take_armed(self.asked) { Ok(()) } else { Err(Broken::Credit) }
     }
 
+    /// True if [`CardEnd::look_at_armed`] has something to see.
+    #[must_use]
+    pub fn armed_changed(&self) -> bool {
+        self.armed.load(Ordering::Relaxed) != self.asked
+    }
+
+    /// True if a completion can be pushed.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.completions.space() != 0
+    }
+
     /// True if the host has to be interrupted now, once for each time that it asked.
     #[inline]
     pub fn interrupt_due(&mut self) -> bool {
@@ -222,7 +234,7 @@ impl<'a, M: Memory> CardEnd<'a, M> {
     /// [`Full`] until the host gives credit.
     #[inline]
     pub fn push(&mut self, raw: &Raw) -> Result<(), Full> {
-        if self.completions.space() == 0 {
+        if !self.has_room() {
             return Err(Full);
         }
         // Counts as told, so only for an entry that is pushed (SPEC 2.4.5).

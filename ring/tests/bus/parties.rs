@@ -90,6 +90,8 @@ struct World {
     doorbells: Cell<u32>,
     /// The card sleeps on the doorbell when there is nothing to do.
     card_sleeps: bool,
+    /// The host does not sleep as long as it has something to post.
+    insists: bool,
     credit_after: u64,
     /// How many the host is to post.
     requests: u32,
@@ -101,9 +103,9 @@ const STEPS: usize = 400;
 /// One run of the protocol, chosen by `seed`; panics when a promise is broken.
 pub fn run(seed: u64, ways: [Way; 2], faults: Faults, mistakes: Mistakes) {
     let bus = Bus::new(seed, ways, faults);
-    let (entries, card_sleeps, requests) = {
+    let (entries, card_sleeps, insists, requests) = {
         let mut bus = bus.borrow_mut();
-        (2 << bus.below(3), bus.chance(128), 20 + bus.below(60))
+        (2 << bus.below(3), bus.chance(128), bus.chance(64), 20 + bus.below(60))
     };
     // Left behind, so that the parties may be anywhere; a few kilobytes.
     let function: &'static Function = Box::leak(Box::new(Function::new(&bus, entries)));
@@ -129,6 +131,7 @@ pub fn run(seed: u64, ways: [Way; 2], faults: Faults, mistakes: Mistakes) {
         interrupts: RefCell::default(),
         doorbells: Cell::new(0),
         card_sleeps,
+        insists,
         credit_after: (entries as u64 / 4).max(1),
         requests: u32::try_from(requests).unwrap(),
     });
@@ -182,7 +185,7 @@ impl World {
         let what = self.bus.borrow_mut().below(4);
         match what {
             0 | 1 if self.posted.get() < self.requests => self.post(&mut host),
-            3 => self.host_sleeps(&mut host),
+            3 if !self.insists || self.posted.get() == self.requests => self.host_sleeps(&mut host),
             _ => drop(Self::take_completions(&mut host)),
         }
     }
@@ -249,8 +252,8 @@ impl World {
             card.taken += 1;
             check(&got, card.taken, "request");
             worked = true;
-            // Some requests have no answer, some have two.
-            let answers = self.bus.borrow_mut().below(3);
+            // Some requests have no answer, some have many, as if there were news besides.
+            let answers = self.bus.borrow_mut().below(5);
             (0..answers).for_each(|_| card.outbox.push_back(self.make()));
         }
         if !self.mistakes.armed_before_push {
