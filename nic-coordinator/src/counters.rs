@@ -53,12 +53,16 @@ counters! {
     requests,
     /// Of those, taken out of the shared ring.
     requests_shared,
+    /// Times that this was told to the hosts: a store for all that one turn took.
+    batches_shared,
     /// Functions looked at because of a hint.
     hints,
     /// Tickets of the shared ring that were not published in time.
     gaps,
     /// Entries of the shared ring that were not made by whom they name.
     forged,
+    /// Times that a host was found to have asked for an interrupt, or given credit so.
+    armed,
     /// Completions, credits included.
     completions,
     /// Completions that carry nothing but credit.

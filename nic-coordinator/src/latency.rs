@@ -9,7 +9,7 @@ use ring::queue::Kind;
 
 /// Reads of host memory, one after the other, that bring a request by the hint or out of the shared ring: who has work, or how far the
 /// ring is drawn; then the mark, or the entry.
-const READS: u64 = 2;
+pub const READS: u64 = 2;
 
 /// The bus of all functions.
 #[derive(Debug)]

@@ -204,7 +204,7 @@ impl FunctionMemory {
     ///
     /// # Errors
     /// [`Broken`]: the function has to be dropped.
-    pub fn look_at_armed(&mut self) -> Result<(), Broken> {
+    pub fn look_at_armed(&mut self) -> Result<bool, Broken> {
         self.end.look_at_armed()
     }
 

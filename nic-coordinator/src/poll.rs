@@ -405,6 +405,7 @@ impl<'r> Poller<'r> {
         let gaps = self.local.intake.take(now_us, patience_us, &mut found);
         self.counters.gaps.add(gaps);
         let worked = !found.is_empty();
+        self.counters.batches_shared.add(u64::from(worked));
         let mut said = std::mem::take(&mut self.said);
         let mut touched = std::mem::take(&mut self.touched);
         for entry in found.drain(..) {

@@ -407,8 +407,8 @@ impl Port {
     /// True if something is on its way.
     fn settle(&mut self, counters: &Counters) -> Result<bool, Broken> {
         let now_ns = self.way.bus.now_ns();
-        if self.armed_is_there(now_ns) {
-            self.memory.look_at_armed()?;
+        if self.armed_is_there(now_ns) && self.memory.look_at_armed()? {
+            counters.armed.add(1);
         }
         while let Some((token, completion)) = self.outbox.front(now_ns) {
             if self.memory.push(&completion.to_raw(token)).is_err() {

@@ -93,9 +93,8 @@ pub fn run(arguments: &RunArgs) -> ExitCode {
     }
     let address = Address::choose(arguments.card.socket.as_deref());
     let card = &arguments.card;
-    let chosen = card
-        .choose_queue()
-        .and_then(|queue| Ok((queue, card.choose_lcores()?, card.choose_profile()?)));
+    let chosen =
+        card.choose_queue().and_then(|queue| Ok((queue, card.choose_lcores()?, card.choose_profile()?)));
     let (request_queue, lcores, pcie_profile) = match chosen {
         Ok(chosen) => chosen,
         Err(why) => {

@@ -9,12 +9,13 @@ use nic_coordinator::link::ShardEnd;
 use nic_coordinator::logic::{Limits, Logic};
 use nic_coordinator::mapping::{CardMemory, FunctionMemory};
 use nic_coordinator::poll::Poller;
-use ring::atomic::Ordering;
+use ring::atomic::light_barrier;
 use ring::bus::AGENT_FUNCTION;
 use ring::msg::{Completion, Request};
+use ring::profile::Profile;
 use ring::queue::shared::Poster;
 use ring::queue::{COMMON_BYTES, CommonMemory, Key, Kind, Requests};
-use ring::window::{Consumer, HOST_BYTES, HostMemory, Raw, WINDOW_BYTES, Window};
+use ring::window::{HOST_BYTES, HostEnd, HostMemory, Raw, WINDOW_BYTES, Window};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 
@@ -41,10 +42,11 @@ pub struct Host<'r> {
 /// A function, as its process sees it.
 pub struct Process {
     pub number: u32,
-    pub requests: Requests<'static>,
-    completions: Consumer<'static>,
-    window: Window<'static>,
-    pub host: HostMemory<'static>,
+    pub end: HostEnd<'static>,
+    host: HostMemory<'static>,
+    irqs: [OwnedFd; 2],
+    /// Whether the card wanted its doorbell rung, how often.
+    pub doorbells: u64,
 }
 
 impl<'r> Host<'r> {
@@ -69,12 +71,28 @@ impl<'r> Host<'r> {
 
     /// A process comes.
     pub fn attach(&mut self, function: u32) -> Process {
+        self.attach_as(function, 1)
+    }
+
+    /// A process of this group comes.
+    pub fn attach_as(&mut self, function: u32, group: u32) -> Process {
         let process = self.map(function);
-        let attach = Request::Attach { function, group: 1, parent: 0, nonce: 0, uid: 0, pid: 1, netns: 1 };
+        let attach = Request::Attach { function, group, parent: 0, nonce: 0, uid: 0, pid: 1, netns: 1 };
         self.agent.as_mut().unwrap().post(&attach.to_raw(1));
-        self.poller.turn(0);
-        assert_eq!(self.agent.as_mut().unwrap().answers(), [1]);
+        let mut answers = Vec::new();
+        // One turn, but for a slow bus.
+        while self.poller.turn(0) && answers.is_empty() {
+            answers = self.agent.as_mut().unwrap().answers();
+        }
+        answers.extend(self.agent.as_mut().unwrap().answers());
+        assert_eq!(answers, [1]);
         process
+    }
+
+    /// From now on they are behind a slow bus.
+    pub fn behind(mut self, profile: Profile) -> Host<'r> {
+        self.poller = self.poller.with_profile(profile);
+        self
     }
 
     pub fn map(&mut self, number: u32) -> Process {
@@ -84,20 +102,17 @@ impl<'r> Host<'r> {
         window.format(number);
         let kind = if number == AGENT_FUNCTION { Kind::PerProcess } else { self.kind };
         host.format(kind, Key([number.into(), 77]));
+        let irqs = [0; 2].map(|n| eventfd(n, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap());
         if self.interrupts {
-            let irqs = [0; 2].map(|n| eventfd(n, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap());
-            self.poller.map(number, [window_fd, host_fd].into_iter().chain(irqs).collect()).unwrap();
+            let cards = irqs.each_ref().map(|irq| irq.try_clone().unwrap());
+            self.poller.map(number, [window_fd, host_fd].into_iter().chain(cards).collect()).unwrap();
         } else {
             let memory = FunctionMemory::map(number, window_fd.as_fd(), host_fd.as_fd()).unwrap();
             self.poller.add(number, memory, None).unwrap();
         }
-        Process {
-            number,
-            requests: Requests::over(number, &window.far(), &host, self.common).unwrap(),
-            completions: Consumer::new(host.completions, 0),
-            window,
-            host,
-        }
+        let requests = Requests::over(number, &window.far(), &host, self.common).unwrap();
+        let end = HostEnd::new(requests, &window.far(), &host.near());
+        Process { number, end, host, irqs, doorbells: 0 }
     }
 }
 
@@ -108,15 +123,14 @@ impl Process {
     }
 
     pub fn post(&mut self, raw: &Raw) {
-        let credit = self.completions.credit();
-        self.requests.push(raw, credit).unwrap();
+        self.end.post(raw).unwrap();
+        self.doorbells += u64::from(self.end.doorbell_wanted(light_barrier));
     }
 
     /// Tokens and completions but for credits, in their order.
     pub fn heard(&mut self) -> Vec<(u32, Completion)> {
         let mut heard = Vec::new();
-        while let Some((raw, credit)) = self.completions.pop().unwrap() {
-            assert!(self.requests.take_credit(credit));
+        while let Some(raw) = self.end.take().unwrap() {
             match Completion::from_raw(&raw).unwrap() {
                 Completion::Credit => {}
                 completion => heard.push((raw.token, completion)),
@@ -127,8 +141,16 @@ impl Process {
 
     /// As before sleeping: the card gets the credit for what was heard, and is asked for an interrupt.
     pub fn arm(&mut self) {
-        self.window.header.armed.store(self.completions.consumed() + 1, Ordering::Release);
-        self.requests.armed();
+        let _ = self.end.arm(light_barrier);
+    }
+
+    /// Takes the interrupts of a vector: how many there were.
+    pub fn interrupts(&self, vector: usize) -> u64 {
+        let mut count = [0; 8];
+        match rustix::io::read(&self.irqs[vector], &mut count) {
+            Ok(_) => u64::from_ne_bytes(count),
+            Err(_) => 0,
+        }
     }
 
     pub fn answers(&mut self) -> Vec<u32> {

@@ -198,16 +198,16 @@ impl<'a, M: Memory> CardEnd<'a, M> {
         self.requests.ready()
     }
 
-    /// Looks whether the host asks for an interrupt (SPEC 2.5), and takes the credit in that.
+    /// Looks whether the host asks for an interrupt (SPEC 2.5), and takes the credit in that. True: it has asked anew.
     ///
     /// # Errors
     /// [`Broken`]: the function has to be dropped.
     #[inline]
-    pub fn look_at_armed(&mut self) -> Result<(), Broken> {
+    pub fn look_at_armed(&mut self) -> Result<bool, Broken> {
         // Acquire: pairs with the host's `publish`. The entries that it says are consumed were read before; we may write over
         // them now.
-        self.asked = self.armed.load(Ordering::Acquire);
-        if self.completions.take_armed(self.asked) { Ok(()) } else { Err(Broken::Credit) }
+        let before = core::mem::replace(&mut self.asked, self.armed.load(Ordering::Acquire));
+        if self.completions.take_armed(self.asked) { Ok(self.asked != before) } else { Err(Broken::Credit) }
     }
 
     /// True if [`CardEnd::look_at_armed`] has something to see.
