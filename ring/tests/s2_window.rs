@@ -5,10 +5,10 @@ mod support;
 
 use proptest::prelude::*;
 use ring::atomic::{AtomicU64, Ordering};
-use ring::queue::{Key, Kind};
+use ring::queue::{Key, Kind, Requests};
 use ring::window::{
-    Consumer, ENTRIES, ENTRIES_OFFSET, Entry, Full, HOST_BYTES, HostMemory, IrqGate, Producer, Raw,
-    WINDOW_BYTES, Window, WrongVersion,
+    CardEnd, Consumer, ENTRIES, ENTRIES_OFFSET, Entry, Full, HOST_BYTES, HostEnd, HostMemory, IrqGate,
+    Producer, Raw, WINDOW_BYTES, Window, WrongVersion,
 };
 use std::collections::VecDeque;
 use support::Memory;
@@ -290,4 +290,74 @@ fn s2_1_windows_and_host_memory_are_checked() {
     let short = ENTRIES_OFFSET + ENTRIES as usize * 64 - 1;
     assert!(Window::over(window.region().part(0, short).unwrap()).is_none());
     assert!(HostMemory::over(host.region().part(0, short).unwrap()).is_none());
+}
+
+/// A function of real size, and both its ends.
+struct Ends {
+    memory: [Memory; 2],
+}
+
+impl Ends {
+    fn new() -> Ends {
+        Ends { memory: [Memory::zeroed(WINDOW_BYTES), Memory::zeroed(HOST_BYTES)] }
+    }
+
+    fn both(&self) -> (HostEnd<'_>, CardEnd<'_>) {
+        let [window, host] = &self.memory;
+        let (window, host) =
+            (Window::over(window.region()).unwrap(), HostMemory::over(host.region()).unwrap());
+        let requests = Requests::private(&window.far());
+        let host_end = HostEnd::new(requests, &window.far(), &host.near());
+        (host_end, CardEnd::new(&window.near(), &host.far()))
+    }
+}
+
+#[test]
+fn s2_4_4_who_has_no_room_gives_credit_by_armed() {
+    let ends = Ends::new();
+    let (mut host, mut card) = ends.both();
+    let raw = Raw { kind: 1, ..Raw::default() };
+    // News, and then requests, and nobody takes anything.
+    (0..ENTRIES).for_each(|_| card.push(&raw).unwrap());
+    (0..ENTRIES).for_each(|_| host.post(&raw).unwrap());
+    assert_eq!(card.push(&raw), Err(Full));
+    // The card takes, and can't say so.
+    while card.take().unwrap().is_some() {}
+    assert_eq!((card.untold(), card.push(&raw)), (ENTRIES.into(), Err(Full)));
+    // What the host takes brings no credit.
+    while host.take().unwrap().is_some() {}
+    assert_eq!(host.post(&raw), Err(Full));
+    assert!(card.look_at_armed().unwrap());
+    card.push(&raw).unwrap();
+    assert!(host.take().unwrap().is_some());
+    host.post(&raw).unwrap();
+}
+
+#[test]
+fn s2_6_5_a_sleeping_card_hears_of_credit_once_a_ring_was_taken() {
+    let ends = Ends::new();
+    let (mut host, mut card) = ends.both();
+    let raw = Raw { kind: 1, ..Raw::default() };
+    card.set_doorbell_wanted(true);
+    for turn in 0..3 {
+        for taken in 1..=ENTRIES {
+            card.push(&raw).unwrap();
+            assert!(host.take().unwrap().is_some());
+            let armed = host.arm(|| ());
+            // Not each time that somebody sleeps.
+            assert_eq!((armed.ready, armed.ring), (false, taken == ENTRIES), "turn {turn}, {taken}");
+            card.look_at_armed().unwrap();
+        }
+    }
+    // A request rings for itself, and tells as much.
+    for _ in 0..ENTRIES - 1 {
+        card.push(&raw).unwrap();
+        assert!(host.take().unwrap().is_some());
+    }
+    host.post(&raw).unwrap();
+    assert!(host.doorbell_wanted(|| ()));
+    assert!(card.take().unwrap().is_some());
+    card.push(&raw).unwrap();
+    assert!(host.take().unwrap().is_some());
+    assert!(!host.arm(|| ()).ring);
 }

@@ -1,5 +1,6 @@
 //! What happens when a party dies or lies: the others go on, nothing hangs, nothing is left behind.
 
+mod cards;
 mod corrupt;
 mod hostile;
 mod kills;
@@ -35,6 +36,10 @@ const TESTS: &[Test] = &[
     ("restart::a_blocked_accept_is_accelerated_again", restarts::blocked_accept),
     ("restart::forked_workers", restarts::workers),
     ("restart::a_silent_coordinator", restarts::silent_coordinator),
+    ("card::stuck", cards::stuck),
+    ("card::link_loss", cards::link_loss),
+    ("card::reset", cards::reset),
+    ("card::behind_a_slow_bus", cards::slow_bus),
     ("queues::clients_killed_on_private_rings", queues::per_process),
     ("queues::clients_killed_on_the_shared_ring", queues::shared),
     ("queues::clients_killed_on_hinted_rings", queues::hybrid),

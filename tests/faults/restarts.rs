@@ -50,14 +50,14 @@ globals()[sys.argv[1]](*sys.argv[2:])
 "#;
 
 /// A process that holds one connection.
-struct Holder {
+pub struct Holder {
     _process: Guarded,
     to: ChildStdin,
     from: BufReader<ChildStdout>,
 }
 
 impl Holder {
-    fn start(instance: &Instance, addr: SocketAddr) -> Outcome<Holder> {
+    pub fn start(instance: &Instance, addr: SocketAddr) -> Outcome<Holder> {
         let mut command = instance.shimmed(bins::program("python3")?);
         command.args(["-c", PROGRAM, "hold", &addr.port().to_string()]);
         let mut process = Guarded::spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()))?;
@@ -75,19 +75,20 @@ impl Holder {
     }
 
     /// Something goes over the connection and comes back.
-    fn ping(&mut self) -> Outcome {
+    pub fn ping(&mut self) -> Outcome {
         self.to.write_all(b"\n")?;
         self.expect("+PONG")
     }
 
     /// The same over a new connection.
-    fn ping_anew(&mut self) -> Outcome {
+    pub fn ping_anew(&mut self) -> Outcome {
         self.to.write_all(b"again\n")?;
         self.expect("+PONG")
     }
 }
 
-fn server(instance: &Instance, workers: &str) -> Outcome<(Guarded, SocketAddr)> {
+/// A server, listening. `workers`: how many processes of it accept, or 0: its only one.
+pub fn server(instance: &Instance, workers: &str) -> Outcome<(Guarded, SocketAddr)> {
     let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, net::free_port()?));
     let mut command = instance.shimmed(bins::program("python3")?);
     command.args(["-c", PROGRAM, "serve", &addr.port().to_string(), workers]);
@@ -108,7 +109,7 @@ fn restart(instance: &mut Instance) -> Outcome {
 }
 
 /// New connections to `addr`, one after the other, until one has both ends in user space.
-fn until_accelerated(instance: &Instance, addr: SocketAddr) -> Outcome<Holder> {
+pub fn until_accelerated(instance: &Instance, addr: SocketAddr) -> Outcome<Holder> {
     let accelerated = wait_for(BOUND, || {
         let before = instance.totals()?;
         let mut holder = Holder::start(instance, addr)?;

@@ -31,6 +31,8 @@ pub struct Agent {
     pub request_queue: String,
     /// How slow a bus its card imitates.
     pub pcie_profile: String,
+    /// Leases held by `ipc-direct run`.
+    pub leases: u64,
 }
 
 /// Sums per path.

@@ -27,8 +27,8 @@ const START_BOUND: Duration = Duration::from_secs(20);
 pub struct Instance {
     dir: PathBuf,
     socket: String,
-    /// Its request queue; `None`: the environment's, or the default.
-    queue: Option<String>,
+    /// What its card is told beside the environment: its request queue, its bus.
+    options: Vec<String>,
     agent: Option<Guarded>,
 }
 
@@ -53,7 +53,7 @@ impl Instance {
     /// # Errors
     /// As [`Instance::start`].
     pub fn start_in(dir: PathBuf) -> Outcome<Instance> {
-        Instance::start_with(dir, fresh_socket(), None)
+        Instance::start_with(dir, fresh_socket(), Vec::new())
     }
 
     /// As [`Instance::start`], at an address of the caller's.
@@ -61,14 +61,13 @@ impl Instance {
     /// # Errors
     /// As [`Instance::start`].
     pub fn start_at(socket: &str) -> Outcome<Instance> {
-        Instance::start_with(bins::product_dir()?, socket.to_owned(), None)
+        Instance::start_with(bins::product_dir()?, socket.to_owned(), Vec::new())
     }
 
-    fn start_with(dir: PathBuf, socket: String, queue: Option<&str>) -> Outcome<Instance> {
-        let queue = queue.map(str::to_owned);
-        let agent = Some(start_agent(&dir, &socket, queue.as_deref())?);
+    fn start_with(dir: PathBuf, socket: String, options: Vec<String>) -> Outcome<Instance> {
+        let agent = Some(start_agent(&dir, &socket, &options)?);
         watchdog::agent_up(&socket, &dir);
-        Ok(Instance { dir, socket, queue, agent })
+        Ok(Instance { dir, socket, options, agent })
     }
 
     /// Another agent and card at the same address, after the first ones have ended.
@@ -76,7 +75,7 @@ impl Instance {
     /// # Errors
     /// As [`Instance::start`].
     pub fn start_again(&mut self) -> Outcome {
-        self.agent = Some(start_agent(&self.dir, &self.socket, self.queue.as_deref())?);
+        self.agent = Some(start_agent(&self.dir, &self.socket, &self.options)?);
         Ok(())
     }
 
@@ -85,7 +84,7 @@ impl Instance {
     /// # Errors
     /// When the binaries are missing.
     pub fn absent() -> Outcome<Instance> {
-        Ok(Instance { dir: bins::product_dir()?, socket: fresh_socket(), queue: None, agent: None })
+        Ok(Instance { dir: bins::product_dir()?, socket: fresh_socket(), options: Vec::new(), agent: None })
     }
 
     /// The agent's address, as `--socket` takes it.
@@ -219,11 +218,11 @@ impl Drop for Instance {
 }
 
 /// `ipc-direct up`, ready.
-fn start_agent(dir: &Path, socket: &str, queue: Option<&str>) -> Outcome<Guarded> {
+fn start_agent(dir: &Path, socket: &str, options: &[String]) -> Outcome<Guarded> {
     let mut agent = Guarded::spawn(
         Command::new(dir.join("ipc-direct"))
             .args(["up", "--socket", socket])
-            .args(queue.map(|kind| format!("--request-queue={kind}")))
+            .args(options)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit()),
@@ -247,7 +246,7 @@ fn start_agent(dir: &Path, socket: &str, queue: Option<&str>) -> Outcome<Guarded
 /// # Errors
 /// Those of `body`, with the state of the instance; or what was left behind.
 pub fn with_instance(body: impl FnOnce(&mut Instance) -> Outcome) -> Outcome {
-    run_with(None, body)
+    run_with(Vec::new(), body)
 }
 
 /// As [`with_instance`], with this request queue, whatever the environment (`IPC_DIRECT_REQUEST_QUEUE`) says.
@@ -255,12 +254,20 @@ pub fn with_instance(body: impl FnOnce(&mut Instance) -> Outcome) -> Outcome {
 /// # Errors
 /// As [`with_instance`].
 pub fn with_instance_over(queue: &str, body: impl FnOnce(&mut Instance) -> Outcome) -> Outcome {
-    run_with(Some(queue), body)
+    run_with(vec![format!("--request-queue={queue}")], body)
 }
 
-fn run_with(queue: Option<&str>, body: impl FnOnce(&mut Instance) -> Outcome) -> Outcome {
+/// As [`with_instance`], with a card behind such a bus (`--pcie-profile`).
+///
+/// # Errors
+/// As [`with_instance`].
+pub fn with_instance_behind(bus: &str, body: impl FnOnce(&mut Instance) -> Outcome) -> Outcome {
+    run_with(vec![format!("--pcie-profile={bus}")], body)
+}
+
+fn run_with(options: Vec<String>, body: impl FnOnce(&mut Instance) -> Outcome) -> Outcome {
     let before = Census::take();
-    let mut instance = Instance::start_with(bins::product_dir()?, fresh_socket(), queue)?;
+    let mut instance = Instance::start_with(bins::product_dir()?, fresh_socket(), options)?;
     if let Err(e) = body(&mut instance) {
         return fail(format!("{}\n{}", e.0, instance.describe()));
     }

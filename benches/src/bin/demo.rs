@@ -69,6 +69,8 @@ struct Bytes {
 
 #[derive(Debug, Serialize)]
 struct Report {
+    /// How slow a bus the emulated card imitates.
+    pcie_profile: String,
     rows: Vec<Row>,
     ping_pong: Vec<PingPongRow>,
     counters: Bytes,
@@ -95,10 +97,15 @@ fn demo(file: &std::path::Path) -> Outcome {
     let counters = instance.totals()?;
     let ping_pong = ping_pongs(&instance, &mut progress)?;
     progress.finish();
+    let bus = instance.report()?.agent.pcie_profile;
     instance.stop()?;
     print(&rows, &ping_pong, counters);
+    if bus != "none" {
+        println!("All of this with an emulated card as slow as {bus} (docs/pcie.md).");
+    }
     let Totals { user, kernel } = counters;
     let report = Report {
+        pcie_profile: bus,
         rows,
         ping_pong,
         counters: Bytes {

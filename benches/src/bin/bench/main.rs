@@ -86,8 +86,12 @@ fn bench(options: &Options) -> Outcome {
         report.add(experiment, found);
     }
     progress.finish();
+    let bus = instance.report()?.agent.pcie_profile;
     instance.stop()?;
     report.finish();
+    if bus != "none" {
+        report.machine += &format!(" All of this with an emulated card as slow as {bus} (docs/pcie.md).");
+    }
     report.print();
     fs::create_dir_all(&options.out)?;
     let (json, page) = (options.out.join("report.json"), options.out.join("report.html"));
