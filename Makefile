@@ -21,7 +21,7 @@ endif
 E2E := exports conformance c pipes programs operator namespaces lab faults idle
 
 .PHONY: help setup build demo test test-all test-unit test-loom test-e2e test-each-queue test-lcores test-queues test-pci arm64 deb suites random matrix
-.PHONY: bench bench-build bench-quick criterion guard baseline fmt lint clean
+.PHONY: bench bench-build bench-queues bench-quick criterion guard baseline fmt lint clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -87,14 +87,17 @@ matrix: build ## Write docs/support.md from what the conformance suite shows
 bench: bench-build ## Every row of the speed goals beside the kernel and a raw ring: ARGS="--quick", ARGS="redis pipe", ARGS=--list
 	$(TARGET)/release/bench --out $(TARGET)/bench $(ARGS)
 
+bench-queues: bench-build ## The three request queues beside each other and the kernel, with plots: ARGS="--quick", ARGS="latency lock", ARGS=--list
+	$(TARGET)/release/bench-queues --out $(TARGET)/bench/queues $(ARGS)
+
 bench-build: build
 	$(CARGO) build --release -p ipc-direct-benches --bins
 
 bench-quick: bench-build ## Check the promised ping-pong ratios (20x blocking, 10x epoll)
 	$(TARGET)/release/bench-check
 
-criterion: ## The ring alone, by criterion
-	$(CARGO) bench -p ipc-direct-benches --bench stream
+criterion: ## The stream ring and the request queues alone, by criterion
+	$(CARGO) bench -p ipc-direct-benches --bench stream --bench queues
 
 guard: bench-build ## Count the instructions of the hot calls, against benches/baseline.json
 	$(TARGET)/release/bench-guard

@@ -8,15 +8,21 @@
 //! | [`redis`] | redis-benchmark, on any path |
 //! | [`services`] | servers with several processes, with their usual load programs |
 //! | [`stats`] | medians over interleaved rounds |
+//! | [`rig`] | the coordinator's polling loop with any number of functions, in one process |
+//! | [`machine`] | what else the machine does meanwhile |
+//! | [`fonts`] | the typeface of plots |
 //! | [`progress`] | one line at a time about what is being measured |
 //!
 //! Absolute figures drift by a factor of 1.5-3 on shared machines; so everything that is compared is measured in
 //! turns within one run, and medians are taken.
 
+pub mod fonts;
 pub mod job;
+pub mod machine;
 pub mod pairs;
 pub mod path;
 pub mod progress;
 pub mod redis;
+pub mod rig;
 pub mod services;
 pub mod stats;

@@ -120,6 +120,29 @@ impl Pair {
     }
 }
 
+/// A server under the shim that nobody connects to. Dropped, it ends.
+#[derive(Debug)]
+pub struct Waiting {
+    _server: Worker,
+}
+
+impl Waiting {
+    /// Starts it, and waits until it listens.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start(program: &FilePath, instance: &Instance, job: &Job) -> Outcome<Waiting> {
+        let job_text = serde_json::to_string(job)?;
+        let mut server = Worker::start(command(Some(instance), program).args(["serve", "tcp", &job_text]))?;
+        let address = server.line()?;
+        if address.is_empty() {
+            fail("a server did not say where it listens")
+        } else {
+            Ok(Waiting { _server: server })
+        }
+    }
+}
+
 /// Measures between a server and a client of it.
 ///
 /// # Errors

@@ -35,6 +35,7 @@ struct Dot {
 
 /// The whole page.
 pub fn page(report: &Report) -> Outcome<String> {
+    measure::fonts::register()?;
     let mut page = String::from(
         "<!DOCTYPE html><html lang=en><meta charset=utf-8><title>IPC-Direct: make bench</title><style>\
          body{font:14px/1.4 sans-serif;max-width:1150px;margin:2em auto}table{border-collapse:collapse}\

@@ -117,7 +117,7 @@ fn interleave(
     for round in 1..=rounds {
         let names: Vec<&str> = experiment.rows.iter().map(|row| row.name.as_str()).collect();
         progress.step(&format!("{}: round {round} of {rounds}", names.join("; ")));
-        found.runnable.push(run::runnable());
+        found.runnable.push(measure::machine::runnable());
         found.calibration_us.extend(machine.calibrate().ok());
         for ((path, column), fixture) in experiment.paths.iter().zip(&mut found.columns).zip(&mut fixtures) {
             let (Some(fixture), None) = (fixture, &column.failed) else { continue };

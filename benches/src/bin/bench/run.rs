@@ -220,10 +220,3 @@ fn used_kib() -> Outcome<f64> {
     };
     Ok(text.lines().filter_map(part).sum())
 }
-
-/// Threads that run or could run now, ours included.
-pub fn runnable() -> usize {
-    let text = fs::read_to_string("/proc/stat").unwrap_or_default();
-    let number = |line: &str| line.strip_prefix("procs_running ")?.parse().ok();
-    text.lines().find_map(number).unwrap_or(0)
-}
