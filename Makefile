@@ -12,7 +12,7 @@ export IPC_DIRECT_REQUEST_QUEUE := $(QUEUE)
 endif
 PRODUCT := -p ipc-direct -p nic-coordinator -p ipc-direct-shim
 # What is run over the other request queues, too: what asks the coordinator for something.
-OTHER_QUEUES := shared hybrid
+OTHER_QUEUES := per-process shared
 QUEUE_CASES := accept:: connect:: fork::
 # How many lcores the tests' cards have, unless a test asks for a number: LCORES=2.
 ifdef LCORES

@@ -44,8 +44,8 @@ pub struct Options {
     /// With --idle sleep or nap: microseconds to look for work before sleeping
     #[arg(long, value_name = "US", default_value_t = 50, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     pub spin_us: u64,
-    /// How processes' requests come: per-process, shared (for processes that trust each other) or hybrid; a card's bus: per-process
-    #[arg(long, value_name = "KIND", default_value_t)]
+    /// How processes' requests come, as the agent says: per-process, shared (for processes that trust each other) or hybrid; a card's bus: per-process
+    #[arg(long, value_name = "KIND", default_value_t = Kind::PerProcess)]
     pub request_queue: Kind,
     /// On the emulated bus: be as slow as a real one: none, bluefield2, bluefield3 or custom, with other figures as in bluefield2,posted-write-ns=600
     #[arg(long, value_name = "BUS", default_value_t)]

@@ -80,8 +80,8 @@ pub struct CardArgs {
     /// Take the card's memory from hugepages (they must be reserved and accessible)
     #[arg(long)]
     pub hugepages: bool,
-    /// How programs' requests go to a card that this command starts: per-process, hybrid, or shared (only for programs that
-    /// trust each other) [default: $IPC_DIRECT_REQUEST_QUEUE or per-process]
+    /// How programs' requests go to a card that this command starts: hybrid, per-process, or shared (only for programs that
+    /// trust each other) [default: $IPC_DIRECT_REQUEST_QUEUE or hybrid]
     #[arg(long, value_name = "KIND")]
     pub request_queue: Option<Kind>,
     /// Lcores of a card that this command starts, 1 to 16: one decides, the others share the processes

@@ -24,15 +24,16 @@ use crate::{VERSION, queue::hint::Hint, queue::shared::Poster};
 
 pub use seal::Key;
 
-/// How requests go to the card, one for all functions but the agent's, whose ring is always private.
+/// How requests go to the card, one for all functions but the agent's, whose ring is always private. The default is an emulated card's; one
+/// behind PCI has private rings only (SPEC 12.9).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Kind {
     /// Each function has its own ring, and the card polls them all.
-    #[default]
     PerProcess,
     /// All push into one ring. For processes that trust each other.
     Shared,
     /// Private rings, and a summary of who has work that is only a hint.
+    #[default]
     Hybrid,
 }
 
