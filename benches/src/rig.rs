@@ -21,7 +21,7 @@ use nic_coordinator::poll::Poller;
 use ring::bus::AGENT_FUNCTION;
 use ring::msg::{Completion, Request};
 use ring::queue::{COMMON_BYTES, CommonMemory, Key, Kind, Requests};
-use ring::window::{Consumer, HOST_BYTES, HostMemory, WINDOW_BYTES, Window};
+use ring::window::{HOST_BYTES, HostEnd, HostMemory, WINDOW_BYTES, Window};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -67,10 +67,9 @@ fn memory(bytes: usize) -> Outcome<(OwnedFd, CardMemory)> {
 /// One function, as its process has it.
 #[derive(Debug)]
 pub struct Client {
-    requests: Requests<'static>,
-    completions: Consumer<'static>,
+    end: HostEnd<'static>,
     token: u32,
-    /// What the two above look at.
+    /// What that looks at.
     _maps: [Arc<CardMemory>; 3],
 }
 
@@ -83,12 +82,11 @@ impl Client {
     pub fn ask(&mut self, request: Request) -> Outcome {
         self.token = self.token.wrapping_add(1);
         let raw = request.to_raw(self.token);
-        let credit = self.completions.credit();
-        if self.requests.push(&raw, credit).is_ok() {
+        if self.end.post(&raw).is_ok() {
             return Ok(());
         }
         let since = Instant::now();
-        while self.requests.push(&raw, credit).is_err() {
+        while self.end.post(&raw).is_err() {
             if since.elapsed() > WAIT_MAX {
                 return fail("there was no room for a request for 5 s");
             }
@@ -100,8 +98,7 @@ impl Client {
     /// The next completion that is not credit alone.
     #[inline]
     pub fn take(&mut self) -> Option<Completion> {
-        let (raw, credit) = self.completions.pop().ok().flatten()?;
-        let _ = self.requests.take_credit(credit);
+        let raw = self.end.take().ok().flatten()?;
         Completion::from_raw(&raw).ok().filter(|completion| *completion != Completion::Credit)
     }
 
@@ -349,11 +346,11 @@ fn map_function(
     let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
     let fds = [window_fd, host_fd].into_iter().map(Ok).chain([(); 2].map(|()| eventfd(0, flags)));
     poller.map(number, fds.collect::<Result<_, _>>()?)?;
-    let requests = Requests::over(number, &window, &host, common.map(|(_, view)| *view));
+    let requests =
+        Requests::over(number, &window.far(), &host, common.map(|(_, view)| *view)).ok_or_else(small)?;
     let shared = common.map_or_else(|| Arc::clone(&host_map), |(map, _)| Arc::clone(map));
     Ok(Client {
-        requests: requests.ok_or_else(small)?,
-        completions: Consumer::new(host.completions, 0),
+        end: HostEnd::new(requests, &window.far(), &host.near()),
         token: 0,
         _maps: [window_map, host_map, shared],
     })

@@ -299,9 +299,12 @@ impl Known {
     }
 }
 
+/// What one function heard: in order, and the last word of each listener.
+type Comparable = (Vec<(u32, Completion)>, BTreeMap<u32, bool>);
+
 /// All but `Ready`, in order; and of those the last word about each listener. How many there are depends on what was said together
 /// (see [`nic_coordinator::outbox`]).
-fn comparable(heard: &Heard) -> BTreeMap<u32, (Vec<(u32, Completion)>, BTreeMap<u32, bool>)> {
+fn comparable(heard: &Heard) -> BTreeMap<u32, Comparable> {
     let mut all = BTreeMap::new();
     for (number, news) in heard {
         let (mut rest, mut ready) = (Vec::new(), BTreeMap::new());
