@@ -26,34 +26,24 @@ const BATCH: u32 = 16;
 /// Bytes of a message between lcores, about.
 type Message = [u64; 9];
 
-#[inline(never)]
-fn role_shard_in(worker: &mut Worker<'_>) {
-    worker.turn(0);
+/// A turn, under a name of its own: the number keeps functions of one content from becoming one.
+macro_rules! roles {
+    ($($name:ident($who:ty) = $number:literal;)*) => {
+        $(#[inline(never)]
+        fn $name(who: &mut $who) {
+            black_box($number);
+            who.turn(0);
+        })*
+    };
 }
 
-#[inline(never)]
-fn role_logic(poller: &mut Poller<'_>) {
-    poller.turn(0);
-}
-
-#[inline(never)]
-fn role_shard_out(worker: &mut Worker<'_>) {
-    worker.turn(0);
-}
-
-#[inline(never)]
-fn role_all(poller: &mut Poller<'_>) {
-    poller.turn(0);
-}
-
-#[inline(never)]
-fn role_idle_512(poller: &mut Poller<'_>) {
-    black_box(poller.turn(0));
-}
-
-#[inline(never)]
-fn role_idle_0(poller: &mut Poller<'_>) {
-    black_box(poller.turn(0));
+roles! {
+    role_shard_in(Worker<'_>) = 1;
+    role_logic(Poller<'_>) = 2;
+    role_shard_out(Worker<'_>) = 3;
+    role_all(Poller<'_>) = 4;
+    role_idle_0(Poller<'_>) = 5;
+    role_idle_512(Poller<'_>) = 6;
 }
 
 #[inline(never)]
@@ -96,13 +86,13 @@ impl<'r> Scene<'r> {
         let mut scene = Scene { host, worker, client, server, listener: 0, spent: [Duration::ZERO; 3] };
         let listen = Request::Listen { addr: name(), backlog: 4096, flags: 0 };
         scene.server.post(&listen.to_raw(1));
-        scene.turn();
+        scene.turns();
         let answer = scene.server.heard();
         let Completion::Done { status: Status::Ok, value } = answer[0].1 else { panic!("{answer:?}") };
         scene.listener = value;
         // The first connection brings the segment.
         scene.client.post(&Request::Connect { dst: name(), src: name() }.to_raw(1));
-        scene.turn();
+        scene.turns();
         let asked = scene.host.agent.as_mut().unwrap().heard();
         let segment = asked.iter().find_map(|(_, c)| match c {
             Completion::MakeSegment { segment, .. } => Some(*segment),
@@ -110,11 +100,17 @@ impl<'r> Scene<'r> {
         });
         let made = Request::SegmentMade { segment: segment.unwrap(), ok: true };
         scene.host.agent.as_mut().unwrap().post(&made.to_raw(1));
-        scene.turn();
+        scene.turns();
+        assert_eq!(conns(&mut scene.client).len(), 1);
         scene
     }
 
-    /// Each role has a turn, or two where it takes more for all of it.
+    /// Until there is nothing to do any more.
+    fn turns(&mut self) {
+        (0..4).for_each(|_| self.turn());
+    }
+
+    /// Each role has a turn, the shard two.
     fn turn(&mut self) {
         let start = Instant::now();
         let Some(worker) = &mut self.worker else {
@@ -151,7 +147,8 @@ impl<'r> Scene<'r> {
         }
         self.turn();
         self.server.heard();
-        [&mut self.client, &mut self.server].map(Process::arm);
+        self.client.arm();
+        self.server.arm();
     }
 }
 
