@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use harness::Outcome;
+use harness::{Failure, Outcome};
 use measure::machine::Looks;
 use measure::progress::Progress;
 
@@ -83,7 +83,11 @@ impl Run {
                 // Nobody is always the first, who finds the caches of another.
                 for place in (0..names.len()).map(|n| (n + round) % names.len()) {
                     self.still(&what);
-                    for (points, value) in found.iter_mut().zip(value(place, *x, time)?) {
+                    let values = value(place, *x, time).map_err(|e| {
+                        let name = names.get(place).unwrap_or(&"");
+                        Failure(format!("{what}, {name}: {}", e.0))
+                    })?;
+                    for (points, value) in found.iter_mut().zip(values) {
                         let row = points.get_mut(at).and_then(|rows| rows.get_mut(place));
                         row.into_iter().for_each(|row| row.push(value));
                     }
