@@ -336,6 +336,11 @@ fn join(fd: i32, h: &'static Handle, conn: ConnId, side: u32) -> Result<(), Reas
     Ok(())
 }
 
+/// Has this process a listener?
+pub fn listens() -> bool {
+    handle::all().any(|h| h.kind() == Kind::Kernel && h.was(touched::LISTENS))
+}
+
 /// Connections that are in no other place than the kernel yet, and may leave it.
 fn young() -> impl Iterator<Item = &'static Handle> {
     handle::all().filter(|h| h.kind() == Kind::Kernel && h.was(touched::YOUNG))

@@ -53,11 +53,22 @@ fn only_the_peers_family_claims_and_only_from_the_peers_family() {
     w.attach(3);
     assert_eq!(outcome(&claim(&mut w, 3, 1, 1)), Err(Status::Denied), "a stranger");
     assert_eq!(outcome(&claim(&mut w, 2, 1, 3)), Err(Status::Denied), "the kernel shows another client");
-    let other_user = Request::Claim { function: 1, serial: 5, pid: 1, uid: 7 };
-    assert_eq!(outcome(&w.ask(2, other_user)), Err(Status::Denied), "a number that is in use again");
     w.ask(2, Request::Fork { nonce: 7 });
     w.attach_child(4, 2, 7, 2);
     assert!(outcome(&claim(&mut w, 4, 1, 1)).is_ok(), "a child of who listened");
+}
+
+/// A process number that is in use again shows by its user; a process that was root may have become that user.
+#[test]
+fn root_may_be_anybody() {
+    for (user, becomes) in [(0, true), (7, true), (8, false)] {
+        let mut w = World::new();
+        w.attach_as(1, user, 1);
+        w.attach(2);
+        offer(&mut w, 1, 2);
+        let claim = w.ask(2, Request::Claim { function: 1, serial: 5, pid: 1, uid: 7 });
+        assert_eq!(outcome(&claim).is_ok(), becomes, "attached as {user}");
+    }
 }
 
 #[test]

@@ -367,7 +367,7 @@ impl Model {
             }
             Request::Listen { .. } => assert_eq!(value, 0),
             Request::Offer { serial, pid, uid } => {
-                let known = self.processes.values().any(|p| (p.pid, p.uid) == (pid, uid));
+                let known = self.family_of((pid, uid)).is_some();
                 let full = self.offers.keys().filter(|(owner, _)| *owner == f).count() >= CONNS_MAX;
                 assert_eq!((status == Status::Ok, status == Status::NoListener), (known && !full, !known));
                 if status == Status::Ok {
@@ -413,10 +413,14 @@ impl Model {
             return false;
         };
         let me = self.processes[&f];
-        let family = |group: u32, peer: (u32, u32)| {
-            self.processes.values().any(|p| (p.group, (p.pid, p.uid)) == (group, peer))
-        };
-        me.netns == other.netns && family(me.group, *offered) && family(other.group, peer)
+        let both = [self.family_of(*offered), self.family_of(peer)];
+        me.netns == other.netns && both == [Some(me.group), Some(other.group)]
+    }
+
+    /// Whose process it is: of that user, or of one that was root.
+    fn family_of(&self, (pid, uid): (u32, u32)) -> Option<u32> {
+        let of = |uid| self.processes.values().find(|p| (p.pid, p.uid) == (pid, uid)).map(|p| p.group);
+        of(uid).or_else(|| of(0))
     }
 
     fn claimed(&mut self, f: u32, conn: ConnId, (offerer, serial): (u32, u32)) {

@@ -21,8 +21,6 @@ pub struct Site {
     pub around: String,
     /// Blocks in it: `location`.
     pub within: String,
-    /// The workers stay the user that started them.
-    pub one_user: bool,
 }
 
 /// A server with two workers on 127.0.0.1:`port`; its own files go into the directory `name`.
@@ -30,14 +28,10 @@ pub fn start(side: &Side, name: &str, port: u16, site: &Site) -> Outcome<Service
     let dir = side.dir().join(name);
     fs::create_dir(&dir)?;
     let (root, at) = (side.dir().display(), dir.display());
-    let user = match (getuid().is_root(), site.one_user) {
-        (false, _) => "",
-        (true, false) => "user nobody nogroup;",
-        (true, true) => "user root;",
-    };
+    let user = if getuid().is_root() { "user nobody nogroup;" } else { "" };
     let kinds = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
     let temporary: String = kinds.map(|kind| format!("{kind}_temp_path {at}/{kind};\n")).concat();
-    let Site { around, within, .. } = site;
+    let Site { around, within } = site;
     let config = format!(
         "worker_processes 2; daemon off; pid {at}/pid; error_log {root}/{name}.log warn; {user}
          events {{ worker_connections 512; }}
@@ -67,7 +61,6 @@ fn proxy(nginx: u16, python: u16) -> Site {
              }}
              location /python/ {{ proxy_pass http://127.0.0.1:{python}/; }}"
         ),
-        one_user: false,
     }
 }
 

@@ -65,7 +65,7 @@ pub fn php() -> Outcome {
     compare(Way::UserSpace(LEN as u64), |side| {
         let (front, pool) = (net::free_port()?, net::free_port()?);
         let dir = side.dir().display().to_string();
-        let fpm = php_fpm(side, &format!("127.0.0.1:{pool}"), 3, false)?;
+        let fpm = php_fpm(side, &format!("127.0.0.1:{pool}"), 3)?;
         side.wait_listening(pool)?;
         let within = format!(
             "location ~ php$ {{
@@ -85,27 +85,14 @@ pub fn php() -> Outcome {
     })
 }
 
-/// PHP's process manager, the newest that is installed, with so many workers at the address `listen`. `one_user`: they stay the
-/// user that started them.
-pub fn php_fpm(side: &Side, listen: &str, workers: u32, one_user: bool) -> Outcome<Service> {
+/// PHP's process manager, the newest that is installed, with so many workers at the address `listen`.
+pub fn php_fpm(side: &Side, listen: &str, workers: u32) -> Outcome<Service> {
     let dir = side.dir().display();
-    let owner = match (getuid().is_root(), one_user) {
-        (false, _) => "",
-        (true, false) => "user = nobody\ngroup = nogroup\n",
-        (true, true) => "user = root\ngroup = root\n",
-    };
-    // Who inherits a TCP listener attaches at the fork.
-    let beside = match one_user {
-        true => format!(
-            "[tcp]\n{owner}listen = 127.0.0.1:{}\npm = static\npm.max_children = 1\n",
-            net::free_port()?
-        ),
-        false => String::new(),
-    };
+    let owner = if getuid().is_root() { "user = nobody\ngroup = nogroup\n" } else { "" };
     let config = format!(
         "[global]\nerror_log = {dir}/php.log\npid = {dir}/php.pid\ndaemonize = no\nlog_level = warning\n\
          [www]\n{owner}listen = {listen}\nlisten.mode = 0666\npm = static\npm.max_children = {workers}\n\
-         php_admin_value[post_max_size] = 64M\n{beside}"
+         php_admin_value[post_max_size] = 64M\n"
     );
     fs::write(side.dir().join("php-fpm.conf"), config)?;
     let files = fs::read_dir("/usr/sbin").into_iter().flatten().flatten().map(|entry| entry.path());

@@ -1,8 +1,6 @@
 //! Web servers whose backends listen on unix sockets, as they are mostly set up: nginx before PHP's process manager and before
-//! gunicorn. Connections that nginx keeps leave the kernel; one for each request is over before. Those are between servers that
-//! drop their privileges, which keeps an `AF_UNIX` connection in the kernel (SPEC 3.10.2), and the kept ones between such that
-//! do not; and of those, whose workers have attached within 2 s of their fork, for as long the coordinator knows them as children. Such
-//! as inherit a TCP listener, too, attach at once, so the kept ones have one.
+//! gunicorn, their workers of other users than root, who starts them. Connections that nginx keeps leave the kernel; one for each request
+//! is over before.
 
 use std::path::Path;
 
@@ -47,7 +45,7 @@ fn pool(side: &Side, name: &str, kept: bool) -> String {
 fn php(side: &mut Side, kept: bool) -> Outcome {
     let front = net::free_port()?;
     let dir = side.dir().display().to_string();
-    let fpm = php_fpm(side, &format!("{dir}/backend"), WORKERS, kept)?;
+    let fpm = php_fpm(side, &format!("{dir}/backend"), WORKERS)?;
     side.wait_socket("backend")?;
     let keep = if kept { "on" } else { "off" };
     let within = format!(
@@ -58,12 +56,7 @@ fn php(side: &mut Side, kept: bool) -> Outcome {
            fastcgi_param CONTENT_LENGTH $content_length;
          }}"
     );
-    let web = nginx::start(
-        side,
-        "nginx",
-        front,
-        &Site { around: pool(side, "backend", kept), within, one_user: kept },
-    )?;
+    let web = nginx::start(side, "nginx", front, &Site { around: pool(side, "backend", kept), within })?;
     for (name, text) in [
         ("hello.php", "hello from <?php echo 'PHP';"),
         ("big.php", "<?php readfile('big');"),
@@ -91,9 +84,6 @@ fn gunicorn(side: &mut Side, kept: bool) -> Outcome {
     command.args(["-w", "2", "-k", "gthread", "--threads", "8", "--backlog", "1024"]);
     command.args(["--keep-alive", if kept { "60" } else { "0" }]);
     command.arg("-b").arg(format!("unix:{}", socket.display()));
-    if kept {
-        command.arg("-b").arg(format!("127.0.0.1:{}", net::free_port()?));
-    }
     command.arg("--pythonpath");
     command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("programs")).arg("wsgi:app");
     command.env("PYTHONDONTWRITEBYTECODE", "1");
@@ -101,12 +91,7 @@ fn gunicorn(side: &mut Side, kept: bool) -> Outcome {
     side.wait_socket("backend")?;
     let head = if kept { "proxy_http_version 1.1; proxy_set_header Connection \"\";" } else { "" };
     let within = format!("client_max_body_size 0; location / {{ proxy_pass http://pool; {head} }}");
-    let web = nginx::start(
-        side,
-        "nginx",
-        front,
-        &Site { around: pool(side, "backend", kept), within, one_user: kept },
-    )?;
+    let web = nginx::start(side, "nginx", front, &Site { around: pool(side, "backend", kept), within })?;
     let url = format!("http://127.0.0.1:{front}/");
     // What comes in goes out again: a word, and a file.
     side.file("upload", 1000)?;

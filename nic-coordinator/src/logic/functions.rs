@@ -81,11 +81,15 @@ impl Functions {
         self.by_number.iter().map(|(number, function)| (*number, function))
     }
 
-    /// The group of the process that the kernel knows by this id, if it is attached. The user tells it from one that died before.
+    /// The group of the process that the kernel knows by this id, if it is attached. The user tells it from one that died before; one that
+    /// was root may be anybody by now, as servers' workers are.
     #[must_use]
     pub fn family_of(&self, pid: u32, uid: u32) -> Option<u32> {
-        let process = |f: &&Function| f.identity.pid == pid && f.identity.uid == uid;
-        self.by_number.values().find(process).map(|f| f.identity.group)
+        let as_user = |uid| {
+            let process = move |f: &&Function| f.identity.pid == pid && f.identity.uid == uid;
+            self.by_number.values().find(process).map(|f| f.identity.group)
+        };
+        as_user(uid).or_else(|| as_user(0))
     }
 
     /// How many are attached.
