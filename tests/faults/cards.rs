@@ -85,7 +85,10 @@ pub fn slow_bus() -> Outcome {
         ensure(said == profile, || format!("ps --json says {said}"))?;
         let shown = run_ok(instance.command().arg("ps"), SOON)?;
         ensure(shown.contains("as slow as bluefield2,seed=3"), || format!("ps says {shown}"))?;
+        let before = epoch(instance);
         break_it(instance, &["reset"])?;
+        let again = wait_for(BOUND, || Ok(epoch(instance).filter(|now| Some(*now) != before)))?;
+        ensure(again.is_some(), || "the card does not come back".to_owned())?;
         until_accelerated(instance, addr)?.ping()?;
         let said = instance.report()?.agent.pcie_profile;
         ensure(said == profile, || format!("after a reset it says {said}"))
