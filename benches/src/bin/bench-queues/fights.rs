@@ -77,7 +77,9 @@ fn port(kind: Kind, n: u32, time: Duration) -> Outcome<f64> {
             let alone = !held.swap(true, Ordering::AcqRel);
             ensure(alone, || "two had the port at the same time".to_owned())?;
             held.store(false, Ordering::Release);
+            // As close(2), which returns when the coordinator knows.
             client.ask(Request::Unlisten { listener })?;
+            client.wait(crowded)?;
             Ok(1)
         })
     })?;
