@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use common::{TestAgent, TestClient, eventually, kill9};
 use emulator::{AgentRing, FunctionMemory, packet};
@@ -52,9 +52,11 @@ fn attach(agent: &TestAgent, parent: u32, nonce: u64) -> Result<(AgentRing, Owne
     let connection = Agent::connect(&agent.address())?;
     let (reply, fds) = connection.call(&Call::Hello { parent, nonce })?;
     let Reply::Welcome { function, group, .. } = reply else { panic!("{reply:?}") };
-    let [window, host, _stats, doorbell, answers, events] = <[OwnedFd; 6]>::try_from(fds).unwrap();
+    let mut fds = fds.into_iter();
+    let [window, host, _stats, doorbell, answers, events] = [(); 6].map(|()| fds.next().unwrap());
+    let common = fds.next();
     let memory = FunctionMemory { window, host, interrupts: [answers, events] };
-    let ring = AgentRing::new(function, &memory, None, doorbell).unwrap();
+    let ring = AgentRing::new(function, &memory, common.as_ref().map(AsFd::as_fd), doorbell).unwrap();
     Ok((ring, connection.into_socket(), function, group))
 }
 
