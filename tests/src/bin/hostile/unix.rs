@@ -303,10 +303,8 @@ impl Liar<'_> {
                 self.must_not_get(f, s, p, uid)?;
             }
         }
-        for (s, p, u) in
-            [(serial + 1, pid, uid), (serial, own, uid), (serial, 1, uid), (serial, pid, uid + 1)]
-        {
-            self.must_not_get(function, s, p, u)?;
+        for (s, p) in [(serial + 1, pid), (serial, own), (serial, 1)] {
+            self.must_not_get(function, s, p, uid)?;
         }
         self.must_not_get(self.attached.function, serial, pid, uid)?;
         self.must_not_get(0, serial, pid, uid)?;
