@@ -177,7 +177,8 @@ fn redis_behind_pci() -> Outcome {
 /// The coordinator's epoch for the next agent, as its log has it.
 fn epoch(log: &Receiver<String>, heard: &mut String) -> Outcome<String> {
     let line = line_with(log, "up: epoch", heard)?;
-    Ok(line.rsplit(' ').next().unwrap_or("-").to_owned())
+    let epoch = line.split("up: epoch ").nth(1).and_then(|rest| rest.split(',').next());
+    Ok(epoch.unwrap_or("-").to_owned())
 }
 
 /// What else there was to hear.
