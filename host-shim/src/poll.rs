@@ -127,7 +127,8 @@ impl Set<'_> {
         for (p, k) in self.fds.iter().zip(self.kernel.iter_mut()) {
             *k = *p;
             k.revents = 0;
-            match table::get(p.fd).and_then(Handle::stream) {
+            let h = table::get(p.fd).inspect(|h| connect::settled(h));
+            match h.and_then(Handle::stream) {
                 Some(s) => match dual::kernel_part(&s, wanted(p)) {
                     None => k.fd = -1,
                     Some(theirs) => {
@@ -251,7 +252,6 @@ fn c_timespec(d: Duration) -> libc::timespec {
 /// # Errors
 /// As ppoll(2).
 pub fn wait(set: &mut Set<'_>, timeout: Option<Duration>, mask: *const libc::sigset_t) -> Result<usize> {
-    set.fds.iter().filter_map(|p| table::get(p.fd)).for_each(connect::settled);
     let (mut in_kernel, _young) = loop {
         let in_kernel = set.split();
         if let Some(young) = unix::polled(set.fds.iter().map(|p| p.fd)) {

@@ -10,6 +10,7 @@ use ring::{stream, wake};
 use crate::handle::{self, Handle, Kind, NewStream, Stream, touched};
 use crate::segments::{self, Mapped};
 use crate::sock::{self, Sock, shut};
+use crate::stream::leave_news;
 use crate::sys::NoSignals;
 use crate::{
     bells, config, coordinator, epoll, fds, file, leave, listener, overlay, process, stats, sys, table, unix,
@@ -253,12 +254,8 @@ pub fn wake_own_side(h: &Handle, s: &Stream) {
         return;
     };
     for watch in [&s.in_dir.rx_watch, &s.out_dir.tx_watch] {
-        let lane = (wake::lane(watch.load(Ordering::Relaxed)) as usize).wrapping_sub(1);
-        let flag = ours.news.get(lane).and_then(|news| news.get(usize::from(s.conn.slot())));
-        if let (Some(flag), Some(lane)) = (flag, ours.lanes.get(lane)) {
-            let sleeper = wake::post(flag, wake::stamp(&lane.order), &lane.sleeping);
-            let _ = sleeper.bell().is_some_and(bells::ring);
-        }
+        let sleeper = leave_news(ours, wake::lane(watch.load(Ordering::Relaxed)), s.conn.slot());
+        let _ = sleeper.bell().is_some_and(bells::ring);
     }
 }
 
