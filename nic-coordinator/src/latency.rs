@@ -39,11 +39,20 @@ impl<T> Delayed<T> {
         self.waiting.push_back((self.last_ns, what));
     }
 
+    /// The first one, if it is due.
+    #[must_use]
+    pub fn front(&self, now_ns: u64) -> Option<&T> {
+        self.waiting.front().filter(|(due_ns, _)| *due_ns <= now_ns).map(|(_, what)| what)
+    }
+
+    /// One that waits, by its place behind the first.
+    pub fn get_mut(&mut self, place: usize) -> Option<&mut T> {
+        self.waiting.get_mut(place).map(|(_, what)| what)
+    }
+
     /// Takes the first one, if it is due.
     pub fn pop(&mut self, now_ns: u64) -> Option<T> {
-        if self.waiting.front()?.0 > now_ns {
-            return None;
-        }
+        self.front(now_ns)?;
         self.waiting.pop_front().map(|(_, what)| what)
     }
 

@@ -4,18 +4,17 @@
 //! nothing, its siblings may go on for ever. So of two `Ready` of a listener the newer one replaces the older, unless an
 //! answer to `Accept` on that listener stands between them: that speaks of the queue, too, and the last word counts.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use ring::msg::Completion;
 
+use crate::latency::Delayed;
 use crate::logic::Out;
 
 /// A queue of tokens and completions.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    /// Each with the time from which it may go, in their order.
-    waiting: VecDeque<(u64, Out)>,
-    last_ns: u64,
+    waiting: Delayed<Out>,
     /// How many have been taken out: the place of the first one that waits.
     taken: usize,
     /// For each listener of which the last word that waits is a `Ready`: its place.
@@ -41,7 +40,7 @@ impl Outbox {
             if !matches!(news.completion, Completion::Ready { .. }) {
                 self.ready.remove(&listener);
             } else if let Some(place) = self.ready.get(&listener) {
-                if let Some((_, older)) = self.waiting.get_mut(place.wrapping_sub(self.taken)) {
+                if let Some(older) = self.waiting.get_mut(place.wrapping_sub(self.taken)) {
                     *older = *news;
                 }
                 return;
@@ -49,28 +48,24 @@ impl Outbox {
                 self.ready.insert(listener, self.taken.wrapping_add(self.waiting.len()));
             }
         }
-        self.last_ns = self.last_ns.max(due_ns);
-        self.waiting.push_back((self.last_ns, *news));
+        self.waiting.push(due_ns, *news);
     }
 
     /// The first one, if it is due: token and completion.
     #[must_use]
     pub fn front(&self, now_ns: u64) -> Option<(u32, Completion)> {
-        self.waiting
-            .front()
-            .filter(|(due_ns, _)| *due_ns <= now_ns)
-            .map(|(_, news)| (news.token, news.completion))
+        self.waiting.front(now_ns).map(|news| (news.token, news.completion))
     }
 
     /// The first one is not due yet.
     #[must_use]
     pub fn is_delayed(&self, now_ns: u64) -> bool {
-        self.waiting.front().is_some_and(|(due_ns, _)| *due_ns > now_ns)
+        !self.is_empty() && self.waiting.front(now_ns).is_none()
     }
 
     /// Takes the first one out.
     pub fn pop(&mut self) {
-        let Some((_, news)) = self.waiting.pop_front() else { return };
+        let Some(news) = self.waiting.pop(u64::MAX) else { return };
         if let Some(listener) = news.listener
             && self.ready.get(&listener) == Some(&self.taken)
         {
