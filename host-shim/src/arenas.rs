@@ -1,6 +1,7 @@
 //! Memory that relatives share: memfds that children inherit by fork, and executed programs by their descriptors.
 //!
-//! Two kinds of things live in such arenas: [`Sock`]s ([`SOCKS`]) and the rings of pipes ([`crate::overlay`]). A process makes new
+//! Three kinds of things live in such arenas: [`Sock`]s ([`SOCKS`]), the rings of pipes ([`crate::overlay`]) and what relatives share of
+//! epoll sets ([`crate::epoll`]). A process makes new
 //! ones in an arena of its own; those of its ancestors stay mapped.
 //!
 //! `unsafe` is allowed here: mappings, and views of what is mapped.
@@ -120,6 +121,11 @@ impl Arenas {
             let offset = address.checked_sub(base).filter(|_| base != 0)?;
             (offset < self.bytes).then_some((index, offset))
         })
+    }
+
+    /// What names an arena to relatives, whose own index of it may be another.
+    pub fn inode(&self, index: usize) -> Option<u64> {
+        self.table.get(index).map(|arena| arena.inode.load(Ordering::Relaxed))
     }
 
     /// How to name an arena to a new program: `None` if its descriptor was closed behind our back.

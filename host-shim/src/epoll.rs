@@ -12,22 +12,25 @@ mod kernel;
 mod news;
 mod ready;
 mod set;
+pub mod shared;
+mod sleep;
 
 use core::sync::atomic::{Ordering, fence};
 
-use ring::wake::{self, SleepWord};
-
 use crate::handle::{self, Handle, Kind, touched};
-use crate::holds::{self, Noted};
 use crate::lock::Guarded;
 use crate::segments;
 use crate::sys::{Errno, Membarrier, Result};
-use crate::{poll, wait};
+use crate::{poll, process, wait};
 
 pub use inherit::{adopt, leave};
 use ready::{NESTING_MAX, SHARED_LANE};
 pub use set::Interest;
 use set::{Instance, NO_INSTANCE, NO_REG, Reg, State};
+pub use sleep::{
+    SleepOn, announce_sleep, begin_kernel_sleep, each_word_of, end_sleep, forget_sleepers, has_gained,
+    note_sleep,
+};
 
 /// Registrations that are polled directly until the next barrier, before one is made for them.
 const FRESH_MAX: u32 = 32;
@@ -47,12 +50,12 @@ pub fn exclude() -> Option<impl Sized> {
 }
 
 /// A new epoll instance behind `h`. False: too many, the kernel alone serves it.
-pub fn created(h: &Handle) -> bool {
+pub fn created(ep: i32, h: &Handle) -> bool {
     let Some(mut st) = STATE.take() else { return false };
     let Some((index, place)) = (0u32..).zip(st.instances.iter_mut()).find(|(_, i)| i.handle == 0) else {
         return false;
     };
-    *place = Instance { handle: h.index() + 1, ..NO_INSTANCE };
+    *place = Instance { handle: h.index() + 1, ep, ..NO_INSTANCE };
     h.place.store(index, Ordering::Relaxed);
     true
 }
@@ -72,11 +75,11 @@ pub fn closed(h: &Handle) {
         st.give_place(i);
     });
     if let Some(inst) = st.instances.get_mut(index as usize) {
-        let sleeper = inst.sleeper;
-        *inst = NO_INSTANCE;
-        if sleeper != 0 {
-            drop(core::mem::ManuallyDrop::into_inner(wait::Sleeper::kept(sleeper - 1)));
+        inst.give_sleeper_back();
+        if let Some(set) = inst.shared {
+            set.let_go(process::id());
         }
+        *inst = NO_INSTANCE;
     }
 }
 
@@ -92,6 +95,9 @@ pub fn moved(h: &Handle, kept: i32) {
             r.ep = kept;
         }
     });
+    if let Some(inst) = st.instances.get_mut(index as usize) {
+        inst.ep = kept;
+    }
 }
 
 fn is_shared(h: &Handle) -> bool {
@@ -105,11 +111,13 @@ fn barrier() {
 
 /// Before fork: news that came until now are collected, so that they are news in both processes.
 pub fn before_fork() {
+    sleep::take_sleepers_out();
     let Some(mut st) = STATE.take() else { return };
     (0..segments::LANES).for_each(|lane| st.scan(lane));
     for h in handle::all().filter(|h| h.kind() == Kind::Stream && h.regs.load(Ordering::Relaxed) != 0) {
         st.each(h, State::note_edge);
     }
+    (0..).take(st.instances.len()).for_each(|instance| st.share(instance));
     st.finish();
 }
 
@@ -166,6 +174,7 @@ pub fn control(
         }
         return Ok(Kernel::Yes);
     };
+    let joined = st.join(instance as usize);
     let found = st.find(h, instance, fd);
     let in_user = h.kind() == Kind::Stream;
     let before = found.and_then(|index| st.regs.get(index)).map_or(0, |r| r.interest.events);
@@ -194,6 +203,7 @@ pub fn control(
                 inst.nested |= h.kind() == Kind::Epoll;
             }
             st.watch(index);
+            st.publish(index, joined.as_ref());
         }
         (libc::EPOLL_CTL_MOD, Some(index)) => {
             if let Some(r) = st.regs.get_mut(index) {
@@ -204,10 +214,12 @@ pub fn control(
             }
             st.sync_kernel(index, h);
             st.watch(index);
+            st.publish(index, joined.as_ref());
         }
         // The watch stays on: programs that register anew for each message shall not pay for it each time.
         (libc::EPOLL_CTL_DEL, Some(index)) => {
             st.share_with_kernel(index, None);
+            st.withdraw(index, joined.as_ref());
             st.remove(index);
         }
         (_, None) if in_user => return Err(Errno(libc::ENOENT)),
@@ -215,8 +227,11 @@ pub fn control(
         _ => {}
     }
     let kick = core::mem::take(&mut st.kick);
+    if let Some(joined) = joined.filter(|_| op != libc::EPOLL_CTL_DEL) {
+        joined.tell();
+    }
     drop(st);
-    sync_sleeper(instance, ep);
+    sleep::sync_sleeper(instance, ep);
     if kick {
         wait::kick_others();
     }
@@ -248,6 +263,8 @@ pub fn undo_add(e: &Handle, fd: i32, h: &Handle) {
     let instance = e.place.load(Ordering::Relaxed);
     let Some(mut st) = STATE.take() else { return };
     if let Some(index) = st.find(h, instance, fd) {
+        let joined = st.join(instance as usize);
+        st.withdraw(index, joined.as_ref());
         st.remove(index);
     }
 }
@@ -342,6 +359,7 @@ pub fn forget_handle(h: &Handle) {
     }
     let Some(mut st) = STATE.take() else { return };
     while let Some(index) = (h.regs.load(Ordering::Relaxed) as usize).checked_sub(1) {
+        st.withdraw_last(h, index);
         st.remove(index);
     }
 }
@@ -416,97 +434,9 @@ fn settle(instance: usize) {
     }
 }
 
-/// How a sleep on an instance was announced.
-#[derive(Clone, Copy, Default)]
-pub struct SleepOn {
-    /// The sleeper whose set is inside the application's, if there is one.
-    pub sleeper: Option<u32>,
-    /// A heavy barrier has passed: watches that were new are not any more.
-    pub settled: bool,
-}
-
-/// Before a sleep: from now on, news for this instance wakes its sleeper. What came before is found by the next look.
-pub fn announce_sleep(e: &Handle, ep: i32) -> SleepOn {
-    let index = e.place.load(Ordering::Relaxed);
-    let Some(mut st) = STATE.take() else { return SleepOn::default() };
-    let shared = st.shared_lane;
-    let Some(inst) = st.instances.get_mut(index as usize) else { return SleepOn::default() };
-    inst.asleep += 1;
-    inst.install_sleeper(ep);
-    let sleeper = inst.sleeper.checked_sub(1);
-    if let Some(s) = sleeper {
-        wait::Sleeper::kept(s).sync();
-    }
-    let mut announced = wait::Announcements::new(inst.bell());
-    let each = |act: &mut dyn FnMut(&SleepWord)| {
-        if inst.nested {
-            (0..segments::LANES).for_each(|lane| each_word(lane, act));
-        } else {
-            each_word(segments::lane_of(index), act);
-            if shared {
-                each_word(SHARED_LANE, act);
-            }
-        }
-    };
-    each(&mut |word| announced.announce(word));
-    let settled = announced.fence(inst.fresh > 0 || inst.nested);
-    if settled {
-        each(&mut |word| announced.settle(word));
-    }
-    SleepOn { sleeper, settled }
-}
-
-/// The word of a lane in each segment. Under the lock, which keeps them mapped.
-fn each_word(lane: usize, act: &mut dyn FnMut(&SleepWord)) {
-    for (_, m) in segments::all() {
-        if let Some(l) = m.ours().and_then(|side| side.lanes.get(lane)) {
-            act(&l.sleeping);
-        }
-    }
-}
-
-/// Awake again.
-pub fn end_sleep(e: &Handle) {
-    let index = e.place.load(Ordering::Relaxed) as usize;
-    if let Some(mut st) = STATE.take()
-        && let Some(inst) = st.instances.get_mut(index)
-    {
-        inst.asleep = inst.asleep.saturating_sub(1);
-    }
-}
-
-/// For a call that is going to sleep on an instance.
-pub fn note_sleep(e: &Handle) -> Noted {
-    let give_back = |index: usize, _| {
-        if let Some(e) = u32::try_from(index).ok().and_then(handle::by_index) {
-            end_sleep(e);
-        }
-    };
-    holds::note(give_back, [e.index() as usize, 0])
-}
-
-/// For a poll(2) that is about to sleep on an instance: the words of its lanes.
-pub fn each_word_of(e: &Handle, act: &mut dyn FnMut(&SleepWord)) {
-    let Some(_no_scans) = STATE.take() else { return };
-    each_word(segments::lane_of(e.place.load(Ordering::Relaxed)), act);
-    each_word(SHARED_LANE, act);
-}
-
 /// Is an instance ready, as poll(2) of its descriptor asks? Only what is in user space.
 pub fn is_ready(e: &Handle) -> bool {
     has_regs(e) && STATE.take().is_some_and(|mut st| st.is_ready(e, NESTING_MAX))
-}
-
-/// Before a sleep in the kernel alone, since nothing of ours is in the set (yet). False: something is.
-pub fn begin_kernel_sleep(e: &Handle) -> bool {
-    let Some(mut st) = STATE.take() else { return true };
-    match st.instances.get_mut(e.place.load(Ordering::Relaxed) as usize) {
-        Some(inst) if inst.regs == 0 => {
-            inst.asleep += 1;
-            true
-        }
-        _ => false,
-    }
 }
 
 impl crate::lock::Guard<'_, State> {
@@ -516,50 +446,6 @@ impl crate::lock::Guard<'_, State> {
         drop(self);
         if kick {
             wait::kick_others();
-        }
-    }
-}
-
-impl Instance {
-    /// Its sleeper's.
-    fn bell(&self) -> u32 {
-        self.sleeper.checked_sub(1).map_or(wake::EVERYBODY, |s| wait::Sleeper::kept(s).bell())
-    }
-
-    /// Puts a sleeper's set into the application's, so that threads which sleep in the kernel can be woken.
-    fn install_sleeper(&mut self, ep: i32) {
-        if self.sleeper == 0
-            && let Some(s) = wait::Sleeper::acquire()
-            && crate::epoll_wait::kernel_add_sleeper(ep, s.fd())
-        {
-            self.sleeper = s.keep() + 1;
-        }
-    }
-}
-
-/// A segment may have been mapped since the instance's sleeper was made; or threads sleep that had none.
-fn sync_sleeper(instance: u32, ep: i32) {
-    let Some(mut st) = STATE.take() else { return };
-    let Some(inst) = st.instances.get_mut(instance as usize) else { return };
-    if inst.asleep > 0 {
-        inst.install_sleeper(ep);
-        // Who sleeps is kicked, and runs the barrier.
-        let bell = inst.bell();
-        each_word(segments::lane_of(instance), &mut |word| {
-            word.announce(wake::WIRE, bell);
-        });
-    }
-    if let Some(s) = inst.sleeper.checked_sub(1) {
-        wait::Sleeper::kept(s).sync();
-    }
-}
-
-/// After fork, in the child: the parent's sleepers are not ours.
-pub fn forget_sleepers() {
-    if let Some(mut st) = STATE.take() {
-        for inst in &mut st.instances {
-            inst.sleeper = 0;
-            inst.asleep = 0;
         }
     }
 }

@@ -11,7 +11,7 @@ use ring::stats::Sleep;
 use crate::handle::Handle;
 use crate::sys::{Errno, Result};
 use crate::wait::{Asleep, Sleeper, Spin};
-use crate::{coordinator, epoll, real, socket, stats, sys, wait};
+use crate::{coordinator, epoll, poll, real, socket, stats, sys, wait};
 
 /// Ticks between two looks at the kernel while connections in user space keep an instance busy (about 30 µs).
 const KERNEL_TICKS: u64 = 80_000;
@@ -99,6 +99,26 @@ fn ask_kernel(
         }
     }
     Ok((kept, kept < n))
+}
+
+/// The same where the sleeper is beside the application's set: sleeps on both, then asks.
+fn ask_beside(
+    ep: i32,
+    sleeper: u32,
+    out: &mut [libc::epoll_event],
+    timeout: Option<Duration>,
+    mask: *const libc::sigset_t,
+) -> Result<(usize, bool)> {
+    let member = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    let mut members = [member(ep), member(Sleeper::kept(sleeper).fd())];
+    let end = timeout.map(poll::c_timespec);
+    let end = end.as_ref().map_or(core::ptr::null(), core::ptr::from_ref);
+    // SAFETY: two elements of ours; the mask is the application's.
+    if unsafe { real::ppoll(members.as_mut_ptr(), 2, end, mask) } < 0 {
+        return Err(sys::errno());
+    }
+    let rung = members.last().is_some_and(|m| m.revents != 0);
+    Ok((ask_kernel(ep, out, Some(Duration::ZERO), core::ptr::null())?.0, rung))
 }
 
 /// A listener may be ready in both worlds: one event of it, as Linux would report.
@@ -227,18 +247,21 @@ fn wait_in_kernel(
     timeout: Option<Duration>,
     mask: *const libc::sigset_t,
 ) -> Result<core::result::Result<usize, Option<Duration>>> {
+    if epoll::has_gained(e) {
+        return Ok(Err(timeout));
+    }
     if timeout == Some(Duration::ZERO) {
         return ask_kernel(ep, out, timeout, mask).map(|(n, _)| Ok(n));
     }
     let start = sys::now();
     let left = || timeout.map(|t| t.saturating_sub(sys::now() - start));
     while epoll::begin_kernel_sleep(e) {
-        let noted = epoll::note_sleep(e);
+        let noted = epoll::note_sleep(e, true);
         let _asleep = Asleep::announce();
         let _noted_asleep = Asleep::note();
         let result = ask_kernel(socket::descriptor(ep, e), out, left(), mask);
         drop(noted);
-        epoll::end_sleep(e);
+        epoll::end_sleep(e, true);
         let (n, rung) = result?;
         if n > 0 || !rung {
             return Ok(Ok(n));
@@ -257,10 +280,10 @@ fn sleep(
     let asleep = Asleep::announce();
     let noted_asleep = Asleep::note();
     let how = epoll::announce_sleep(e, ep);
-    let noted = epoll::note_sleep(e);
+    let noted = epoll::note_sleep(e, how.inside);
     let result = sleep_announced(ep, e, out, timeout, mask, how);
     drop(noted);
-    epoll::end_sleep(e);
+    epoll::end_sleep(e, how.inside);
     drop(noted_asleep);
     drop(asleep);
     // Awake again, so that what this look finds wakes others only.
@@ -277,7 +300,7 @@ fn sleep_announced(
     out: &mut [libc::epoll_event],
     timeout: Option<Duration>,
     mask: *const libc::sigset_t,
-    epoll::SleepOn { sleeper, settled }: epoll::SleepOn,
+    epoll::SleepOn { sleeper, inside, settled }: epoll::SleepOn,
 ) -> Result<usize> {
     if coordinator::arm() {
         return Ok(0);
@@ -293,7 +316,10 @@ fn sleep_announced(
     let timeout = if sleeper.is_some() { timeout } else { Some(timeout.map_or(SLICE, |t| t.min(SLICE))) };
     let shown = stats::asleep(Sleep::Epoll, Some(ep));
     let before = sys::now();
-    let result = ask_kernel(ep, out, timeout, mask);
+    let result = match sleeper.filter(|_| !inside) {
+        Some(s) => ask_beside(ep, s, out, timeout, mask),
+        None => ask_kernel(ep, out, timeout, mask),
+    };
     drop(shown);
     Spin::learn(sys::now() - before);
     let (k, rung) = result?;

@@ -95,6 +95,7 @@ extern "C" fn after_in_child() {
     wait::forget_sleepers();
     epoll::forget_sleepers();
     arenas::SOCKS.leave_own();
+    epoll::shared::SETS.leave_own();
     overlay::leave_arena();
     // What it holds must have a holder before the parent can let go of it for good.
     let nonce = NONCE.load(Ordering::Relaxed);

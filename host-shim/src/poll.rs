@@ -240,7 +240,7 @@ impl Set<'_> {
     }
 }
 
-fn c_timespec(d: Duration) -> libc::timespec {
+pub fn c_timespec(d: Duration) -> libc::timespec {
     libc::timespec {
         tv_sec: libc::time_t::try_from(d.as_secs()).unwrap_or(libc::time_t::MAX >> 1),
         tv_nsec: d.subsec_nanos().into(),

@@ -32,6 +32,7 @@ mod polling;
 mod programs;
 mod reading;
 mod sets;
+mod shared_sets;
 mod signals;
 mod socketpairs;
 mod symbols;
@@ -129,6 +130,7 @@ const GROUPS: &[Group] = &[
     two(Family::UnixDgram, unix_messages::DGRAM),
     two(Family::Tcp, urgent::CASES),
     two(Family::Tcp, watches::CASES),
+    two(Family::Tcp, shared_sets::CASES),
     two(Family::Tcp, zerocopy::CASES),
     one(Family::Tcp, alike::TCP),
     one(Family::UnixStream, alike::UNIX_STREAM),

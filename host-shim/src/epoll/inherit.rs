@@ -89,7 +89,7 @@ fn enter(ep: i32, set: u32) -> Option<&'static Handle> {
             let mut st = STATE.take()?;
             // What else is registered, nobody has told us.
             *st.instances.get_mut(set as usize)? =
-                Instance { handle: e.index() + 1, kernel: true, ..NO_INSTANCE };
+                Instance { handle: e.index() + 1, kernel: true, ep, ..NO_INSTANCE };
             e
         }
     };

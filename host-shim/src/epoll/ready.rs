@@ -5,6 +5,7 @@ use core::sync::atomic::Ordering;
 use ring::wake;
 
 use super::set::State;
+use super::shared::Joined;
 use super::{barrier, is_shared};
 use crate::handle::{self, Handle, Kind};
 use crate::{listener, poll, segments};
@@ -155,6 +156,7 @@ impl State {
     /// Would epoll_wait(2) of this instance find something of ours? Nothing is taken.
     pub(super) fn is_ready(&mut self, e: &Handle, depth: u32) -> bool {
         let instance = e.place.load(Ordering::Relaxed);
+        let joined = self.join(instance as usize);
         self.scan(segments::lane_of(instance));
         self.scan(SHARED_LANE);
         let mut next = self.instances.get(instance as usize).map_or(0, |i| i.ready_head);
@@ -164,6 +166,12 @@ impl State {
             let nested = self.handle_of(index).is_some_and(|h| h.kind() == Kind::Epoll);
             if r.dead || (nested && depth == 0) {
                 continue;
+            }
+            if let (Some(joined), Some(r)) = (&joined, self.regs.get_mut(index)) {
+                joined.recall(r);
+                if r.off {
+                    continue;
+                }
             }
             let (events, all) = self.look_at(index);
             if events != 0 && (r.interest.events & ET == 0 || self.is_edge(index, all).0) {
@@ -175,6 +183,7 @@ impl State {
 
     /// Moves ready events to `out`. `settled`: a heavy barrier has passed since the last watch was set.
     pub(super) fn harvest(&mut self, instance: usize, out: &mut [libc::epoll_event], settled: bool) -> usize {
+        let joined = self.join(instance);
         if self.instances.get(instance).is_some_and(|i| i.nested) {
             (0..segments::LANES).for_each(|lane| self.scan(lane));
         } else {
@@ -184,8 +193,8 @@ impl State {
             }
         }
         let mut n = 0;
-        if self.turn(instance, (out, &mut n), settled, false) {
-            self.turn(instance, (out, &mut n), settled, true);
+        if self.turn(instance, (out, &mut n), settled, false, joined.as_ref()) {
+            self.turn(instance, (out, &mut n), settled, true, joined.as_ref());
         }
         n
     }
@@ -197,6 +206,7 @@ impl State {
         (out, n): (&mut [libc::epoll_event], &mut usize),
         settled: bool,
         idle: bool,
+        joined: Option<&Joined>,
     ) -> bool {
         let mut left = false;
         for _ in 0..self.instances.get(instance).map_or(0, |i| i.ready_len) {
@@ -216,6 +226,12 @@ impl State {
                 self.put_back(index);
                 continue;
             }
+            if let Some(joined) = joined {
+                joined.recall(r);
+                if r.off {
+                    continue;
+                }
+            }
             if settled {
                 self.set_fresh(index, false);
             }
@@ -230,8 +246,13 @@ impl State {
                 if r.interest.events & ONESHOT != 0 {
                     r.off = true;
                     r.idle = false;
-                    continue;
                 }
+            }
+            if let Some(joined) = joined {
+                joined.note(r);
+            }
+            if r.off {
+                continue;
             }
             let (fresh, h) = (r.fresh, self.handle_of(index));
             let ready = level && (events != 0 || fresh);

@@ -2,6 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
+use super::shared::Set;
 use crate::handle::{self, Handle};
 
 const INSTANCES_MAX: usize = 256;
@@ -46,6 +47,9 @@ pub(super) struct Reg {
     pub(super) fd: i32,
     pub(super) ep: i32,
     pub(super) interest: Interest,
+    /// Its place in the set that relatives share plus one, and how it was there ([`super::shared`]).
+    pub(super) member: u32,
+    pub(super) version: u32,
     pub(super) next_of_handle: u32,
     pub(super) next_ready: u32,
 }
@@ -69,6 +73,8 @@ pub(super) const NO_REG: Reg = Reg {
     fd: 0,
     ep: 0,
     interest: Interest { events: 0, data: 0 },
+    member: 0,
+    version: 0,
     next_of_handle: 0,
     next_ready: 0,
 };
@@ -89,8 +95,17 @@ pub(super) struct Instance {
     pub(super) listeners: bool,
     /// Other instances are in the set.
     pub(super) nested: bool,
-    /// Kept sleeper plus one; its set is inside the application's.
+    /// Kept sleeper plus one.
     pub(super) sleeper: u32,
+    /// The sleeper's set is inside the application's.
+    pub(super) inside: bool,
+    /// How many of those asleep count on that.
+    pub(super) asleep_inside: u32,
+    /// A descriptor of it.
+    pub(super) ep: i32,
+    /// What forked relatives share of it, and how many of their changes were done here.
+    pub(super) shared: Option<&'static Set>,
+    pub(super) changes: u32,
 }
 
 pub(super) const NO_INSTANCE: Instance = Instance {
@@ -106,6 +121,11 @@ pub(super) const NO_INSTANCE: Instance = Instance {
     listeners: false,
     nested: false,
     sleeper: 0,
+    inside: false,
+    asleep_inside: 0,
+    ep: -1,
+    shared: None,
+    changes: 0,
 };
 
 pub(super) struct State {

@@ -180,7 +180,7 @@ fn epoll_made(fd: c_int) -> c_int {
     if fd >= 0 {
         socket::closing(fd);
         if let Some(h) = handle::allocate(Kind::Epoll, fd, 0, 0)
-            && !(epoll::created(h) && table::set(fd, h))
+            && !(epoll::created(fd, h) && table::set(fd, h))
         {
             socket::release(h);
         }
