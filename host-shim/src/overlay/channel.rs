@@ -42,6 +42,14 @@ const WORTH_CALLS: u32 = 256;
 /// A writer makes sure that somebody still reads this often, in [`sys::ticks`]: every 10 to 20 µs.
 const LOOK_TICKS: u64 = 40_000;
 
+/// Longest time that a reader stays away from what writers tell, in pauses of the processor (34 ns each on the machine of FACTS.md).
+const PACE_MAX: u32 = 64;
+
+/// A writer that has not written for so long, in [`sys::ticks`], looks how far readers have come: one to two microseconds.
+const PAUSE_TICKS: u64 = 4_000;
+/// Messages that a look should find.
+const FEW: usize = 8;
+
 /// Which end of a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -63,31 +71,48 @@ impl Role {
 }
 
 /// What the processes of a family share about one direction. Zero is the fresh state.
-#[repr(C, align(64))]
+///
+/// A pair of cache lines, since processors fetch them so, for each use: what only writers touch, what they tell readers, the same of
+/// readers, and what rarely changes. A stream costs a line for what is told, and that only when what was seen before is used up.
+#[repr(C, align(128))]
 pub struct Channel {
     /// Held while writing to the ring, and while the mode changes.
     tx: Lock,
-    mode: AtomicU32,
-    /// Bytes ever written to the ring. Under `tx`.
-    tail: AtomicU64,
-    /// Where pages begin: `tail` when a writer last found the ring empty. Under `tx`.
-    origin: AtomicU64,
-    /// When a writer last saw a reader, in ticks. Under `tx`.
-    looked: AtomicU64,
     /// Writers in a call on the kernel's object.
     busy_writers: AtomicU32,
-    pad0: [AtomicU32; 7],
+    /// When a writer last saw a reader, in ticks. Under `tx`.
+    looked: AtomicU64,
+    /// `head` and `emptied` as a writer last saw them. Under `tx`.
+    head_seen: AtomicU64,
+    origin: AtomicU64,
+    /// When a writer last wrote, in ticks. Under `tx`.
+    wrote: AtomicU64,
+    pad0: [AtomicU64; 11],
+    /// Bytes ever written to the ring. Under `tx`.
+    tail: AtomicU64,
+    pad1: [AtomicU64; 15],
     /// Held while reading from the ring, and (after `tx`) while the mode changes.
     rx: Lock,
     /// Readers in a call on the kernel's object.
     busy_readers: AtomicU32,
-    /// Bytes ever read from the ring. Under `rx`.
-    head: AtomicU64,
     /// Reads through the kernel since the ring was left.
     score: AtomicU32,
     /// Calls served by the ring since it was entered.
     served: AtomicU32,
-    pad1: [AtomicU32; 10],
+    /// `tail` as a reader last saw it: not before `head`. Under `rx`.
+    tail_seen: AtomicU64,
+    /// How long a reader stays away from `tail` when it has seen to its end, in pauses of the processor. Under `rx`.
+    pace: AtomicU32,
+    /// `served` at the last long wait of either side.
+    waited_at: AtomicU32,
+    pad2: [AtomicU32; 24],
+    /// Bytes ever read from the ring. Under `rx`.
+    head: AtomicU64,
+    /// Where pages begin: `head` when a reader last saw the ring empty, as a pipe's next write begins a page then. Under `rx`.
+    emptied: AtomicU64,
+    pad3: [AtomicU64; 14],
+    /// Changes under `tx` and `rx`.
+    mode: AtomicU32,
     /// Processes that hold an end: readers in the low half, writers in the high half.
     holders: AtomicU32,
     /// Those of `holders` that have agreed to use the ring; never more.
@@ -101,13 +126,14 @@ pub struct Channel {
     used: AtomicU32,
     /// Its place in the arena.
     index: AtomicU32,
-    pad2: [AtomicU32; 9],
+    pad4: [AtomicU64; 12],
 }
 
 const _: () = {
-    assert!(size_of::<Channel>() == 192);
-    assert!(core::mem::offset_of!(Channel, rx) == 64);
-    assert!(core::mem::offset_of!(Channel, holders) == 128);
+    use core::mem::offset_of;
+    assert!(size_of::<Channel>() == 640);
+    assert!(offset_of!(Channel, tail) == 128 && offset_of!(Channel, rx) == 256);
+    assert!(offset_of!(Channel, head) == 384 && offset_of!(Channel, mode) == 512);
 };
 
 /// A call on the kernel's object is under way, until dropped: the mode does not become [`RING`].
@@ -143,9 +169,10 @@ impl Channel {
         }
         self.tx.reset();
         self.rx.reset();
-        for word in [&self.tail, &self.head, &self.origin, &self.looked] {
+        for word in [&self.tail, &self.head, &self.looked] {
             word.store(0, Ordering::Relaxed);
         }
+        self.is_emptied_at(0);
         for word in
             [&self.busy_readers, &self.busy_writers, &self.score, &self.served, &self.agreed, &self.wanted]
         {
@@ -288,9 +315,25 @@ impl Channel {
             self.mode.store(KERNEL, Ordering::SeqCst);
             return false;
         }
+        self.is_emptied_at(self.tail.load(Ordering::Relaxed));
         self.served.store(0, Ordering::Relaxed);
+        self.waited_at.store(0, Ordering::Relaxed);
         self.wanted.store(0, Ordering::Relaxed);
         true
+    }
+
+    /// May a wait for the other side be a long one? If many calls were served since the last.
+    pub fn deserves_patience(&self) -> bool {
+        let served = self.served.load(Ordering::Relaxed);
+        let before = self.waited_at.swap(served, Ordering::Relaxed);
+        served.saturating_sub(before) >= WORTH_CALLS
+    }
+
+    /// Nothing is in the ring, and both sides know it. Under both locks.
+    fn is_emptied_at(&self, position: u64) {
+        for word in [&self.head_seen, &self.origin, &self.tail_seen, &self.emptied] {
+            word.store(position, Ordering::Relaxed);
+        }
     }
 
     /// Changes from the ring to `mode`. `carry` puts what is left in the ring (one or two pieces, in order) into the kernel's object, all
@@ -312,6 +355,7 @@ impl Channel {
             }
             self.head.store(tail, Ordering::Release);
         }
+        self.is_emptied_at(tail);
         let patience = self.patience.load(Ordering::Relaxed);
         let next =
             if self.served.load(Ordering::Relaxed) >= WORTH_CALLS { patience / 2 } else { patience * 2 };
@@ -349,9 +393,14 @@ impl Channel {
             return None;
         }
         let head = self.head.load(Ordering::Relaxed);
-        // Acquire: pairs with the Release in `write`: the bytes are there.
-        let n = used(head, self.tail.load(Ordering::Acquire));
+        let mut n = used(head, self.tail_seen.load(Ordering::Relaxed));
+        if n < to.total() {
+            self.keep_pace();
+            n = used(head, self.see_tail());
+            self.learn_pace(n, to.total());
+        }
         if n == 0 {
+            self.emptied.store(head, Ordering::Relaxed);
             return Some(0);
         }
         let data = arena::data(self)?;
@@ -365,11 +414,45 @@ impl Channel {
             }
             from = from.wrapping_add(len as u64);
         });
+        let head = head.wrapping_add(got as u64);
+        if got == n && self.pace.load(Ordering::Relaxed) == 0 && self.see_tail() == head {
+            self.emptied.store(head, Ordering::Relaxed);
+        }
         // Release: pairs with the Acquire in `write`: we are done with that part.
-        self.head.store(head.wrapping_add(got as u64), Ordering::Release);
+        self.head.store(head, Ordering::Release);
         let served = self.served.load(Ordering::Relaxed);
         self.served.store(served.saturating_add(1), Ordering::Relaxed);
         Some(got)
+    }
+
+    /// Where each look finds one message, the line that tells of them changes hands for each. A reader that looks less often finds
+    /// several, and lets the writer go on meanwhile.
+    #[inline(always)]
+    fn keep_pace(&self) {
+        for _ in 0..self.pace.load(Ordering::Relaxed).min(PACE_MAX) {
+            core::hint::spin_loop();
+        }
+    }
+
+    /// A look has found `n` bytes, for a read of so many: nothing if who writes is slow, a few messages if one should look later.
+    #[inline(always)]
+    fn learn_pace(&self, n: usize, wanted: usize) {
+        let pace = self.pace.load(Ordering::Relaxed);
+        let next = match n {
+            0 => pace / 2,
+            _ if n / FEW < wanted => pace * 2 + 1,
+            _ => pace,
+        };
+        self.pace.store(next.min(PACE_MAX), Ordering::Relaxed);
+    }
+
+    /// Looks how far writers have come. Under `rx`.
+    #[inline(always)]
+    fn see_tail(&self) -> u64 {
+        // Acquire: pairs with the Release in `write`: the bytes are there.
+        let tail = self.tail.load(Ordering::Acquire);
+        self.tail_seen.store(tail, Ordering::Relaxed);
+        tail
     }
 
     /// Puts bytes into the ring: as many as there is room for, all of a small write or none. `reads`: whether anybody still does.
@@ -389,12 +472,14 @@ impl Channel {
         }
         let left = from.total() - at.done;
         let tail = self.tail.load(Ordering::Relaxed);
-        // Acquire: pairs with the Release in `read`.
-        let head = self.head.load(Ordering::Acquire);
-        if head == tail {
-            self.origin.store(tail, Ordering::Relaxed);
+        let seen = (self.head_seen.load(Ordering::Relaxed), self.origin.load(Ordering::Relaxed));
+        let mut room = room(seen.0, tail, seen.1);
+        let before = self.wrote.load(Ordering::Relaxed);
+        self.wrote.store(now, Ordering::Relaxed);
+        // A reader that keeps pace does not say when it leaves the ring empty; after a pause, we see it.
+        if room < left || now.wrapping_sub(before) > PAUSE_TICKS {
+            room = self.see_room(tail);
         }
-        let room = room(head, tail, self.origin.load(Ordering::Relaxed));
         if room == 0 || (left <= ATOMIC_BYTES && room < left) {
             return Wrote::Full;
         }
@@ -414,10 +499,21 @@ impl Channel {
         if n == left { Wrote::All } else { Wrote::Full }
     }
 
+    /// Looks how far readers have come: the room there is. Under `tx`.
+    fn see_room(&self, tail: u64) -> usize {
+        // Acquire: pairs with the Release in `read`: they are done with that part, and `emptied` is of then or later.
+        let head = self.head.load(Ordering::Acquire);
+        let emptied = self.emptied.load(Ordering::Relaxed);
+        let origin = if head == tail { tail } else { emptied.max(self.origin.load(Ordering::Relaxed)) };
+        self.head_seen.store(head, Ordering::Relaxed);
+        self.origin.store(origin, Ordering::Relaxed);
+        room(head, tail, origin)
+    }
+
     /// A write of `want` bytes would find room, as far as one can see without a lock.
     pub fn has_room(&self, want: usize) -> bool {
         let position = |word: &AtomicU64| word.load(Ordering::Relaxed);
-        let room = room(position(&self.head), position(&self.tail), position(&self.origin));
+        let room = room(position(&self.head), position(&self.tail), position(&self.emptied));
         room >= want.clamp(1, ATOMIC_BYTES)
     }
 }

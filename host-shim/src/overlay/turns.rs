@@ -11,7 +11,7 @@ use ring::stats::{Reason, SocketState};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 
-use super::channel::{Busy, CAPACITY, KERNEL, NEVER, RING, Role, Wrote};
+use super::channel::{Busy, CAPACITY, Channel, KERNEL, NEVER, RING, Role, Wrote};
 use super::{REFUSED, SHOWN, View, agreed, is_libcs, of};
 use crate::buffers::{Buffers, Cursor};
 use crate::sys::Errno;
@@ -23,6 +23,8 @@ const CALLS_BEFORE_AGREEING: u32 = 16;
 const ROUNDS_BEFORE_FLAGS: u32 = 20;
 /// Spin rounds before the processor is offered to others: half a microsecond, as such an offer takes when nobody takes it.
 const ROUNDS_BEFORE_YIELD: u32 = 16;
+/// How many times longer some waits are.
+const LONG_WAIT: u32 = 8;
 /// Longest wait for the other end.
 const WAIT_MAX: Duration = Duration::from_millis(20);
 
@@ -109,7 +111,7 @@ impl View {
 
     /// The ring is empty: waits a moment for bytes, then goes back to the kernel. A result if the call ends here.
     fn wait_for_bytes(&self, native: &dyn Fn() -> isize) -> Option<isize> {
-        let mut wait = Wait::new();
+        let mut wait = Wait::new(Some(self.channel));
         let mut round = 0;
         while self.channel.available() == 0 && self.channel.mode() == RING {
             round += 1;
@@ -171,7 +173,7 @@ impl View {
 
     /// A reader wants the ring: it has to empty the kernel's object first, and the ring is there, or it sleeps and we don't wait.
     fn wait_for_reader(&self) {
-        let mut wait = Wait::new();
+        let mut wait = Wait::new(None);
         let mut round = 0u32;
         while self.channel.mode() == KERNEL {
             round += 1;
@@ -188,7 +190,7 @@ impl View {
 
     /// The ring is full: waits a moment for room, then goes back to the kernel. A result if the call ends here.
     fn wait_for_room(&self, total: usize, done: usize) -> Option<isize> {
-        let mut wait = Wait::new();
+        let mut wait = Wait::new(Some(self.channel));
         let mut round = 0;
         while !self.channel.has_room(total - done) && self.channel.mode() == RING {
             round += 1;
@@ -311,15 +313,21 @@ impl View {
 
 /// A wait for the other end, counted in turns of the processor: where others want it, each turn lets them run, the other end
 /// among them, however long that takes; alone, it is about as long as other waits ([`crate::wait::Spin`]).
-struct Wait {
+///
+/// Some waits in the ring are longer, if it has served many calls since the last such wait: in a pipeline, the other end has to wait
+/// itself for somebody who has no processor now.
+struct Wait<'a> {
+    /// The ring, until its longer wait is used up.
+    ring: Option<&'a Channel>,
     round: u32,
     yields: u32,
+    yields_max: u32,
     start: Option<Duration>,
 }
 
-impl Wait {
-    fn new() -> Self {
-        Wait { round: 0, yields: 0, start: None }
+impl<'a> Wait<'a> {
+    fn new(ring: Option<&'a Channel>) -> Self {
+        Wait { ring, round: 0, yields: 0, yields_max: config::spin_us_max(), start: None }
     }
 
     /// False: it has been long enough.
@@ -331,12 +339,20 @@ impl Wait {
         }
         let now = sys::now();
         let start = *self.start.get_or_insert(now);
-        if self.yields >= config::spin_us_max() || now - start > WAIT_MAX {
+        if now - start > WAIT_MAX || (self.yields >= self.yields_max && !self.is_prolonged()) {
             return false;
         }
         self.yields += 1;
         rustix::thread::sched_yield();
         true
+    }
+
+    fn is_prolonged(&mut self) -> bool {
+        let prolonged = self.ring.take().is_some_and(Channel::deserves_patience);
+        if prolonged {
+            self.yields_max = self.yields_max.saturating_mul(LONG_WAIT);
+        }
+        prolonged
     }
 }
 
