@@ -1,5 +1,5 @@
-//! The shim's own descriptors: moved to high numbers, so that the application gets the lowest free ones, and marked in
-//! the table, so that it cannot close them by accident.
+//! The shim's own descriptors: moved to higher numbers than most programs use, so that the application gets the lowest free ones, and
+//! marked in the table, so that it cannot close them by accident.
 
 use core::ffi::CStr;
 use core::mem::MaybeUninit;
@@ -21,9 +21,12 @@ pub fn numbering() -> &'static Lock {
     &NUMBERING
 }
 
+/// A soft limit above this is not asked for: each fork(2) copies the kernel's table up to the highest number that is open.
+const LIMIT_MAX: u64 = 1024;
+
 /// Our descriptors start at three quarters of the soft limit.
 fn base() -> i32 {
-    let limit = getrlimit(Resource::Nofile).current.unwrap_or(1024).clamp(64, table::FDS_MAX as u64);
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(LIMIT_MAX).clamp(64, LIMIT_MAX);
     i32::try_from(limit / 4 * 3).unwrap_or(768)
 }
 
