@@ -155,11 +155,30 @@ fn number_of(h: &Handle) -> Option<u32> {
     (number != 0 && h.is_current()).then_some(number)
 }
 
-/// The coordinator may forget that this process holds the listener. When this returns, it has: as in Linux, who connects from now
-/// on is refused, and who was not accepted is reset.
-pub fn unlisten(h: &Handle) {
-    if let Some(listener) = number_of(h) {
-        coordinator::done(Request::Unlisten { listener });
+/// This process holds the listener no more, and `h` has no part in it. If no relative holds it either, the coordinator has let go of
+/// it when this returns: as in Linux, who connects from now on is refused, and who was not accepted is reset.
+pub fn let_go(h: &Handle) {
+    let Some(sock) = h.sock() else { return };
+    // Acquire: pairs with the Release below of relatives, who have told the coordinator before.
+    let shared = sock.processes.load(Ordering::Acquire) > 1;
+    unlisten(h, !shared);
+    if sock.processes.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if shared {
+            // The last relative has let go in between: its word and ours are to be heard.
+            unlisten(h, true);
+        }
+        sock.free();
+    }
+}
+
+/// The coordinator may forget that this process holds the listener, and, if `heard`, has when this returns.
+fn unlisten(h: &Handle, heard: bool) {
+    let Some(listener) = number_of(h) else { return };
+    let request = Request::Unlisten { listener };
+    if heard {
+        coordinator::done(request);
+    } else {
+        let _ = coordinator::post(request);
     }
 }
 
@@ -475,8 +494,9 @@ pub fn leave_to_kernel(fd: i32, h: &Handle, state: SocketState, reason: Reason) 
     forget(h);
     h.set_kind(Kind::Kernel);
     stats::set_state(h.index(), state, reason, None);
-    unlisten(h);
-    if !sock.is_nonblocking() {
+    let nonblocking = sock.is_nonblocking();
+    let_go(h);
+    if !nonblocking {
         options::set_kernel_blocking(fd);
     }
     if sock.processes.fetch_sub(1, Ordering::AcqRel) == 1 {

@@ -160,12 +160,7 @@ fn tear_down(h: &Handle) {
         }
         Kind::Listener => {
             listener::forget(h);
-            listener::unlisten(h);
-            if let Some(sock) = h.sock()
-                && sock.processes.fetch_sub(1, Ordering::AcqRel) == 1
-            {
-                sock.free();
-            }
+            listener::let_go(h);
         }
         Kind::Epoll => epoll::closed(h),
         Kind::Overlay => overlay::closed(h),
