@@ -7,7 +7,7 @@
 //! `unsafe` is allowed here: one look at the next completion without the lock.
 #![allow(unsafe_code)]
 
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use core::time::Duration;
 
 use ring::atomic::light_barrier;
@@ -68,6 +68,9 @@ static PENDING: [Pending; PENDING_MAX] = [const {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoAnswer;
 
+/// Places of [`PENDING`] that were ever used.
+static PENDING_USED: AtomicUsize = AtomicUsize::new(0);
+
 /// A request on its way. Must be ended with [`Ticket::finish`] or [`Ticket::abandon`].
 #[derive(Clone, Copy)]
 pub struct Ticket {
@@ -97,7 +100,8 @@ pub fn uninstall() {
         *rings = None;
         NEXT_HEADER.store(core::ptr::null_mut(), Ordering::Relaxed);
     }
-    for p in &PENDING {
+    // Those alone that are in use: what is written to here, the kernel copies.
+    for p in PENDING.iter().take(PENDING_USED.load(Ordering::Relaxed)) {
         p.state.store(FREE, Ordering::Relaxed);
     }
 }
@@ -225,6 +229,9 @@ pub fn call(request: Request) -> Result<Completion, NoAnswer> {
 pub fn call_for(listener: Option<&Handle>, request: Request) -> Result<Completion, NoAnswer> {
     let epoch = process::epoch();
     answer(start(listener, request)?, epoch)
+    if place >= PENDING_USED.load(Ordering::Relaxed) {
+        PENDING_USED.fetch_max(place + 1, Ordering::Relaxed);
+    }
 }
 
 /// Posts a request of which nothing but its being done is of interest, and waits for that where one can.

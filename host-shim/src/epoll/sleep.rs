@@ -146,7 +146,8 @@ pub(super) fn sync_sleeper(instance: u32, ep: i32) {
 /// After fork, in the child: the parent's sleepers are not ours.
 pub fn forget_sleepers() {
     let Some(mut st) = STATE.take() else { return };
-    for inst in &mut st.instances {
+    // Those alone that are in use: what is written to here, the kernel copies.
+    for inst in st.instances.iter_mut().filter(|i| i.handle != 0) {
         inst.sleeper = 0;
         inst.inside = false;
         inst.asleep = 0;
