@@ -25,11 +25,15 @@ use crate::{process, segments, sock, socket, sys};
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 /// Answers that threads of this process wait for at the same time.
 const PENDING_MAX: usize = 256;
+/// Requests in a row that the coordinator is not woken for (SPEC 2.6.6).
+const QUIET_MAX: u32 = 32;
 /// Completions taken at once under the lock.
 const BATCH: usize = 16;
 
 struct Rings {
     end: HostEnd<'static>,
+    /// Requests since the doorbell was last looked at ([`post_quietly`]).
+    quiet: u32,
     notice: &'static AtomicU32,
 }
 
@@ -64,12 +68,12 @@ static PENDING: [Pending; PENDING_MAX] = [const {
     }
 }; PENDING_MAX];
 
+/// Places of [`PENDING`] that were ever used.
+static PENDING_USED: AtomicUsize = AtomicUsize::new(0);
+
 /// A request was not answered: the coordinator is gone, silent, or too busy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoAnswer;
-
-/// Places of [`PENDING`] that were ever used.
-static PENDING_USED: AtomicUsize = AtomicUsize::new(0);
 
 /// A request on its way. Must be ended with [`Ticket::finish`] or [`Ticket::abandon`].
 #[derive(Clone, Copy)]
@@ -90,7 +94,7 @@ pub fn install(requests: Requests<'static>, window: &FarWindow<'static>, host: &
     if let Some(mut rings) = RINGS.take() {
         let end = HostEnd::new(requests, window, &host.near());
         show_next(&end);
-        *rings = Some(Rings { end, notice: &host.header.notice });
+        *rings = Some(Rings { end, quiet: 0, notice: &host.header.notice });
     }
 }
 
@@ -130,13 +134,23 @@ pub fn locks() -> [&'static Lock; 2] {
 
 /// Posts a request that is not answered, or whose answer is awaited with a ticket.
 fn push(request: Request, token: u32) -> Result<(), NoAnswer> {
+    push_as(request, token, false)
+}
+
+/// `quiet`: nobody is woken for it, unless many have gathered.
+fn push_as(request: Request, token: u32, mut quiet: bool) -> Result<(), NoAnswer> {
     let raw = request.to_raw(token);
     let (start, epoch) = (sys::now(), process::epoch());
     loop {
         {
             let mut guard = RINGS.take().ok_or(NoAnswer)?;
             let rings = guard.as_mut().ok_or(NoAnswer)?;
+            if quiet && rings.quiet < QUIET_MAX && rings.end.post_quietly(&raw).is_ok() {
+                rings.quiet += 1;
+                return Ok(());
+            }
             let posted = rings.end.post(&raw);
+            rings.quiet = 0;
             // Pairs with the coordinator's heavy barrier before it sleeps (SPEC 2.6).
             if rings.end.doorbell_wanted(light_barrier) {
                 ring_doorbell();
@@ -145,6 +159,7 @@ fn push(request: Request, token: u32) -> Result<(), NoAnswer> {
                 return Ok(());
             }
         }
+        quiet = false;
         pump();
         if is_silent() || sys::now() - start > ANSWER_MAX {
             return Err(unanswered(epoch));
@@ -188,6 +203,18 @@ pub fn post(request: Request) -> Result<(), NoAnswer> {
     push(request, 0)
 }
 
+/// Posts a request that is not answered, and that nobody waits for: a coordinator that sleeps does it when something else wakes it
+/// (SPEC 2.6.6).
+///
+/// # Errors
+/// As [`post`].
+pub fn post_quietly(request: Request) -> Result<(), NoAnswer> {
+    if !process::is_attached() {
+        return Err(NoAnswer);
+    }
+    push_as(request, 0, true)
+}
+
 /// Posts a request and returns at once. `listener`: what an `Accept` is for; its readiness follows from the answer, in
 /// order with announcements.
 ///
@@ -202,6 +229,9 @@ pub fn start(listener: Option<&Handle>, request: Request) -> Result<Ticket, NoAn
             && p.state.compare_exchange(FREE, WAITING, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     });
     let place = claimed.ok_or(NoAnswer)?;
+    if place >= PENDING_USED.load(Ordering::Relaxed) {
+        PENDING_USED.fetch_max(place + 1, Ordering::Relaxed);
+    }
     let mut token = NEXT_TOKEN.fetch_add(1, Ordering::Relaxed);
     if token == 0 {
         token = NEXT_TOKEN.fetch_add(1, Ordering::Relaxed);
@@ -229,9 +259,6 @@ pub fn call(request: Request) -> Result<Completion, NoAnswer> {
 pub fn call_for(listener: Option<&Handle>, request: Request) -> Result<Completion, NoAnswer> {
     let epoch = process::epoch();
     answer(start(listener, request)?, epoch)
-    if place >= PENDING_USED.load(Ordering::Relaxed) {
-        PENDING_USED.fetch_max(place + 1, Ordering::Relaxed);
-    }
 }
 
 /// Posts a request of which nothing but its being done is of interest, and waits for that where one can.

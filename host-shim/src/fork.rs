@@ -49,7 +49,7 @@ extern "C" fn before() {
     LATER.store(false, Ordering::Relaxed);
     if process::is_attached() && socket::has_shared() {
         let nonce = sys::random() | 1;
-        if coordinator::post(Request::Fork { nonce }).is_ok() {
+        if coordinator::post_quietly(Request::Fork { nonce }).is_ok() {
             NONCE.store(nonce, Ordering::Relaxed);
         }
         PARENT.store(process::function(), Ordering::Relaxed);
@@ -58,7 +58,7 @@ extern "C" fn before() {
     } else if unix::is_inherited() {
         // It may have something to say to the coordinator some day: then it shall be known whose child it is.
         let nonce = sys::random() | 1;
-        if coordinator::post(Request::Fork { nonce }).is_ok() {
+        if coordinator::post_quietly(Request::Fork { nonce }).is_ok() {
             NONCE.store(nonce, Ordering::Relaxed);
         }
         PARENT.store(process::function(), Ordering::Relaxed);

@@ -186,7 +186,9 @@ fn close_stream(h: &Handle, s: &Stream) {
     }
     let side = h.side.load(Ordering::Relaxed);
     if h.is_current() {
-        let _ = coordinator::post(Request::Close { conn: s.conn, side, finished: last });
+        let request = Request::Close { conn: s.conn, side, finished: last };
+        // What the peer is to know stands in the stream then. (A relative that was killed is still counted: the coordinator knows better.)
+        let _ = if last { coordinator::post_quietly(request) } else { coordinator::post(request) };
     }
     if let Some(m) = segments::by_index(h.place.load(Ordering::Relaxed)) {
         m.leave(s.conn.slot());

@@ -361,3 +361,24 @@ fn s2_6_5_a_sleeping_card_hears_of_credit_once_a_ring_was_taken() {
     assert!(host.take().unwrap().is_some());
     assert!(!host.arm(|| ()).ring);
 }
+
+#[test]
+fn s2_6_6_a_quiet_request_tells_a_sleeping_card_nothing() {
+    let ends = Ends::new();
+    let (mut host, mut card) = ends.both();
+    let raw = Raw { kind: 1, ..Raw::default() };
+    card.set_doorbell_wanted(true);
+    for taken in 1..=ENTRIES {
+        card.push(&raw).unwrap();
+        assert!(host.take().unwrap().is_some());
+        host.post_quietly(&raw).unwrap();
+        let armed = host.arm(|| ());
+        assert_eq!((armed.ready, armed.ring), (false, taken == ENTRIES), "{taken}");
+        card.look_at_armed().unwrap();
+    }
+    // No room: the card is to be rung.
+    assert_eq!(host.post_quietly(&raw), Err(Full));
+    // What was posted quietly comes first.
+    let requests = std::iter::from_fn(|| card.take().unwrap()).count();
+    assert_eq!(requests, ENTRIES as usize);
+}

@@ -81,6 +81,19 @@ impl<'a, M: Memory> HostEnd<'a, M> {
         posted
     }
 
+    /// As [`HostEnd::post`], but the card is not going to be rung for it: it finds the request when it is awake anyhow (SPEC 2.6.6).
+    ///
+    /// # Errors
+    /// [`Full`], as there.
+    pub fn post_quietly(&mut self, raw: &Raw) -> Result<(), Full> {
+        let heard = self.heard;
+        let posted = self.post(raw);
+        if posted.is_ok() {
+            self.heard = heard;
+        }
+        posted
+    }
+
     /// Gives credit without a request: the card may wait for that with the credit that we wait for (SPEC 2.4.4).
     #[cold]
     fn tell(&mut self) {
