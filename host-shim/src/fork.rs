@@ -47,12 +47,13 @@ extern "C" fn before() {
     core::mem::forget(unix::lock().take());
     NONCE.store(0, Ordering::Relaxed);
     LATER.store(false, Ordering::Relaxed);
-    if process::is_attached() && socket::has_shared() {
+    if socket::has_shared() && process::is_known() {
         let nonce = sys::random() | 1;
         if coordinator::post_quietly(Request::Fork { nonce }).is_ok() {
             NONCE.store(nonce, Ordering::Relaxed);
         }
         PARENT.store(process::function(), Ordering::Relaxed);
+        LATER.store(may_wait(socket::has_connections()), Ordering::Relaxed);
         epoll::before_fork();
         socket::count_child();
     } else if unix::is_inherited() {
@@ -62,8 +63,7 @@ extern "C" fn before() {
             NONCE.store(nonce, Ordering::Relaxed);
         }
         PARENT.store(process::function(), Ordering::Relaxed);
-        // Who inherits a listener will accept there; the coordinator does not wait long for others.
-        LATER.store(!unix::listens(), Ordering::Relaxed);
+        LATER.store(may_wait(false) || !unix::listens(), Ordering::Relaxed);
     }
     unix::count_child();
     socket::leave_unconnected_to_kernel();
@@ -72,6 +72,13 @@ extern "C" fn before() {
     for lock in locks() {
         core::mem::forget(lock.take());
     }
+}
+
+/// May the child attach when it has something to ask for? Many, like those that serve a connection that stays in the kernel, never
+/// have. Not with a connection of ours, whose other side is to hear at once of the child's end; and not if it may soon be another user,
+/// whom the agent does not take for our child.
+fn may_wait(has_connections: bool) -> bool {
+    !has_connections && !rustix::process::geteuid().is_root()
 }
 
 extern "C" fn after_in_parent() {

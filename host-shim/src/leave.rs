@@ -45,7 +45,7 @@ pub fn is_needed(who: Who) -> bool {
     };
     // What the program adds to a set that it inherits, it must know to be one.
     let mut sets = handle::all().filter(|h| h.kind() == Kind::Epoll);
-    (process::is_attached() && ours().any(|h| survives(&h)))
+    (ours().any(|h| survives(&h)) && process::is_known())
         || sets.any(|h| descriptors(h).any(|fd| !closes_on_exec(fd)))
         || overlay::is_inherited()
 }

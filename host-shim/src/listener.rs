@@ -58,6 +58,32 @@ pub fn all() -> impl Iterator<Item = &'static Handle> {
     entered.filter_map(handle::by_index).filter(|h| h.kind() == Kind::Listener)
 }
 
+/// About to attach as a process that holds nothing: what it has of listeners the coordinator does not know to be its own.
+pub fn disown_all() {
+    for h in all() {
+        // No coordinator's.
+        h.epoch.store(0, Ordering::Relaxed);
+    }
+}
+
+/// Before a call that may wait for clients, or as good a sign of work to come. A forked child that has not attached closes the listeners
+/// first that it is not going to serve: who still has one attaches now.
+#[inline(always)]
+pub fn serving() {
+    if process::is_announced() {
+        attach_to_serve();
+    }
+}
+
+#[cold]
+fn attach_to_serve() {
+    if all().next().is_some() {
+        let saved = sys::errno();
+        process::is_known();
+        sys::set_errno(saved);
+    }
+}
+
 /// After a successful listen(2): announce it to the coordinator.
 pub fn listening(fd: i32, backlog: i32) {
     let Some(h) = table::get(fd) else { return };
@@ -498,9 +524,6 @@ pub fn leave_to_kernel(fd: i32, h: &Handle, state: SocketState, reason: Reason) 
     let_go(h);
     if !nonblocking {
         options::set_kernel_blocking(fd);
-    }
-    if sock.processes.fetch_sub(1, Ordering::AcqRel) == 1 {
-        sock.free();
     }
     wait::kick_others();
 }

@@ -18,7 +18,7 @@ use crate::agent::{self, AgentError};
 use crate::config::{self, Log, log};
 use crate::lock::Guarded;
 use crate::sys::NoSignals;
-use crate::{coordinator, fds, options, stats, sys, wait};
+use crate::{coordinator, fds, listener, options, stats, sys, wait};
 
 const UNTRIED: u64 = 0;
 const ATTACHED: u64 = 1;
@@ -74,10 +74,21 @@ pub fn is_seen_as_itself() -> bool {
     SEEN_PID.load(Ordering::Relaxed) == sys::getpid()
 }
 
-/// A forked child that the parent announced, and that holds nothing of ours yet: it attaches as that when it attaches.
+/// A forked child that the parent announced, and that has no connection of ours: it attaches as that when it attaches.
 pub fn attach_later(parent: u32, nonce: u64) {
     PARENT.store(parent, Ordering::Relaxed);
     NONCE.store(nonce, Ordering::Release);
+}
+
+/// A child that will attach when it has something to ask for.
+#[inline(always)]
+pub fn is_announced() -> bool {
+    NONCE.load(Ordering::Relaxed) != 0
+}
+
+/// Attached. A child that its parent announced is so when this returns.
+pub fn is_known() -> bool {
+    is_attached() || (is_announced() && !is_borrowed() && ensure_attached())
 }
 
 /// Attached now, without trying.
@@ -135,9 +146,15 @@ pub fn ensure_attached() -> bool {
         _ => true,
     };
     let _no_signals = may.then(NoSignals::new);
-    // A child whose parent has forgotten it, or is gone, is a process like any other.
     let nonce = if may { NONCE.swap(0, Ordering::AcqRel) } else { 0 };
-    (nonce != 0 && attach(PARENT.load(Ordering::Relaxed), nonce)) || (may && attach(0, 0))
+    if nonce != 0 && attach(PARENT.load(Ordering::Relaxed), nonce) {
+        return true;
+    }
+    // A child whose parent has forgotten it, or is gone, is a process like any other.
+    may && {
+        listener::disown_all();
+        attach(0, 0)
+    }
 }
 
 /// Of all threads that ask, one is told so.

@@ -94,7 +94,7 @@ pub unsafe fn substitute(msg: *const msghdr) -> Result<Option<Substitute>> {
             any |= ours(p).is_some();
         });
     }
-    if !any || !process::is_attached() {
+    if !any || !process::is_known() {
         return Ok(None);
     }
     let mut new = Substitute { control: Control([0; CONTROL_BYTES]), length, relays: Default::default() };

@@ -19,6 +19,7 @@ use crate::{
 
 /// A socket that the kernel has just made: from now on we know it. TCP sockets attach the process first.
 pub fn made(fd: i32, domain: i32, ty: i32) {
+    listener::serving();
     let kind = ty & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
     let tcp = (domain == libc::AF_INET || domain == libc::AF_INET6) && kind == libc::SOCK_STREAM;
     // A name decides whether an AF_UNIX socket needs an agent.
@@ -401,6 +402,11 @@ pub fn forget_calls() {
 /// Is there anything that a child would share?
 pub fn has_shared() -> bool {
     handle::all().any(Handle::is_in_user_space)
+}
+
+/// Is a connection among that?
+pub fn has_connections() -> bool {
+    handle::all().any(|h| h.kind() == Kind::Stream)
 }
 
 /// A new shared state for a socket that is about to become a connection or listener.

@@ -48,6 +48,10 @@ pub fn lock() -> &'static Lock {
 pub fn connected(h: &Handle, accepted: bool) {
     let role = if accepted { touched::ACCEPTED } else { 0 };
     h.touched.fetch_or(touched::CONNECTED | touched::YOUNG | role, Ordering::Relaxed);
+    if accepted && process::is_announced() && !h.was(touched::PAIR) {
+        // A child that serves its parent's listener is a server, and shown as one.
+        process::is_known();
+    }
     let reason = if process::is_inert() { Reason::NoAgent } else { Reason::Few };
     // Pairs are all kinds of things, and counted when they leave.
     let state = if h.was(touched::PAIR) { SocketState::Idle } else { SocketState::Kernel };
@@ -350,9 +354,11 @@ fn young() -> impl Iterator<Item = &'static Handle> {
 /// now is the time for the coordinator to get to know us.
 pub fn is_inherited() -> bool {
     let kernels = || handle::all().filter(|h| h.kind() == Kind::Kernel);
+    let any = || kernels().any(|h| h.was(touched::YOUNG | touched::LISTENS));
     let known = process::is_attached()
+        || (process::is_announced() && any() && process::is_known())
         || (kernels().any(|h| h.was(touched::PAIR) && h.was(touched::YOUNG)) && process::ensure_attached());
-    known && kernels().any(|h| h.was(touched::YOUNG | touched::LISTENS))
+    known && any()
 }
 
 /// Before fork: who alone holds an end, both will know. What is offered already stays.

@@ -5,7 +5,7 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 
 use common::lo;
-use nic_coordinator::logic::forks::ATTACH_US_MAX;
+use nic_coordinator::logic::forks::{ATTACH_LATER_US_MAX, ATTACH_US_MAX};
 use nic_coordinator::logic::{Limits, Logic, Out};
 use proptest::prelude::*;
 use ring::msg::{Addr, Completion, ConnId, Request, Status};
@@ -31,6 +31,12 @@ struct ModelListener {
     holders: BTreeSet<Who>,
     netns: u64,
     addr: Addr,
+}
+
+impl ModelListener {
+    fn is_served(&self) -> bool {
+        self.holders.iter().any(|who| matches!(who, Who::Function(_)))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,8 +127,20 @@ impl Model {
         self.waits.retain(|(believer, _), _| *believer != who);
     }
 
+    /// A child's time gets short when somebody may wait for it.
+    fn hasten(&mut self) {
+        let unserved = self.listeners.values().filter(|l| !l.is_served());
+        let waited_for: BTreeSet<Who> = unserved.flat_map(|l| l.holders.iter().copied()).collect();
+        for ((parent, nonce), (_, deadline_us)) in &mut self.forks {
+            if !self.processes.contains_key(parent) || waited_for.contains(&Who::Fork(*parent, *nonce)) {
+                *deadline_us = (*deadline_us).min(self.now_us + ATTACH_US_MAX);
+            }
+        }
+    }
+
     /// Removes what nobody holds any more.
     fn sweep(&mut self) {
+        self.hasten();
         self.listeners.retain(|_, listener| !listener.holders.is_empty());
         for conn in self.conns.values_mut() {
             if conn.queued && !self.listeners.contains_key(&conn.listener) {
@@ -211,7 +229,9 @@ impl Model {
             }
             Request::Fork { nonce } => {
                 if let std::collections::btree_map::Entry::Vacant(entry) = self.forks.entry((f, nonce)) {
-                    entry.insert((self.processes[&f].group, self.now_us + ATTACH_US_MAX));
+                    let connected = self.conns.values().any(|c| c.holders.iter().any(|h| h.contains(&me)));
+                    let time_us = if connected { ATTACH_US_MAX } else { ATTACH_LATER_US_MAX };
+                    entry.insert((self.processes[&f].group, self.now_us + time_us));
                     self.inherit(me, Who::Fork(f, nonce));
                 }
             }
@@ -389,6 +409,7 @@ impl Model {
         assert_eq!(self.pairs.get(&conn.segment()), Some(&[me.group, server_group]), "others' memory");
         let l = &self.listeners[&listener];
         assert_eq!(l.netns, me.netns, "another namespace");
+        assert!(l.is_served(), "nobody is there");
         assert!(l.addr.port == dst.port && (l.addr.ip == dst.ip || l.addr.is_wildcard()));
         let holders = [BTreeSet::from([Who::Function(f)]), BTreeSet::new()];
         self.conns.insert(

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{CLIENT, SERVER, World, accepted, connected, emptied, gone, lo, more, ready, refused, status};
-use nic_coordinator::logic::forks::ATTACH_US_MAX;
+use nic_coordinator::logic::forks::{ATTACH_LATER_US_MAX, ATTACH_US_MAX};
 use nic_coordinator::logic::{Limits, Out};
 use ring::msg::{Addr, Completion, ConnId, Request, Status};
 use ring::segment::SLOTS;
@@ -346,9 +346,10 @@ fn a_child_holds_what_its_parent_held() {
     let conn = w.connect(1, lo(80)).unwrap();
     assert_eq!(w.accept(2, listener), Ok(conn));
     w.ask(2, Request::Fork { nonce: 7 });
-    // The parent exits at once, as daemons do: the child keeps everything.
-    assert_eq!(w.detach(2), []);
     let queued = w.connect(1, lo(80)).unwrap();
+    // The parent exits at once, as daemons do: the child keeps everything, and until it is here, new clients are the kernel's.
+    assert_eq!(w.detach(2), []);
+    assert_eq!(w.connect(1, lo(80)), Err(Status::NoListener));
     let out = w.attach_child(3, 2, 7, 2);
     assert_eq!((status(&out), &out[1..]), (Status::Ok, &[ready(3, listener)][..]));
     assert_eq!(w.accept(3, listener), Ok(queued));
@@ -414,6 +415,33 @@ fn a_child_that_does_not_come_is_given_up() {
     assert!(w.logic.segments().get(conn).is_some(), "still queued");
     w.detach(2);
     assert!(w.logic.is_empty());
+}
+
+#[test]
+fn a_child_that_nobody_waits_for_may_come_late() {
+    let (mut w, listener) = pair(8);
+    w.ask(2, Request::Fork { nonce: 7 });
+    w.ask(2, Request::Fork { nonce: 8 });
+    assert_eq!(w.tick(ATTACH_LATER_US_MAX - 1), []);
+    assert_eq!(status(&w.attach_child(3, 2, 7, 2)), Status::Ok);
+    assert_eq!(w.ask(2, Request::Unlisten { listener }), []);
+    let queued = w.connect(1, lo(80)).unwrap();
+    assert_eq!(w.accept(3, listener), Ok(queued));
+    w.tick(ATTACH_LATER_US_MAX);
+    assert_eq!(status(&w.attach_child(4, 2, 8, 2)), Status::BadRequest, "too late");
+}
+
+#[test]
+fn a_client_waits_for_a_child_only_so_long() {
+    for parent_dies in [false, true] {
+        let (mut w, listener) = pair(8);
+        w.ask(2, Request::Fork { nonce: 7 });
+        let queued = w.connect(1, lo(80)).unwrap();
+        assert_eq!(if parent_dies { w.detach(2) } else { w.ask(2, Request::Unlisten { listener }) }, []);
+        assert_eq!(w.logic.next_deadline_us(), Some(ATTACH_US_MAX));
+        assert_eq!(w.tick(ATTACH_US_MAX), [refused(1, queued)]);
+        assert!(w.logic.listeners().is_empty());
+    }
 }
 
 #[test]

@@ -28,6 +28,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("splice", "splice.c"),
     ("filters", "filters.c"),
     ("signals", "signals.c"),
+    ("children", "children.c"),
 ];
 
 /// One function of a program.

@@ -15,6 +15,7 @@ mod moves;
 mod pipes;
 mod raw;
 pub(crate) mod ready;
+mod sandbox;
 mod sockets;
 mod stdio;
 mod variadic;

@@ -8,7 +8,7 @@ use core::ptr::null_mut;
 
 use libc::{sigset_t, timespec};
 
-use super::{data, descriptors, exec, fail, moves, pipes, ready, sockets};
+use super::{data, descriptors, exec, fail, moves, pipes, ready, sandbox, sockets};
 use crate::{cancel, process, real, socket, stats, table};
 
 /// An argument, before it is known what it is.
@@ -90,6 +90,14 @@ unsafe fn ours(number: c_long, words: [Word; 6]) -> Option<c_long> {
     unsafe {
         match number {
             libc::SYS_io_uring_setup => return refuse_io_uring(),
+            libc::SYS_seccomp => {
+                sandbox::entering();
+                return None;
+            }
+            libc::SYS_prctl if words.first().is_some_and(|w| w.int() == libc::PR_SET_SECCOMP) => {
+                sandbox::entering();
+                return None;
+            }
             libc::SYS_socket | libc::SYS_socketpair | libc::SYS_close_range | libc::SYS_epoll_create1 => {
                 return Some(makes_or_closes(number, words));
             }

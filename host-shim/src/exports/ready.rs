@@ -12,7 +12,7 @@ use crate::handle::{self, Handle, Kind};
 use crate::poll::{self, Select, Set};
 use crate::scratch::Scratch;
 use crate::sys::{self, Errno, Result};
-use crate::{cancel, epoll, epoll_wait, overlay, real, socket, table, unix};
+use crate::{cancel, epoll, epoll_wait, listener, overlay, real, socket, table, unix};
 
 /// A timespec of the application; a negative one counts as none left.
 pub fn duration(t: &timespec) -> Duration {
@@ -54,6 +54,7 @@ pub unsafe fn poll_concerns_us(fds: *mut pollfd, n: nfds_t) -> bool {
 
 fn poll_ours(fds: &mut [pollfd], timeout: Option<Duration>, mask: *const sigset_t) -> c_int {
     cancel::point();
+    listener::serving();
     let Some(mut scratch) = Scratch::new(fds.len() + 1) else { return fail(Errno(libc::ENOMEM)) };
     let mut set = Set { fds, kernel: scratch.get(), closed: false };
     count(poll::wait(&mut set, timeout, mask))
@@ -115,6 +116,7 @@ pub unsafe extern "C" fn __ppoll_chk(
 
 fn select_ours(sets: &Select, timeout: Option<Duration>, mask: *const sigset_t) -> c_int {
     cancel::point();
+    listener::serving();
     let Some(mut list) = Scratch::new(sets.n) else { return fail(Errno(libc::ENOMEM)) };
     let n = sets.fill(list.get());
     let Some(mut kernel) = Scratch::new(n + 1) else { return fail(Errno(libc::ENOMEM)) };
@@ -215,6 +217,9 @@ pub unsafe extern "C" fn epoll_ctl(ep: c_int, op: c_int, fd: c_int, event: *mut 
         return unsafe { real::epoll_ctl(ep, op, fd, event) };
     };
     let h = table::get(fd);
+    if h.is_some_and(|h| h.kind() == Kind::Listener) {
+        listener::serving();
+    }
     // SAFETY: the application's pointer, null or to an event.
     let interest = match unsafe { event.as_ref() } {
         Some(ev) => Interest { events: ev.events, data: ev.u64 },
@@ -248,6 +253,7 @@ unsafe fn epoll_ours<'a>(
 ) -> Option<(&'static Handle, &'a mut [epoll_event])> {
     let e = instance(ep)?;
     cancel::point();
+    listener::serving();
     let n = usize::try_from(max).ok().filter(|n| *n > 0 && !events.is_null())?;
     // SAFETY: contract.
     Some((e, unsafe { slice::from_raw_parts_mut(events, n) }))

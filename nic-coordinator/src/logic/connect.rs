@@ -70,12 +70,13 @@ impl Logic {
             if let Some(function) = self.functions.get_mut(waiting.function) {
                 function.connecting -= 1;
             }
-            // Time has passed: the listener may be gone or full.
+            // Time has passed: the listener may be gone, or left to children, or full.
             let outcome = match waiting.wanted {
                 _ if !ok => Err(Status::NoSegment),
                 Wanted::Claim { .. } => self.pair(segment, waiting, out),
                 Wanted::Connect { listener, .. } => match self.listeners.get(listener) {
                     None => Err(Status::NoListener),
+                    Some(listener) if !listener.is_served() => Err(Status::NoListener),
                     Some(listener) if !listener.has_space() => Err(Status::BacklogFull),
                     Some(_) => self.establish(segment, waiting, out),
                 },

@@ -1,11 +1,14 @@
 //! Forks: between a parent's announcement and the child's attach, a fork holds what the child will hold.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::functions::Holdings;
 
-/// How long a child has for attaching, in microseconds.
+/// How long a child has for attaching that holds connections, or whose parent is gone, in microseconds: as long may their other
+/// sides wait for it.
 pub const ATTACH_US_MAX: u64 = 2_000_000;
+/// How long one has for whom nobody waits: it attaches when it has something to ask for, if ever.
+pub const ATTACH_LATER_US_MAX: u64 = 600_000_000;
 
 /// A child that has not attached yet.
 #[derive(Debug)]
@@ -22,11 +25,13 @@ pub struct Fork {
     pub holdings: Holdings,
 }
 
-/// All pending forks. Numbered in the order of their announcement, which is that of their deadlines.
+/// All pending forks. Numbered in the order of their announcement.
 #[derive(Debug, Default)]
 pub struct Forks {
     by_id: BTreeMap<u64, Fork>,
     by_nonce: BTreeMap<(u32, u64), u64>,
+    /// Each with its number.
+    deadlines_us: BTreeSet<(u64, u64)>,
     /// For each parent: how many, and how much they hold together.
     load: BTreeMap<u32, (usize, usize)>,
     last_id: u64,
@@ -42,7 +47,10 @@ impl Forks {
     /// True when none is pending.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.by_id.is_empty() && self.by_nonce.is_empty() && self.load.is_empty()
+        self.by_id.is_empty()
+            && self.by_nonce.is_empty()
+            && self.deadlines_us.is_empty()
+            && self.load.is_empty()
     }
 
     /// Enters a fork; returns its number. `None` if this parent's nonce is in use.
@@ -56,6 +64,7 @@ impl Forks {
         *count += 1;
         *held += size(&fork.holdings);
         self.by_nonce.insert(key, self.last_id);
+        self.deadlines_us.insert((fork.deadline_us, self.last_id));
         self.by_id.insert(self.last_id, fork);
         Some(self.last_id)
     }
@@ -87,6 +96,7 @@ impl Forks {
     pub fn remove(&mut self, id: u64) -> Option<Fork> {
         let fork = self.by_id.remove(&id)?;
         self.by_nonce.remove(&(fork.parent, fork.nonce));
+        self.deadlines_us.remove(&(fork.deadline_us, id));
         if let Some((count, held)) = self.load.get_mut(&fork.parent) {
             *count -= 1;
             *held -= size(&fork.holdings);
@@ -97,10 +107,25 @@ impl Forks {
         Some(fork)
     }
 
-    /// The fork whose time is over first.
+    /// Those of one parent.
+    pub fn of(&self, parent: u32) -> impl Iterator<Item = u64> {
+        self.by_nonce.range((parent, 0)..=(parent, u64::MAX)).map(|(_, id)| *id)
+    }
+
+    /// The child has no longer than until `deadline_us`.
+    pub fn hasten(&mut self, id: u64, deadline_us: u64) {
+        let Some(fork) = self.by_id.get_mut(&id).filter(|fork| fork.deadline_us > deadline_us) else {
+            return;
+        };
+        self.deadlines_us.remove(&(fork.deadline_us, id));
+        self.deadlines_us.insert((deadline_us, id));
+        fork.deadline_us = deadline_us;
+    }
+
+    /// The fork whose time is over first, and when.
     #[must_use]
     pub fn next_deadline(&self) -> Option<(u64, u64)> {
-        self.by_id.first_key_value().map(|(id, fork)| (*id, fork.deadline_us))
+        self.deadlines_us.first().map(|(deadline_us, id)| (*id, *deadline_us))
     }
 }
 

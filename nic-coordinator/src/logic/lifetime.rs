@@ -3,7 +3,7 @@
 use ring::bus::{AGENT_FUNCTION, FUNCTIONS_MAX};
 use ring::msg::{Completion, ConnId, Status};
 
-use super::forks::{ATTACH_US_MAX, Fork};
+use super::forks::{ATTACH_LATER_US_MAX, ATTACH_US_MAX, Fork};
 use super::functions::{CLIENT, Holder, Identity, SERVER, Side};
 use super::segments::End;
 use super::{Holdings, Limits, Logic, Out, announce, reply, tell_ready};
@@ -80,7 +80,8 @@ impl Logic {
             }
             Some(_) => return,
         };
-        let deadline_us = now_us.saturating_add(ATTACH_US_MAX);
+        let time_us = if holdings.conns.is_empty() { ATTACH_LATER_US_MAX } else { ATTACH_US_MAX };
+        let deadline_us = now_us.saturating_add(time_us);
         let fork = Fork { parent: f, nonce, group, deadline_us, holdings };
         let Some(id) = self.forks.insert(fork) else { return };
         self.functions.join(group);
@@ -120,6 +121,7 @@ impl Logic {
     /// have not attached yet keep what they inherited.
     pub fn detach(&mut self, f: u32, out: &mut Vec<Out>) {
         let Some(function) = self.functions.remove(f) else { return };
+        self.hasten(self.forks.of(f).collect());
         for listener in &function.holdings.listeners {
             if let Some(listener) = self.listeners.get_mut(*listener) {
                 listener.take_waiters_of(f);
@@ -146,6 +148,11 @@ impl Logic {
         let Some(listener) = self.listeners.get_mut(id) else { return };
         listener.holders.remove(&holder);
         if !listener.holders.is_empty() {
+            if !listener.is_served() {
+                // Clients may wait in its queue.
+                let forks = listener.forks().collect();
+                self.hasten(forks);
+            }
             return;
         }
         let Some(listener) = self.listeners.remove(id) else { return };
@@ -190,6 +197,14 @@ impl Logic {
         }
         self.segments.free_if_closed(id);
         self.drop_segment_if_orphaned(id.segment(), out);
+    }
+
+    /// Somebody waits for these children, or for their end.
+    fn hasten(&mut self, forks: Vec<u64>) {
+        let deadline_us = self.now_us.saturating_add(ATTACH_US_MAX);
+        for id in forks {
+            self.forks.hasten(id, deadline_us);
+        }
     }
 
     fn leave_group(&mut self, group: u32, out: &mut Vec<Out>) {

@@ -61,6 +61,22 @@ impl Listener {
         gone
     }
 
+    /// True while an attached process holds it. Of the children that hold it and have not attached only the kernel knows whether they are
+    /// there, and have it open: so its clients are the kernel's.
+    #[must_use]
+    pub fn is_served(&self) -> bool {
+        // Functions come first.
+        matches!(self.holders.first(), Some(Holder::Function(_)))
+    }
+
+    /// The children that hold it and have not attached, by the numbers of their forks.
+    pub fn forks(&self) -> impl Iterator<Item = u64> {
+        self.holders.iter().filter_map(|holder| match holder {
+            Holder::Fork(id) => Some(*id),
+            Holder::Function(_) => None,
+        })
+    }
+
     /// The functions that hold it.
     pub fn functions(&self) -> impl Iterator<Item = u32> {
         self.holders.iter().filter_map(|holder| match holder {
@@ -186,7 +202,7 @@ impl Listeners {
                 let index = (place.turn + offset) % place.ids.len();
                 let Some(id) = place.ids.get(index).copied() else { continue };
                 let Some(listener) = self.by_id.get(&id) else { continue };
-                if *dual_stack_only && listener.v6only {
+                if (*dual_stack_only && listener.v6only) || !listener.is_served() {
                     continue;
                 }
                 listens = true;
@@ -226,7 +242,7 @@ mod tests {
             uid,
             group: 1,
             backlog: 1,
-            holders: BTreeSet::new(),
+            holders: BTreeSet::from([Holder::Function(1)]),
             queue: VecDeque::new(),
             waiters: VecDeque::new(),
         })
@@ -290,6 +306,18 @@ mod tests {
         assert!(!all.taken_by_other(1, &v4(1), false, 1000));
         add(&mut all, 1, v6(Addr::V6_ANY), false, 1000);
         assert!(all.taken_by_other(1, &v4(2), false, 1001));
+    }
+
+    #[test]
+    fn what_only_unattached_children_hold_is_the_kernels() {
+        let mut all = Listeners::default();
+        let id = add(&mut all, 1, v4(1), false, 0);
+        all.get_mut(id).unwrap().holders = [Holder::Fork(7)].into();
+        assert_eq!(all.find(1, &v4(1)), Err(Status::NoListener));
+        let other = add(&mut all, 1, v4(1), false, 0);
+        assert_eq!([all.find(1, &v4(1)), all.find(1, &v4(1))], [Ok(other), Ok(other)]);
+        all.get_mut(id).unwrap().holders.insert(Holder::Function(2));
+        assert_eq!(all.find(1, &v4(1)), Ok(id));
     }
 
     #[test]

@@ -91,6 +91,8 @@ pub struct Logic {
     segments: Segments,
     /// Number of the next offer.
     offers_ever: u64,
+    /// What time it was when somebody last said so.
+    now_us: u64,
 }
 
 impl Logic {
@@ -115,6 +117,7 @@ impl Logic {
         now_us: u64,
         out: &mut Vec<Out>,
     ) -> Result<(), Impostor> {
+        self.now_us = now_us;
         if request.agent_only() {
             if function != AGENT_FUNCTION {
                 return Err(Impostor);
@@ -185,6 +188,7 @@ impl Logic {
 
     /// Gives up on children that did not attach in time.
     pub fn tick(&mut self, now_us: u64, out: &mut Vec<Out>) {
+        self.now_us = now_us;
         while let Some((id, _)) = self.forks.next_deadline().filter(|(_, deadline_us)| *deadline_us <= now_us)
         {
             self.drop_fork(id, out);
