@@ -24,10 +24,30 @@ pub fn numbering() -> &'static Lock {
 /// A soft limit above this is not asked for: each fork(2) copies the kernel's table up to the highest number that is open.
 const LIMIT_MAX: u64 = 1024;
 
+/// What [`base`] was last; 0: not known, or no good any more.
+static BASE: AtomicI32 = AtomicI32::new(0);
+
 /// Our descriptors start at three quarters of the soft limit.
 fn base() -> i32 {
+    let known = BASE.load(Ordering::Relaxed);
+    if known != 0 {
+        return known;
+    }
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(LIMIT_MAX).clamp(64, LIMIT_MAX);
-    i32::try_from(limit / 4 * 3).unwrap_or(768)
+    let base = i32::try_from(limit / 4 * 3).unwrap_or(768);
+    BASE.store(base, Ordering::Relaxed);
+    base
+}
+
+/// A second descriptor of the file of `fd`, up there.
+fn up(fd: i32) -> Option<i32> {
+    let high = || rustix::io::fcntl_dupfd_cloexec(sys::borrow(fd), base()).ok();
+    let retried = || {
+        // The limit may be a lower one by now.
+        BASE.store(0, Ordering::Relaxed);
+        high()
+    };
+    high().or_else(retried).map(IntoRawFd::into_raw_fd)
 }
 
 /// What `make` makes, as one of ours.
@@ -48,20 +68,20 @@ pub fn adopt(low: i32) -> i32 {
 
 /// A second descriptor of the file of `fd`, one of ours. `None`: no room.
 pub fn duplicate(fd: i32) -> Option<i32> {
-    let high = rustix::io::fcntl_dupfd_cloexec(sys::borrow(fd), base()).ok()?.into_raw_fd();
+    let high = up(fd)?;
     table::set_internal(high);
     Some(high)
 }
 
 /// As [`adopt`], unmarked: for what is closed in a moment, perhaps in a vfork child.
 pub fn raise(low: i32) -> i32 {
-    match rustix::io::fcntl_dupfd_cloexec(sys::borrow(low), base()) {
-        Ok(high) => {
+    match up(low) {
+        Some(high) => {
             sys::close(low);
-            high.into_raw_fd()
+            high
         }
         // No room up there: it stays where it is.
-        Err(_) => low,
+        None => low,
     }
 }
 
