@@ -62,13 +62,15 @@ pub struct Handle {
     pub side: AtomicU32,
     /// First epoll registration plus one. Under the lock of [`crate::epoll`].
     pub regs: AtomicU32,
-    /// Listener: non-zero if connections may wait at the coordinator. Epoll: registrations of ours in it. Young: calls under way.
+    /// Listener: non-zero if connections may wait at the coordinator. Epoll: registrations of ours in it. Young: calls under way. Accepted
+    /// stream: its listener's incarnation.
     pub ready: AtomicU32,
-    /// Listener: accepts so far, so that the kernel's queue gets its turn. Young: calls so far.
+    /// Listener: accepts so far, so that the kernel's queue gets its turn. Young: calls so far. Accepted stream: its listener, plus one
+    /// ([`crate::spare`]).
     pub turns: AtomicU32,
     /// How many of `refs` are calls under way: a forked child has none of them.
     pins: AtomicU32,
-    /// Kernel socket: options that were set, as in [`Sock::options`].
+    /// Kernel socket, accepted stream: options that were set, as in [`Sock::options`].
     pub options: AtomicU64,
     /// [`touched`] bits: what the application did to a kernel socket, so that we need not ask the kernel.
     pub touched: AtomicU32,
@@ -114,6 +116,8 @@ pub mod touched {
     pub const CONNECTING: u32 = 16384;
     /// `AF_UNIX`: one end of a socketpair(2).
     pub const PAIR: u32 = 32768;
+    /// A connection whose placeholder is no spare for another one: see [`crate::spare`].
+    pub const WORN: u32 = 65536;
     /// A kernel socket that may be another thing by the time the kernel is asked.
     pub const MOVES: u32 = YOUNG | CONNECTING;
 }
@@ -261,6 +265,7 @@ impl Handle {
 
     /// Makes it a connection.
     pub fn become_stream(&self, new: &NewStream) {
+        self.turns.store(0, Ordering::Relaxed);
         let [out_dir, in_dir] = new.dirs;
         let [out_ring, in_ring] = new.rings;
         self.set_sock(new.sock);

@@ -20,7 +20,7 @@ use crate::reserved::Reserved;
 use crate::sock::Sock;
 use crate::sys::{Errno, NoSignals, Result};
 use crate::wait::{self, Spin};
-use crate::{arrivals, coordinator, fds, holds, options, process, real, socket, stats, sys, table};
+use crate::{arrivals, coordinator, fds, holds, options, process, real, socket, spare, stats, sys, table};
 
 /// Every so many accepts the kernel's queue goes first, so that neither starves.
 const KERNEL_TURN: u32 = 8;
@@ -46,6 +46,7 @@ fn note(h: &Handle) {
 
 /// Takes it out again.
 pub fn forget(h: &Handle) {
+    spare::forget(h);
     let value = h.index() + 1;
     let _ =
         LISTENERS.iter().any(|l| l.compare_exchange(value, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok());
@@ -391,7 +392,8 @@ impl Call {
         };
         sock.set_addrs(new.local, new.peer);
         sock.nonblock.store(u32::from(self.flags & libc::SOCK_NONBLOCK != 0), Ordering::Relaxed);
-        options::inherit(self.listener(), self.sock, fd, sock);
+        let options = reserved.options(self.sock.options.load(Ordering::Relaxed));
+        options::inherit(self.listener(), self.sock, options, fd, sock);
         // The table knows it only when it is complete: another thread can't have the number yet.
         if socket::join(n, sock, new.conn, 1).is_none() {
             socket::release(n);
@@ -399,6 +401,7 @@ impl Call {
             let _ = refuse();
             return Err(Errno(libc::ECONNABORTED));
         }
+        spare::accepted(n, self.h);
         if !table::set(fd, n) {
             socket::release(n);
             return Err(Errno(libc::EMFILE));

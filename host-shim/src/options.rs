@@ -16,7 +16,7 @@ use ring::stats::{Reason, SocketState};
 use crate::handle::{Handle, Kind, Stream, touched};
 use crate::sock::{Sock, modes};
 use crate::sys::{Errno, Result};
-use crate::{arrivals, dual, listener, poll, real, sys};
+use crate::{arrivals, dual, listener, poll, real, spare, sys};
 
 pub use answers::{get, refused};
 pub use inherit::inherit;
@@ -258,11 +258,19 @@ pub fn option_set(fd: i32, h: &Handle, level: i32, name: i32) {
         }
         (Kind::Listener, Some(sock)) => {
             sock.options.fetch_or(inherit::bit(level, name), Ordering::Relaxed);
+            spare::forget(h);
             if ours {
                 reload(fd, sock);
             }
         }
-        (Kind::Stream, Some(sock)) if ours => {
+        (Kind::Stream, Some(sock)) => {
+            match inherit::renewable(level, name) {
+                Some(bit) => h.options.fetch_or(bit, Ordering::Relaxed),
+                None => u64::from(h.touched.fetch_or(touched::WORN, Ordering::Relaxed)),
+            };
+            if !ours {
+                return;
+            }
             reload(fd, sock);
             // As in Linux (tcp_set_rcvlowat), any mark makes what is readable then news; no other option does.
             let is_news = |s: &Stream| s.readable() || s.input_ended();
@@ -318,6 +326,9 @@ pub fn fcntl(fd: i32, h: &Handle, cmd: i32, arg: core::ffi::c_ulong) -> Option<i
             // SAFETY: no pointers.
             let r = unsafe { real::fcntl(fd, cmd, arg | forced) };
             if r == 0 {
+                if arg & !flag_word(libc::O_NONBLOCK | libc::O_ACCMODE | libc::O_LARGEFILE) != 0 {
+                    h.touched.fetch_or(touched::WORN, Ordering::Relaxed);
+                }
                 let nonblocking = arg & flag_word(libc::O_NONBLOCK) != 0;
                 sock.nonblock.store(u32::from(nonblocking), Ordering::Relaxed);
                 flags_set(fd, h, sock, arg & flag_word(libc::O_ASYNC) != 0);
@@ -330,6 +341,7 @@ pub fn fcntl(fd: i32, h: &Handle, cmd: i32, arg: core::ffi::c_ulong) -> Option<i
             Some(if r < 0 || sock.is_nonblocking() { r } else { r & !libc::O_NONBLOCK })
         }
         (Kind::Stream, _) if arrivals::concerns(cmd) => {
+            h.touched.fetch_or(touched::WORN, Ordering::Relaxed);
             // SAFETY: the application's own arguments.
             let r = unsafe { real::fcntl(fd, cmd, arg) };
             arrivals::follow(fd, h);
@@ -381,6 +393,7 @@ pub fn ioctl(
         // SAFETY: the application's own arguments.
         let r = unsafe { real::ioctl(fd, request, arg) };
         if kind == Kind::Stream {
+            h.touched.fetch_or(touched::WORN, Ordering::Relaxed);
             arrivals::follow(fd, h);
         } else {
             flags_set(fd, h, h.sock()?, arrivals::is_async(fd));

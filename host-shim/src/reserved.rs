@@ -12,7 +12,7 @@ use rustix::io::FdFlags;
 use crate::handle::Handle;
 use crate::holds::{self, Noted};
 use crate::sys::{self, Result};
-use crate::{fds, real, segments, table};
+use crate::{fds, real, segments, spare, table};
 
 /// Calls that may wait at a time with their number known to a forked child; in the child of more, a number stays taken.
 const WAITING_MAX: usize = 256;
@@ -31,6 +31,8 @@ pub struct Reserved {
     /// It is to stay open across exec, but does not yet.
     inherited: bool,
     noted: Option<Noted>,
+    /// It was another connection's: the options of the listener that it does not have.
+    spare: Option<u64>,
 }
 
 impl Reserved {
@@ -39,7 +41,8 @@ impl Reserved {
     /// # Errors
     /// As socket(2).
     pub fn now(h: &Handle, flags: i32) -> Result<Reserved> {
-        Ok(Reserved { fd: open(h, flags)?, inherited: false, noted: None })
+        let (fd, spare) = open(h, flags)?;
+        Ok(Reserved { fd, inherited: false, noted: None, spare })
     }
 
     /// For a call that is going to wait.
@@ -47,18 +50,28 @@ impl Reserved {
     /// # Errors
     /// As socket(2).
     pub fn waiting(h: &Handle, flags: i32) -> Result<Reserved> {
-        let fd = open(h, flags | libc::SOCK_CLOEXEC)?;
+        let (fd, spare) = open(h, flags | libc::SOCK_CLOEXEC)?;
         table::set_internal(fd);
         let free =
             |w: &AtomicU64| w.compare_exchange(0, entry(fd), Ordering::AcqRel, Ordering::Relaxed).is_ok();
         let _entered = WAITING.iter().any(free);
         let noted = holds::note(give_back, [fd.unsigned_abs() as usize, 0]);
-        Ok(Reserved { fd, inherited: flags & libc::SOCK_CLOEXEC == 0, noted: Some(noted) })
+        Ok(Reserved { fd, inherited: flags & libc::SOCK_CLOEXEC == 0, noted: Some(noted), spare })
     }
 
     /// Its number.
     pub fn fd(&self) -> i32 {
         self.fd
+    }
+
+    /// Which of the options that were set on its listener, `set`, it is to get from there.
+    pub fn options(&self, set: u64) -> u64 {
+        match (self.spare, &self.noted) {
+            (None, _) => set,
+            (Some(changed), None) => changed,
+            // The listener may have got others while the call waited.
+            (Some(changed), Some(_)) => changed | set,
+        }
     }
 
     /// The call returns it. The table must say by now what it is.
@@ -83,15 +96,19 @@ impl Drop for Reserved {
     }
 }
 
-fn open(h: &Handle, flags: i32) -> Result<i32> {
+/// A descriptor; and, of a spare one, the options to be copied.
+fn open(h: &Handle, flags: i32) -> Result<(i32, Option<u64>)> {
     let (domain, ty) = h.family();
     // Not while another thread maps a segment or makes a descriptor of ours: they are low ones for a moment, and this is to be the
     // lowest free one.
     let _mapping = segments::lock().take();
     let _numbering = fds::numbering().take();
+    if let Some((fd, options)) = spare::take(h, flags) {
+        return Ok((fd, Some(options)));
+    }
     // SAFETY: no pointers.
     let fd = unsafe { real::socket(domain, ty | flags, libc::IPPROTO_TCP) };
-    if fd < 0 { Err(sys::errno()) } else { Ok(fd) }
+    if fd < 0 { Err(sys::errno()) } else { Ok((fd, None)) }
 }
 
 fn forget(fd: i32) {

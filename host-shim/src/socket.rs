@@ -10,6 +10,7 @@ use ring::{stream, wake};
 use crate::handle::{self, Handle, Kind, NewStream, Stream, touched};
 use crate::segments::{self, Mapped};
 use crate::sock::{self, Sock, shut};
+use crate::spare::{self, Spare};
 use crate::stream::leave_news;
 use crate::sys::NoSignals;
 use crate::{
@@ -72,6 +73,7 @@ fn reappeared(fd: i32) {
         segments::lost(fd);
         wait::lost(fd);
         bells::lost(fd);
+        spare::lost(fd);
     } else {
         forget(fd);
     }
@@ -306,11 +308,17 @@ pub fn shutdown(h: &Handle, s: &Stream, how: i32) -> crate::sys::Result<()> {
     Ok(())
 }
 
-/// Before close(2), dup2(2) onto it, and the like: `fd` stops being ours. The kernel's descriptor is still open.
+/// Before dup2(2) onto it, and the like: `fd` stops being ours. The kernel's descriptor is still open.
 pub fn closing(fd: i32) {
-    let Some(h) = table::get(fd) else { return };
+    closing_by_close(fd);
+}
+
+/// The same before close(2). What may become of the placeholder.
+pub fn closing_by_close(fd: i32) -> Option<Spare> {
+    let h = table::get(fd)?;
     if process::is_borrowed() {
-        return leave::moves(h);
+        leave::moves(h);
+        return None;
     }
     // Locks are taken only for these.
     let locks = !matches!(h.kind(), Kind::Kernel | Kind::Overlay)
@@ -320,11 +328,17 @@ pub fn closing(fd: i32) {
     if matches!(h.kind(), Kind::Listener | Kind::Epoll) && h.is_held_by_calls_alone() {
         keep_for_calls(fd, h);
     }
-    if let Some(h) = table::remove(fd) {
-        if h.has_others() {
-            stats::moved(h, fd);
-        }
-        release(h);
+    let h = table::remove(fd)?;
+    if h.has_others() {
+        stats::moved(h, fd);
+    }
+    let spare = spare::of(h);
+    if h.release() {
+        tear_down(h);
+        spare
+    } else {
+        // Another thread has duplicated it meanwhile, or uses it.
+        None
     }
 }
 
@@ -353,6 +367,7 @@ pub fn duplicated(old: i32, new: i32) {
     let _no_signals = NoSignals::new();
     forget(new);
     let Some(h) = table::get(old).filter(|h| h.retain()) else { return };
+    h.touched.fetch_or(touched::WORN, Ordering::Relaxed);
     if !table::set(new, h) {
         release(h);
         return;
@@ -363,6 +378,9 @@ pub fn duplicated(old: i32, new: i32) {
 
 /// Before fork: everything that the child inherits gets one more process.
 pub fn count_child() {
+    for h in handle::all().filter(|h| h.kind() == Kind::Stream) {
+        h.touched.fetch_or(touched::WORN, Ordering::Relaxed);
+    }
     for sock in shared() {
         sock.processes.fetch_add(1, Ordering::AcqRel);
     }

@@ -29,6 +29,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("filters", "filters.c"),
     ("signals", "signals.c"),
     ("children", "children.c"),
+    ("accepted", "accepted.c"),
 ];
 
 /// One function of a program.

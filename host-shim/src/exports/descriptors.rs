@@ -16,7 +16,9 @@ pub unsafe extern "C" fn close(fd: c_int) -> c_int {
         return fail(Errno(libc::EBADF));
     }
     keep_errno(|| {
-        socket::closing(fd);
+        if let Some(spare) = socket::closing_by_close(fd) {
+            spare.keep(fd);
+        }
         // SAFETY: the application's arguments, unchanged; so in every pass-through below.
         unsafe { real::close(fd) }
     })

@@ -2,13 +2,14 @@
 #![allow(unsafe_code, clippy::missing_safety_doc, missing_docs)]
 
 use core::slice;
+use core::sync::atomic::Ordering;
 use core::time::Duration;
 
 use libc::{c_int, epoll_event, fd_set, nfds_t, pollfd, sigset_t, size_t, timespec, timeval};
 
 use super::fail;
 use crate::epoll::{Interest, Kernel};
-use crate::handle::{self, Handle, Kind};
+use crate::handle::{self, Handle, Kind, touched};
 use crate::poll::{self, Select, Set};
 use crate::scratch::Scratch;
 use crate::sys::{self, Errno, Result};
@@ -212,6 +213,10 @@ pub unsafe extern "C" fn epoll_ctl(ep: c_int, op: c_int, fd: c_int, event: *mut 
         overlay::never(fd);
     }
     let Some(e) = instance(ep) else {
+        if let Some(h) = table::get(fd) {
+            // A set that we don't know remembers the placeholder.
+            h.touched.fetch_or(touched::WORN, Ordering::Relaxed);
+        }
         unix::stays(fd, ring::stats::Reason::Operation);
         // SAFETY: as above.
         return unsafe { real::epoll_ctl(ep, op, fd, event) };

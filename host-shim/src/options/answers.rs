@@ -15,7 +15,7 @@ use ring::segment::{RING_BYTES, state};
 
 use super::{encode, kernel_option};
 use crate::buffers::is_nowhere;
-use crate::handle::{Handle, Stream};
+use crate::handle::{Handle, Stream, touched};
 use crate::sys::Errno;
 use crate::{poll, real, stats, sys};
 
@@ -69,6 +69,11 @@ pub fn get(
             0 => MTU_V6,
             set => set,
         },
+        (SOL_SOCKET, libc::SO_COOKIE) => {
+            // No other socket has it.
+            h.touched.fetch_or(touched::WORN, Ordering::Relaxed);
+            return None;
+        }
         (IPPROTO_TCP, libc::TCP_INFO) => return Some(info(fd, h, s, value.cast(), len)),
         (SOL_SOCKET, SO_PEERNAME) => return Some(peer_name(h, s, value.cast(), len)),
         _ => return None,

@@ -79,8 +79,28 @@ pub fn bit(level: i32, name: i32) -> u64 {
     INHERITED.iter().position(|o| *o == (level, name)).map_or(0, |i| 1 << i)
 }
 
-/// An accepted socket, `fd`, gets what its listener has.
-pub fn inherit(listener: i32, parent: &Sock, fd: i32, sock: &Sock) {
+/// Options that an accepted socket whose connection is over may get anew from its listener, and is as new then.
+const RENEWABLE: [(i32, i32); 10] = [
+    (SOL_SOCKET, libc::SO_REUSEADDR),
+    (SOL_SOCKET, libc::SO_KEEPALIVE),
+    (SOL_SOCKET, libc::SO_RCVTIMEO),
+    (SOL_SOCKET, libc::SO_SNDTIMEO),
+    (IPPROTO_TCP, libc::TCP_NODELAY),
+    (IPPROTO_TCP, libc::TCP_CORK),
+    (IPPROTO_TCP, libc::TCP_KEEPIDLE),
+    (IPPROTO_TCP, libc::TCP_KEEPINTVL),
+    (IPPROTO_TCP, libc::TCP_KEEPCNT),
+    (IPPROTO_TCP, libc::TCP_USER_TIMEOUT),
+];
+
+/// [`bit`], if the option is one of these.
+pub fn renewable(level: i32, name: i32) -> Option<u64> {
+    let of = bit(level, name);
+    RENEWABLE.iter().any(|(level, name)| bit(*level, *name) == of).then_some(of)
+}
+
+/// An accepted socket, `fd`, gets what its listener has; of the options, those whose bits are set.
+pub fn inherit(listener: i32, parent: &Sock, options: u64, fd: i32, sock: &Sock) {
     for (to, from) in
         [(&sock.rx_timeout_us, &parent.rx_timeout_us), (&sock.tx_timeout_us, &parent.tx_timeout_us)]
     {
@@ -93,7 +113,7 @@ pub fn inherit(listener: i32, parent: &Sock, fd: i32, sock: &Sock) {
     ] {
         to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
     }
-    let mut bits = parent.options.load(Ordering::Relaxed);
+    let mut bits = options;
     while let Some((level, name)) = INHERITED.get(bits.trailing_zeros() as usize) {
         bits &= bits - 1;
         copy(listener, fd, *level, *name);

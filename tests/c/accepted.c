@@ -1,0 +1,204 @@
+/* Accepted connections one after the other: each begins as a copy of its listener, whatever was done to the one before. */
+#include "common.h"
+#include <netinet/tcp.h>
+#include <sys/epoll.h>
+#include <sys/stat.h>
+
+static struct sockaddr_in address;
+
+static int client(void)
+{
+    int c = socket(AF_INET, SOCK_STREAM, 0);
+    must(c >= 0 && connect(c, (void *)&address, sizeof address) == 0, "connect");
+    return c;
+}
+
+static int option(int fd, int level, int name)
+{
+    int value = -1;
+    socklen_t len = sizeof value;
+    must(getsockopt(fd, level, name, &value, &len) == 0, "getsockopt");
+    return value;
+}
+
+static void set(int fd, int level, int name, int value)
+{
+    must(setsockopt(fd, level, name, &value, sizeof value) == 0, "setsockopt");
+}
+
+/* What one can see of a new one. */
+static void describe(int l, int s)
+{
+    struct linger linger;
+    struct timeval time;
+    socklen_t len = sizeof linger;
+    must(getsockopt(s, SOL_SOCKET, SO_LINGER, &linger, &len) == 0, "SO_LINGER");
+    len = sizeof time;
+    must(getsockopt(s, SOL_SOCKET, SO_RCVTIMEO, &time, &len) == 0, "SO_RCVTIMEO");
+    say("number %d flags %x %x nodelay %d cork %d keepalive %d idle %d reuse %d tos %d linger %d %d timeout %ld", s - l,
+        fcntl(s, F_GETFL) & ~O_LARGEFILE, fcntl(s, F_GETFD), option(s, IPPROTO_TCP, TCP_NODELAY),
+        option(s, IPPROTO_TCP, TCP_CORK), option(s, SOL_SOCKET, SO_KEEPALIVE), option(s, IPPROTO_TCP, TCP_KEEPIDLE),
+        option(s, SOL_SOCKET, SO_REUSEADDR), option(s, IPPROTO_IP, IP_TOS), linger.l_onoff, linger.l_linger,
+        (long)time.tv_sec);
+}
+
+/* It carries bytes both ways, and ends. */
+static void use(int c, int s)
+{
+    char room[16];
+    must(send(c, "there", 5, 0) == 5 && recv(s, room, sizeof room, 0) == 5, "there");
+    must(send(s, "and back", 8, 0) == 8 && recv(c, room, sizeof room, 0) == 8, "back");
+    close(s);
+    say("end %zd", recv(c, room, sizeof room, 0));
+    close(c);
+}
+
+static void wear(int s, int round)
+{
+    struct linger linger = {1, 7};
+    struct timeval time = {.tv_sec = 9};
+    switch (round % 8) {
+    case 1:
+        set(s, IPPROTO_TCP, TCP_NODELAY, 1);
+        set(s, SOL_SOCKET, SO_KEEPALIVE, 1);
+        break;
+    case 2:
+        set(s, IPPROTO_TCP, TCP_CORK, 1);
+        set(s, IPPROTO_TCP, TCP_KEEPIDLE, 77);
+        break;
+    case 3:
+        must(setsockopt(s, SOL_SOCKET, SO_LINGER, &linger, sizeof linger) == 0, "SO_LINGER");
+        must(setsockopt(s, SOL_SOCKET, SO_RCVTIMEO, &time, sizeof time) == 0, "SO_RCVTIMEO");
+        break;
+    case 4:
+        set(s, IPPROTO_IP, IP_TOS, 16);
+        break;
+    case 5:
+        must(fcntl(s, F_SETFL, O_NONBLOCK) == 0, "F_SETFL");
+        break;
+    case 6:
+        must(fcntl(s, F_SETFL, O_NONBLOCK | O_ASYNC) == 0 && fcntl(s, F_SETFL, 0) == 0, "F_SETFL");
+        break;
+    }
+}
+
+static void each_is_as_its_listener(void)
+{
+    int l = listening(&address);
+    set(l, SOL_SOCKET, SO_REUSEADDR, 1);
+    for (int round = 0; round < 40; round++) {
+        if (round == 16)
+            set(l, IPPROTO_TCP, TCP_NODELAY, 1);
+        if (round == 24) {
+            set(l, IPPROTO_TCP, TCP_NODELAY, 0);
+            set(l, IPPROTO_TCP, TCP_KEEPIDLE, 55);
+        }
+        int c = client();
+        int s = accept4(l, NULL, NULL, (round & 1 ? SOCK_NONBLOCK : 0) | (round & 2 ? SOCK_CLOEXEC : 0));
+        describe(l, s);
+        wear(s, round);
+        use(c, s);
+    }
+    close(l);
+}
+
+static void a_waiting_call_gets_one_too(void)
+{
+    int l = listening(&address);
+    for (int round = 0; round < 6; round++) {
+        pid_t pid = fork();
+        if (pid == 0) {
+            pause_ms(100);
+            int c = client();
+            char room[16];
+            must(send(c, "there", 5, 0) == 5 && recv(c, room, sizeof room, 0) == 8, "client");
+            _exit(recv(c, room, sizeof room, 0) != 0);
+        }
+        int s = accept4(l, NULL, NULL, round & 1 ? SOCK_CLOEXEC : 0), status;
+        describe(l, s);
+        wear(s, round % 5);
+        char room[16];
+        must(recv(s, room, sizeof room, 0) == 5 && send(s, "and back", 8, 0) == 8, "server");
+        close(s);
+        must(waitpid(pid, &status, 0) == pid, "waitpid");
+        say("client %d", status);
+    }
+    close(l);
+}
+
+static void one_with_another_descriptor_lives_on(void)
+{
+    int l = listening(&address);
+    for (int round = 0; round < 6; round++) {
+        int c = client(), s = accept(l, NULL, NULL), d = round & 1 ? dup(s) : fcntl(s, F_DUPFD_CLOEXEC, 40);
+        close(s);
+        int c2 = client(), s2 = accept(l, NULL, NULL);
+        struct stat a, b;
+        must(fstat(d, &a) == 0 && fstat(s2, &b) == 0, "fstat");
+        say("apart %d, socket %d", a.st_ino != b.st_ino, S_ISSOCK(b.st_mode));
+        set(d, IPPROTO_TCP, TCP_NODELAY, 1);
+        describe(l, s2);
+        use(c2, s2);
+        use(c, d);
+    }
+    close(l);
+}
+
+static void one_that_a_child_has_lives_on(void)
+{
+    int l = listening(&address);
+    for (int round = 0; round < 4; round++) {
+        int c = client(), s = accept(l, NULL, NULL), status;
+        pid_t pid = fork();
+        if (pid == 0) {
+            char room[16];
+            must(recv(s, room, sizeof room, 0) == 5 && send(s, "and back", 8, 0) == 8, "child");
+            _exit(0);
+        }
+        close(s);
+        int c2 = client(), s2 = accept(l, NULL, NULL);
+        describe(l, s2);
+        use(c2, s2);
+        char room[16];
+        SAY(send(c, "there", 5, 0));
+        SAY(recv(c, room, sizeof room, 0));
+        must(waitpid(pid, &status, 0) == pid && status == 0, "waitpid");
+        SAY(recv(c, room, sizeof room, 0));
+        close(c);
+    }
+    close(l);
+}
+
+/* A set is told of the new connection, not of the old one that had its number. */
+static void sets_tell_them_apart(void)
+{
+    int l = listening(&address), ep = epoll_create1(0);
+    for (uint64_t round = 0; round < 6; round++) {
+        int c = client(), s = accept(l, NULL, NULL);
+        struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP, .data.u64 = round};
+        SAY(epoll_ctl(ep, EPOLL_CTL_ADD, s, &event));
+        SAY(epoll_wait(ep, &event, 1, 0));
+        must(send(c, "x", 1, 0) == 1, "send");
+        SAY(epoll_wait(ep, &event, 1, 5000));
+        say("of %d: %x", (int)event.data.u64, event.events);
+        char room[4];
+        must(recv(s, room, 1, 0) == 1, "recv");
+        close(s);
+        SAY(epoll_wait(ep, &event, 1, 0));
+        close(c);
+    }
+    close(l);
+}
+
+static const struct test TESTS[] = {
+    {"each_is_as_its_listener", "user", each_is_as_its_listener},
+    {"a_waiting_call_gets_one_too", "user", a_waiting_call_gets_one_too},
+    {"one_with_another_descriptor_lives_on", "user", one_with_another_descriptor_lives_on},
+    {"one_that_a_child_has_lives_on", "user", one_that_a_child_has_lives_on},
+    {"sets_tell_them_apart", "user", sets_tell_them_apart},
+};
+
+int main(int argc, char **argv)
+{
+    return run_tests(TESTS, sizeof TESTS / sizeof *TESTS, argc, argv);
+}
