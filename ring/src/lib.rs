@@ -21,6 +21,7 @@
 //! | [`image`] | 10 | what a process leaves for the program that it executes |
 //! | [`profile`] | | how long a bus takes that an emulated card imitates |
 //! | [`card`] | 12 | the bus of a real card: the same messages through function 0's memories |
+//! | [`hosts`] | 13 | datagrams between the coordinators of different hosts |
 //!
 //! Nothing here makes a system call, allocates or panics on foreign input.
 
@@ -31,6 +32,7 @@ pub mod atomic;
 pub mod attach;
 pub mod bus;
 pub mod card;
+pub mod hosts;
 pub mod image;
 pub mod msg;
 pub mod profile;

@@ -60,3 +60,8 @@ fn s7_2_attach() {
 fn s8_2_bus() {
     feed(targets::bus, 16);
 }
+
+#[test]
+fn s13_3_hosts() {
+    feed(targets::hosts, 56);
+}

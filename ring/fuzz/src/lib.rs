@@ -2,7 +2,7 @@
 //! the bytes get further than they should.
 //!
 //! `cargo test -p ipc-direct-ring --test fuzz_smoke` feeds them random bytes. With coverage, from `ring/`:
-//! `cargo install cargo-fuzz`, then `cargo +nightly fuzz run stream` (or `msg`, `attach`, `bus`, `queue`, `window`);
+//! `cargo install cargo-fuzz`, then `cargo +nightly fuzz run stream` (or `msg`, `attach`, `bus`, `hosts`, `queue`, `window`);
 //! `cargo fuzz run -s none stream` does without nightly.
 
 #[path = "../../tests/support/mod.rs"]
@@ -12,6 +12,7 @@ use ring::atomic::{AtomicU64, Ordering};
 use ring::attach::{Call, Reply};
 use ring::bus::BusMsg;
 use ring::card;
+use ring::hosts::{Envelope, HostMsg, Incarnation};
 use ring::msg::{Completion, Request};
 use ring::queue::Key;
 use ring::queue::shared::{Found, Poster, Ring, Taker};
@@ -227,5 +228,24 @@ pub fn stream(data: &[u8]) {
             }
         }
         assert!(w.tail - w.seen <= bytes as u64 && r.pos.is_multiple_of(8));
+    }
+}
+
+/// SPEC 13: datagrams of other hosts, as they come and as they would be behind the seal.
+pub fn hosts(data: &[u8]) {
+    let mut framed = Envelope::head(Incarnation::NOBODY, 0).to_vec();
+    framed.extend_from_slice(data);
+    for (to, from) in framed.iter_mut().skip(8).zip(data) {
+        *to = *from;
+    }
+    for bytes in [data, &framed] {
+        if let Ok(envelope) = Envelope::from_wire(bytes) {
+            let head = Envelope::head(envelope.sender, envelope.counter);
+            assert_eq!([&head[..], envelope.sealed].concat(), bytes);
+        }
+    }
+    if let Ok(message) = HostMsg::from_wire(data) {
+        let (bytes, length) = message.to_wire();
+        assert_eq!(&bytes[..length], data);
     }
 }
