@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -51,6 +52,44 @@ impl Display for Lcores {
     }
 }
 
+/// How an emulated card meets other hosts' cards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    /// The link that is the card's Ethernet port; nobody else's, and up. Needs `CAP_NET_RAW`.
+    pub link: String,
+    /// The card's own address and network, as in `10.0.0.1/24`.
+    pub address: String,
+    /// Router to what is beyond.
+    pub gateway: Option<Ipv4Addr>,
+    /// File with the hosts' key.
+    pub key: PathBuf,
+    /// Cards to look for where announcing does not reach.
+    pub peers: Vec<Ipv4Addr>,
+    /// Addresses that reach this host.
+    pub host_addresses: Vec<IpAddr>,
+}
+
+impl Uplink {
+    /// DPDK's name of the port.
+    const PORT: &'static str = "net_af_packet0";
+
+    /// The port, for the EAL.
+    fn device(&self) -> String {
+        format!("--vdev={},iface={}", Self::PORT, self.link)
+    }
+
+    /// Options of the coordinator.
+    fn arguments(&self) -> Vec<String> {
+        let mut arguments = vec!["--port".into(), Self::PORT.into()];
+        arguments.extend(["--uplink-address".into(), self.address.clone()]);
+        arguments.extend(["--hosts-key".into(), self.key.display().to_string()]);
+        arguments.extend(self.gateway.iter().flat_map(|g| ["--gateway".into(), g.to_string()]));
+        arguments.extend(self.peers.iter().flat_map(|p| ["--peer".into(), p.to_string()]));
+        arguments.extend(self.host_addresses.iter().flat_map(|a| ["--host-address".into(), a.to_string()]));
+        arguments
+    }
+}
+
 /// How to boot a card.
 #[derive(Clone, Debug)]
 pub struct BootOptions {
@@ -69,6 +108,8 @@ pub struct BootOptions {
     pub up_timeout: Duration,
     /// Use this card, on which the coordinator runs already, instead of starting one.
     pub pci: Option<PciId>,
+    /// Have an emulated card meet other hosts'.
+    pub uplink: Option<Uplink>,
 }
 
 impl Default for BootOptions {
@@ -81,6 +122,7 @@ impl Default for BootOptions {
             pcie_profile: Profile::NONE,
             up_timeout: Duration::from_secs(10),
             pci: None,
+            uplink: None,
         }
     }
 }
@@ -140,7 +182,8 @@ pub fn find_coordinator(option: Option<&Path>) -> Result<PathBuf, BootError> {
 /// EAL options for a machine without NIC, and, unless with `hugepages`, without hugepages and root; several
 /// instances run side by side, because none shares configuration files.
 fn eal_arguments(options: &BootOptions, runtime: &RuntimeDir) -> Vec<String> {
-    let mut arguments: Vec<String> = vec!["--no-pci".into(), "--vdev=net_null0,no-rx=1".into()];
+    let port = options.uplink.as_ref().map_or("--vdev=net_null0,no-rx=1".into(), Uplink::device);
+    let mut arguments: Vec<String> = vec!["--no-pci".into(), port];
     if options.hugepages {
         arguments.push("--in-memory".into());
     } else {
@@ -178,6 +221,7 @@ pub(crate) fn spawn(
         .args(eal_arguments(options, runtime))
         .args(["--", "--bus-fd", &number.to_string(), "--request-queue", options.request_queue.name()])
         .args(["--pcie-profile", &options.pcie_profile.to_string()])
+        .args(options.uplink.iter().flat_map(Uplink::arguments))
         // The coordinator must not run under the shim that it serves.
         .env_remove("LD_PRELOAD")
         .stdin(Stdio::null())

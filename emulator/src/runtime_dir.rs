@@ -16,6 +16,18 @@ const PREFIX: &str = "ipc-direct-";
 /// DPDK's telemetry socket.
 const TELEMETRY: &str = "dpdk_telemetry.v2";
 
+/// The telemetry socket of the card with this prefix.
+#[must_use]
+pub fn telemetry_of(prefix: &str) -> PathBuf {
+    telemetry_in(&base().join("dpdk").join(prefix))
+}
+
+/// The telemetry socket of the card whose runtime directory this is.
+#[must_use]
+pub fn telemetry_in(directory: &Path) -> PathBuf {
+    directory.join(TELEMETRY)
+}
+
 /// A runtime directory of our own; removed on drop.
 #[derive(Debug)]
 pub struct RuntimeDir {

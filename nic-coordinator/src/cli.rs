@@ -1,5 +1,6 @@
 //! The command line, in DPDK's convention: `nic-coordinator [EAL options] -- [options]`.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
@@ -53,6 +54,21 @@ pub struct Options {
     /// Ethernet port to poll, by DPDK's name [default: net_null0 if there is one]
     #[arg(long, value_name = "NAME")]
     pub port: Option<String>,
+    /// Meet other hosts' coordinators over the port: its own address and network, as in 10.0.0.1/24
+    #[arg(long, value_name = "ADDRESS/BITS", requires = "hosts_key")]
+    pub uplink_address: Option<String>,
+    /// File with the key that these hosts share: 64 hexadecimal digits, readable by its owner alone
+    #[arg(long, value_name = "FILE", requires = "uplink_address")]
+    pub hosts_key: Option<PathBuf>,
+    /// Router to what is beyond that network
+    #[arg(long, value_name = "ADDRESS", requires = "uplink_address")]
+    pub gateway: Option<Ipv4Addr>,
+    /// Card address of a host to look for, where announcing on the local network does not reach it; may be given several times
+    #[arg(long, value_name = "ADDRESS", requires = "uplink_address")]
+    pub peer: Vec<Ipv4Addr>,
+    /// Address that reaches this card's host; may be given several times
+    #[arg(long, value_name = "ADDRESS", requires = "uplink_address")]
+    pub host_address: Vec<IpAddr>,
     /// What to log to stderr: off, error, warn, info, debug or a filter as in RUST_LOG, which it overrides
     #[arg(long, value_name = "FILTER")]
     pub log: Option<String>,
@@ -62,7 +78,7 @@ pub struct Options {
 #[derive(Debug)]
 pub enum Command {
     /// Run, with these arguments for the EAL (program name first).
-    Run(Vec<String>, Options),
+    Run(Vec<String>, Box<Options>),
     /// Print this and end.
     Print(String),
 }
@@ -95,7 +111,7 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Command, String> 
         Ok(Options { windows: Some(_), pcie_profile, .. }) if !pcie_profile.is_none() => {
             Err("--pcie-profile is for the emulated bus; see nic-coordinator --help".into())
         }
-        Ok(options) => Ok(Command::Run(eal, options)),
+        Ok(options) => Ok(Command::Run(eal, Box::new(options))),
         Err(error) if !error.use_stderr() => Ok(Command::Print(error.to_string())),
         Err(error) => {
             let text = error.to_string();

@@ -1,5 +1,6 @@
 //! What the coordinator counts and shows, for the telemetry thread to read while the lcores go on.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -97,6 +98,8 @@ counters! {
     irqs,
     /// Packets received on the Ethernet port.
     port_rx,
+    /// Packets sent there.
+    port_tx,
 }
 
 impl Counters {
@@ -195,12 +198,37 @@ impl Snapshot {
     }
 }
 
+/// Another host's coordinator, as it was a moment ago.
+#[derive(Clone, Debug)]
+pub struct PeerShown {
+    /// Address of its card.
+    pub card: Ipv4Addr,
+    /// `sought`, `up` or `lost`.
+    pub state: &'static str,
+    /// Epoch of its coordinator.
+    pub epoch: Option<u32>,
+    /// How long ago it was last heard, in milliseconds.
+    pub heard_ms_ago: Option<u64>,
+    /// Addresses that reach its host.
+    pub addresses: Vec<Ipv6Addr>,
+}
+
+/// What is known of other hosts.
+#[derive(Clone, Debug, Default)]
+pub struct HostsShown {
+    /// Their coordinators.
+    pub peers: Vec<PeerShown>,
+    /// Datagrams, by what became of them. None: this coordinator does not meet others.
+    pub datagrams: Vec<(&'static str, u64)>,
+}
+
 /// What the lcores write and telemetry reads.
 #[derive(Debug, Default)]
 pub struct Shown {
     /// By lcore: the logic's first, then the shards'. Locked when one starts or somebody asks, not to count.
     counters: Mutex<Vec<Arc<Counters>>>,
     snapshot: Mutex<Snapshot>,
+    hosts: Mutex<HostsShown>,
 }
 
 impl Shown {
@@ -244,6 +272,19 @@ impl Shown {
         let Ok(mut place) = self.snapshot.try_lock() else { return false };
         *place = Snapshot::of(logic);
         true
+    }
+
+    /// Replaces what is shown of other hosts, unless somebody reads it at this moment: never waits.
+    pub fn publish_hosts(&self, hosts: HostsShown) {
+        if let Ok(mut place) = self.hosts.try_lock() {
+            *place = hosts;
+        }
+    }
+
+    /// What was last shown of other hosts.
+    #[must_use]
+    pub fn hosts(&self) -> HostsShown {
+        self.hosts.lock().map(|h| h.clone()).unwrap_or_default()
     }
 
     /// The last snapshot.

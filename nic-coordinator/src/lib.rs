@@ -11,6 +11,7 @@
 //! | [`poll`] | one turn of the lcore that decides, and polls, too |
 //! | [`worker`] | one turn of a shard on another lcore |
 //! | [`link`] | the messages between those |
+//! | [`hosts`] | which other hosts' coordinators there are |
 //! | [`latency`] | the time that a real bus takes, added to the emulated one |
 //! | [`outbox`] | what waits for credit |
 //! | [`sleep`] | when nothing happens |
@@ -20,6 +21,7 @@
 pub mod bus;
 pub mod card;
 pub mod counters;
+pub mod hosts;
 pub mod intake;
 pub mod latency;
 pub mod link;

@@ -4,10 +4,14 @@
 #![deny(unsafe_code)]
 
 mod cli;
+mod ethernet;
+mod key;
 mod lcores;
+mod meeting;
 mod os;
 mod run;
 mod telemetry;
+mod udp;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -21,7 +25,7 @@ const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     match cli::parse(std::env::args()) {
-        Ok(Command::Run(eal_args, options)) => start(eal_args, options),
+        Ok(Command::Run(eal_args, options)) => start(eal_args, *options),
         Ok(Command::Print(text)) => {
             // Who has closed stdout does not want to know.
             let _ = std::io::stdout().write_all(text.as_bytes());

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use dpdk::eal::{Eal, EalError};
-use dpdk::ethdev::{Port, PortConfig, PortError, RxQueue};
+use dpdk::ethdev::PortError;
 use dpdk::lcore::LaunchError;
-use dpdk::mbuf::{Mbuf, PktPool, PoolError};
+use dpdk::mbuf::PoolError;
 use dpdk::telemetry::RegisterError;
 use nic_coordinator::bus::{Bus, BusError, Host, Incoming, Payload};
 use nic_coordinator::counters::{Counters, Shown};
@@ -21,7 +21,9 @@ use ring::bus::BusMsg;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::cli::{Idle, Options};
+use crate::ethernet::Ethernet;
 use crate::lcores::{self, Rhythm};
+use crate::meeting::Meeting;
 use crate::{os, telemetry};
 
 /// How often the bus and the signals are looked at while there is work.
@@ -31,19 +33,11 @@ pub const NAP: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000 };
 /// How old the tables that telemetry shows may be.
 const SNAPSHOT_EVERY_US: u64 = 100_000;
 const NO_TIME: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
-/// Packets that one turn takes from the port.
-const RX_BURST: u16 = 32;
 /// A yield that took longer was more than one time slice of programs that compute: who sleeps gets the core from them when work
 /// comes, who yields does not.
 pub const SLICES_US: u64 = 4_000;
 /// Sleeps without a look for more work before them, after such a yield.
 const SLEEPY_TURNS: u32 = 256;
-/// The port that is polled if none is named.
-const DEFAULT_PORT: &str = "net_null0";
-/// Packet buffers: the receive descriptors, a burst, and some air.
-const POOL_BUFFERS: u32 = 2047;
-const POOL_CACHE: u32 = 32;
-const BUFFER_BYTES: u16 = 2048;
 
 /// Why the coordinator ended.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +62,8 @@ pub enum RunError {
     NoMembarrier(#[from] NoMembarrier),
     #[error("the kernel refused {0}: {1}")]
     Kernel(&'static str, #[source] std::io::Error),
+    #[error("{0}")]
+    Uplink(String),
     #[error("the agent's own function broke the rules of the rings: use files of one release")]
     AgentBroken,
 }
@@ -76,7 +72,7 @@ impl RunError {
     /// True when the command line is to blame.
     pub fn is_usage(&self) -> bool {
         match self {
-            RunError::Port(PortError::NotFound(_)) => true,
+            RunError::Port(PortError::NotFound(_)) | RunError::Uplink(_) => true,
             RunError::Eal(EalError::Refused(error)) => {
                 error.code() == rustix::io::Errno::INVAL.raw_os_error()
             }
@@ -157,6 +153,14 @@ fn with_host(
     rustix::rand::getrandom(&mut epoch, rustix::rand::GetRandomFlags::empty())
         .map_err(|e| RunError::Kernel("random numbers", e.into()))?;
     let epoch = u32::from_ne_bytes(epoch);
+    let counters = shown.lcore(0);
+    let mut net = match ethernet {
+        Some(ethernet) => {
+            let meeting = Meeting::new(options, ethernet, epoch).map_err(RunError::Uplink)?;
+            Some(Net { ethernet, meeting })
+        }
+        None => None,
+    };
     let (doorbell, common) = match host {
         Host::WithDoorbell { doorbell, common } => (Some(doorbell), common),
         Host::Polled => (None, None),
@@ -179,47 +183,42 @@ fn with_host(
             bus,
             end,
             shown,
-            counters: shown.lcore(0),
+            counters: Arc::clone(&counters),
             snapshot_us: None,
             changed: true,
             rhythm,
         };
-        match (doorbell, options.idle) {
-            (Some(doorbell), Idle::Sleep) => card.poll_and_sleep(ethernet, &doorbell, &Membarrier::new()?),
-            (_, Idle::Nap) => card.poll(ethernet, Some(options.spin_us)),
-            _ => card.poll(ethernet, None),
+        let ended = match (doorbell, options.idle) {
+            (Some(doorbell), Idle::Sleep) => {
+                card.poll_and_sleep(net.as_mut(), &doorbell, &Membarrier::new()?)
+            }
+            (_, Idle::Nap) => card.poll(net.as_mut(), Some(options.spin_us)),
+            _ => card.poll(net.as_mut(), None),
+        };
+        if let Some(Net { ethernet, meeting: Some(meeting) }) = &mut net {
+            meeting.farewell(rhythm.now_us(), ethernet, &counters);
         }
+        ended
     })
 }
 
-/// The Ethernet port, as far as it is used: packets are counted.
-struct Ethernet<'eal> {
-    _port: Port<'eal>,
-    queue: RxQueue<'eal>,
-    packets: Vec<Mbuf<'eal>>,
+/// The Ethernet port, and who is met there.
+struct Net<'a, 'eal> {
+    ethernet: &'a mut Ethernet<'eal>,
+    meeting: Option<Meeting>,
 }
 
-impl<'eal> Ethernet<'eal> {
-    fn open(eal: &'eal Eal, name: Option<&str>) -> Result<Option<Self>, RunError> {
-        let mut port = match Port::by_name(eal, name.unwrap_or(DEFAULT_PORT)) {
-            Err(PortError::NotFound(_)) if name.is_none() => return Ok(None),
-            port => port?,
-        };
-        let pool = PktPool::new(eal, "rx", POOL_BUFFERS, POOL_CACHE, BUFFER_BYTES)?;
-        let (queues, _) = port.start(&PortConfig::default(), pool)?;
-        Ok(queues.into_iter().next().map(|queue| Ethernet {
-            _port: port,
-            queue,
-            packets: Vec::with_capacity(usize::from(RX_BURST)),
-        }))
+impl Net<'_, '_> {
+    fn turn(&mut self, now_us: u64, shown: &Shown, counters: &Counters) {
+        let arrived = self.ethernet.take(counters);
+        if let Some(meeting) = &mut self.meeting {
+            meeting.turn(now_us, arrived, self.ethernet, (shown, counters));
+        }
     }
 
-    fn turn(&mut self, counters: &Counters) {
-        let count = self.queue.burst(&mut self.packets, RX_BURST);
-        if count > 0 {
-            counters.port_rx.add(count as u64);
-            self.packets.clear();
-        }
+    /// When a sleeper should look at the port again.
+    fn wake_at_us(&self, now_us: u64) -> Option<u64> {
+        self.meeting.as_ref().map(|meeting| meeting.wake_at_us(now_us))
     }
 }
 
@@ -241,13 +240,13 @@ impl Card<'_> {
     /// A card's loop: never sleeps, or, with `nap_after_us`, naps when there was no work for so long.
     fn poll(
         &mut self,
-        mut ethernet: Option<&mut Ethernet<'_>>,
+        mut net: Option<&mut Net<'_, '_>>,
         nap_after_us: Option<u64>,
     ) -> Result<End, RunError> {
         let (mut bus_due_us, mut worked_us) = (0, 0);
         loop {
             let now_us = self.rhythm.now_us();
-            if self.turn(now_us, &mut ethernet)? {
+            if self.turn(now_us, &mut net)? {
                 worked_us = now_us;
             }
             let idle = nap_after_us.is_some_and(|us| now_us.saturating_sub(worked_us) >= us);
@@ -266,7 +265,7 @@ impl Card<'_> {
     /// between, then sleeps. Packets of the port are taken while awake, but are no reason to stay so.
     fn poll_and_sleep(
         &mut self,
-        mut ethernet: Option<&mut Ethernet<'_>>,
+        mut net: Option<&mut Net<'_, '_>>,
         doorbell: &OwnedFd,
         heavy: &Membarrier,
     ) -> Result<End, RunError> {
@@ -275,7 +274,7 @@ impl Card<'_> {
         let mut sleepy: u32 = 0;
         loop {
             let now_us = self.rhythm.now_us();
-            if self.turn(now_us, &mut ethernet)? {
+            if self.turn(now_us, &mut net)? {
                 worked_us = now_us;
             }
             if self.poller.was_crowded() {
@@ -284,7 +283,7 @@ impl Card<'_> {
             let mut woken = Woken::default();
             if sleepy != 0 || now_us.saturating_sub(worked_us) >= self.rhythm.spin_us {
                 sleepy = sleepy.saturating_sub(1);
-                let until_us = self.wake_at_us(now_us).map(|at| at.saturating_sub(now_us));
+                let until_us = self.wake_at_us(now_us, net.as_deref()).map(|at| at.saturating_sub(now_us));
                 let others = (self.bus.fd().unwrap_or(self.end.as_fd()), self.end.as_fd());
                 woken = sleep(&mut self.poller, heavy, doorbell, others, (now_us, until_us), &self.counters);
                 if woken.worked {
@@ -307,9 +306,9 @@ impl Card<'_> {
         }
     }
 
-    fn turn(&mut self, now_us: u64, ethernet: &mut Option<&mut Ethernet<'_>>) -> Result<bool, RunError> {
-        if let Some(ethernet) = ethernet {
-            ethernet.turn(&self.counters);
+    fn turn(&mut self, now_us: u64, net: &mut Option<&mut Net<'_, '_>>) -> Result<bool, RunError> {
+        if let Some(net) = net {
+            net.turn(now_us, self.shown, &self.counters);
         }
         let worked = self.poller.turn(now_us);
         self.changed |= worked;
@@ -318,9 +317,10 @@ impl Card<'_> {
     }
 
     /// The earliest time at which there is something to do without being called.
-    fn wake_at_us(&self, now_us: u64) -> Option<u64> {
+    fn wake_at_us(&self, now_us: u64, net: Option<&Net<'_, '_>>) -> Option<u64> {
         let snapshot = self.changed.then(|| self.snapshot_us.map_or(now_us, |at| at + SNAPSHOT_EVERY_US));
-        self.poller.next_deadline_us().into_iter().chain(snapshot).min()
+        let net = net.and_then(|net| net.wake_at_us(now_us));
+        self.poller.next_deadline_us().into_iter().chain(snapshot).chain(net).min()
     }
 
     /// Leaves a picture of the tables for telemetry, now and then.

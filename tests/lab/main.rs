@@ -3,6 +3,7 @@
 
 mod ends;
 mod faults;
+mod meeting;
 mod scene;
 mod traffic;
 
@@ -20,6 +21,12 @@ const TESTS: &[Test] = &[
     ("faults::large_transfer_over_a_bad_link", faults::transfer),
     ("faults::partition_and_heal", faults::partition),
     ("faults::kill_and_start", faults::kill_and_start),
+    ("meeting::cards_find_each_other", meeting::meet),
+    ("meeting::gone_and_back", meeting::gone_and_back),
+    ("meeting::over_bad_links", meeting::bad_links),
+    ("meeting::an_intruder_is_counted", meeting::intruder),
+    ("meeting::sentences", meeting::sentences),
+    ("meeting::without_the_option", meeting::without),
     ("ends::down", ends::down),
     ("ends::ctrl_c", ends::ctrl_c),
     ("ends::killed", ends::killed),

@@ -1,5 +1,6 @@
 //! A host as its lab sees it: its first process, what that says, and its agent.
 
+use std::fmt;
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -50,25 +51,60 @@ impl Addresses {
     }
 }
 
+/// The key that the cards of a lab share, as 64 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Key(u128, u128);
+
+impl Key {
+    pub(crate) fn random() -> io::Result<Key> {
+        let mut bytes = [0; 32];
+        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+        let [a, b] =
+            [&bytes[..16], &bytes[16..]].map(|half| u128::from_le_bytes(half.try_into().unwrap_or_default()));
+        Ok(Key(a, b))
+    }
+
+    fn from_digits(text: &str) -> Option<Key> {
+        let (a, b) = text.split_at_checked(32)?;
+        Some(Key(u128::from_str_radix(a, 16).ok()?, u128::from_str_radix(b, 16).ok()?))
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}{:032x}", self.0, self.1)
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Key(..)")
+    }
+}
+
 /// What the lab tells a host's first process, one line each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// The links are there: give them addresses.
-    Links,
+    /// The links are there: give them addresses. The cards' key comes along.
+    Links(Key),
     /// Start the agent.
     Agent,
 }
 
 impl Order {
-    fn line(self) -> &'static str {
+    fn line(self) -> String {
         match self {
-            Order::Links => "links\n",
-            Order::Agent => "agent\n",
+            Order::Links(key) => format!("links {key}\n"),
+            Order::Agent => "agent\n".into(),
         }
     }
 
     pub(crate) fn from_line(line: &str) -> Option<Order> {
-        [Order::Links, Order::Agent].into_iter().find(|o| o.line().trim_end() == line)
+        match line.split_once(' ') {
+            None => (line == "agent").then_some(Order::Agent),
+            Some(("links", key)) => Key::from_digits(key).map(Order::Links),
+            Some(_) => None,
+        }
     }
 }
 
@@ -279,7 +315,7 @@ mod tests {
         }
         assert_eq!(Word::from_line("nonsense"), None);
         assert_eq!(Word::Failed("a\nb".into()).to_line(), "failed a b\n");
-        for order in [Order::Links, Order::Agent] {
+        for order in [Order::Links(Key(7, u128::MAX)), Order::Agent] {
             assert_eq!(Order::from_line(order.line().trim()), Some(order));
         }
     }

@@ -18,6 +18,9 @@ use super::namespaces::become_host;
 /// Links that only the card's program uses: the kernel stays silent there.
 const QUIET: &str = "/proc/sys/net/ipv6/conf/card0/disable_ipv6";
 
+/// The file with the key that the lab's cards share, in each host.
+pub const KEY_FILE: &str = "/run/ipc-direct-key";
+
 /// Lives as the first process of host `number` of `hosts`. `agent` is the command line that starts its agent, and `child_ended`
 /// becomes readable at SIGCHLD.
 pub fn init(number: u32, hosts: u32, agent: &[&Path], child_ended: UnixStream) {
@@ -62,7 +65,9 @@ struct Host<'a> {
 impl Host<'_> {
     fn obey(&mut self, order: &str) {
         let done = match Order::from_line(order) {
-            Some(Order::Links) => self.links().map(|()| Word::Linked),
+            Some(Order::Links(key)) => {
+                self.links().and_then(|()| write_key(&key.to_string())).map(|()| Word::Linked)
+            }
             Some(Order::Agent) => self.start_agent().map(|()| Word::Up),
             None => Err(format!("{}: no such order: {order}", name_of(self.number))),
         };
@@ -108,6 +113,13 @@ impl Host<'_> {
             }
         }
     }
+}
+
+/// For root only.
+fn write_key(key: &str) -> Result<(), String> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(KEY_FILE);
+    file.and_then(|mut file| file.write_all(key.as_bytes())).map_err(|e| format!("{KEY_FILE}: {e}"))
 }
 
 fn first_line(pipe: ChildStdout) -> String {

@@ -41,7 +41,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use host::{Addresses, Host, Order, Part, Word, name_of};
+use host::{Addresses, Host, Key, Order, Part, Word, name_of};
 use switch::{Port, Switch};
 use wire::Badness;
 
@@ -116,6 +116,7 @@ pub struct Lab {
     commands: Commands,
     hosts: BTreeMap<u32, Option<Host>>,
     switch: Switch,
+    key: Key,
 }
 
 impl Lab {
@@ -135,7 +136,8 @@ impl Lab {
             _ => format!("a network namespace could not be made: {e}"),
         })?;
         let switch = Switch::new(commands.splice.clone())?;
-        let mut lab = Lab { commands, hosts: (1..=hosts).map(|n| (n, None)).collect(), switch };
+        let key = Key::random().map_err(|e| format!("no random numbers for a key: {e}"))?;
+        let mut lab = Lab { key, commands, hosts: (1..=hosts).map(|n| (n, None)).collect(), switch };
         lab.start_missing(&(1..=hosts).collect::<Vec<_>>(), stop)?;
         Ok(lab)
     }
@@ -153,7 +155,7 @@ impl Lab {
         for host in &mut started {
             host.expect(&Word::Apart, deadline, stop)?;
             self.switch.plug(host.number, host.pid())?;
-            host.order(Order::Links);
+            host.order(Order::Links(self.key));
         }
         for host in &mut started {
             host.expect(&Word::Linked, deadline, stop)?;

@@ -2,20 +2,21 @@
 
 use std::fmt::Display;
 use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use emulator::{BootOptions, Lcores, PciId};
+use emulator::{BootOptions, Lcores, PciId, Uplink};
 use ring::profile::Profile;
 use ring::queue::Kind;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::address::Address;
 use crate::serve::{Agent, Served, Settings};
-use crate::{check, fault, lab, ps, pump, run, start};
+use crate::{check, fault, lab, ps, pump, run, start, status};
 
 /// Socket traffic of unmodified programs through shared memory.
 #[derive(Debug, Parser)]
@@ -35,6 +36,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Show attached processes, their sockets, and why a socket is not accelerated
     Ps(ps::PsArgs),
+    /// Show which other hosts' cards ours has met
+    Status(status::StatusArgs),
     /// Make an emulated card fail: for tests
     Fault(fault::FaultArgs),
     /// Several hosts on this machine, each with an agent and an emulated card of its own
@@ -142,9 +145,47 @@ struct UpArgs {
     /// Use a real card, on which nic-coordinator runs: its functions' VENDOR:DEVICE[/BAR], as in 1af4:1110/2 (root only)
     #[arg(long, value_name = "ID", conflicts_with = "hugepages")]
     pci: Option<PciId>,
+    #[command(flatten)]
+    uplink: UplinkArgs,
     /// What to log on standard error
     #[arg(long, value_enum, default_value_t = LogLevel::Error, value_name = "LEVEL")]
     log: LogLevel,
+}
+
+/// Options of `up` for meeting other hosts.
+#[derive(Debug, Default, Args)]
+struct UplinkArgs {
+    /// Meet other hosts' cards: the link that is the emulated card's Ethernet port, and nobody else's (root only)
+    #[arg(long, value_name = "LINK", requires_all = ["uplink_address", "hosts_key"], conflicts_with = "pci")]
+    uplink: Option<String>,
+    /// The card's own address and network there, as in 10.0.0.1/24
+    #[arg(long, value_name = "ADDRESS/BITS", requires = "uplink")]
+    uplink_address: Option<String>,
+    /// File with the key that the hosts share: 64 hexadecimal digits, readable by its owner alone
+    #[arg(long, value_name = "FILE", requires = "uplink")]
+    hosts_key: Option<PathBuf>,
+    /// Router to what is beyond that network
+    #[arg(long, value_name = "ADDRESS", requires = "uplink")]
+    gateway: Option<Ipv4Addr>,
+    /// Address of a card to look for, where announcing on the local network does not reach it; may be given several times
+    #[arg(long, value_name = "ADDRESS", requires = "uplink")]
+    peer: Vec<Ipv4Addr>,
+    /// Address that reaches this host; may be given several times
+    #[arg(long, value_name = "ADDRESS", requires = "uplink")]
+    host_address: Vec<IpAddr>,
+}
+
+impl UplinkArgs {
+    fn uplink(self) -> Option<Uplink> {
+        Some(Uplink {
+            link: self.uplink?,
+            address: self.uplink_address?,
+            gateway: self.gateway,
+            key: self.hosts_key?,
+            peers: self.peer,
+            host_addresses: self.host_address,
+        })
+    }
 }
 
 #[derive(Debug, Args)]
@@ -175,12 +216,13 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments),
         Command::Check(arguments) => check::check(&arguments),
         Command::Ps(arguments) => ps::ps(&arguments),
+        Command::Status(arguments) => status::status(&arguments),
         Command::Fault(arguments) => fault::fault(&arguments),
         Command::Lab(arguments) => lab::lab(&arguments),
         Command::Pump => pump::pump(),
-        Command::Up(UpArgs { card, pci, log }) => {
+        Command::Up(UpArgs { card, pci, uplink, log }) => {
             log_to_stderr(log);
-            serve(&card, None, pci)
+            serve(settings(&card, None, pci, uplink.uplink()))
         }
         Command::Agent(arguments) if arguments.detach => {
             match start::respawn_detached(arguments.log_file.as_deref()) {
@@ -193,12 +235,18 @@ pub fn main() -> ExitCode {
             if arguments.detached {
                 start::leave_session();
             }
-            serve(&arguments.card, arguments.idle_exit_ms.map(Duration::from_millis), None)
+            let idle_exit = arguments.idle_exit_ms.map(Duration::from_millis);
+            serve(settings(&arguments.card, idle_exit, None, None))
         }
     }
 }
 
-fn settings(card: &CardArgs, idle_exit: Option<Duration>, pci: Option<PciId>) -> Result<Settings, String> {
+fn settings(
+    card: &CardArgs,
+    idle_exit: Option<Duration>,
+    pci: Option<PciId>,
+    uplink: Option<Uplink>,
+) -> Result<Settings, String> {
     let request_queue = match (pci, card.request_queue) {
         (None, _) => card.choose_queue()?,
         (Some(_), None | Some(Kind::PerProcess)) => Kind::PerProcess,
@@ -223,13 +271,14 @@ fn settings(card: &CardArgs, idle_exit: Option<Duration>, pci: Option<PciId>) ->
         }
     };
     let hugepages = card.hugepages;
-    let boot = BootOptions { hugepages, request_queue, lcores, pcie_profile, pci, ..BootOptions::default() };
+    let boot =
+        BootOptions { hugepages, request_queue, lcores, pcie_profile, pci, uplink, ..BootOptions::default() };
     Ok(Settings { address: Address::choose(card.socket.as_deref()), idle_exit, boot })
 }
 
 /// The agent's life: one line on standard output when it is up (or why it is not), then none.
-fn serve(card: &CardArgs, idle_exit: Option<Duration>, pci: Option<PciId>) -> ExitCode {
-    let settings = match settings(card, idle_exit, pci) {
+fn serve(settings: Result<Settings, String>) -> ExitCode {
+    let settings = match settings {
         Ok(settings) => settings,
         Err(sentence) => return not_up(&sentence),
     };

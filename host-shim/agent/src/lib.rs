@@ -7,6 +7,7 @@
 //! | [`check`], [`program`] | `ipc-direct check`: what a command line would run, and what keeps the shim out of it |
 //! | [`fault`] | `ipc-direct fault`: an emulated card that fails |
 //! | [`ps`], [`report`] | `ipc-direct ps`, and the report that it prints |
+//! | [`status`] | `ipc-direct status`: other hosts |
 //! | [`inspect`] | `ipc-direct ps --verbose`: rings and sleepers |
 //! | [`address`], [`dial`] | where an agent is, and talking to it |
 //! | [`serve`] | the agent: its event loop |
@@ -44,3 +45,4 @@ pub mod report;
 pub mod run;
 pub mod serve;
 pub mod start;
+pub mod status;

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
+use emulator::lab::host::Addresses;
 use emulator::lab::switch::Port;
 use emulator::lab::wire::Badness;
 use emulator::lab::{HOSTS_MAX, Target, init, splice};
@@ -214,8 +215,12 @@ fn first_process(number: u32, hosts: u32) -> Result<(), String> {
     let (read, write) = UnixStream::pair().map_err(failed)?;
     signal_hook::low_level::pipe::register(SIGCHLD, write).map_err(failed)?;
     let own = crate::start::own_program().map_err(failed)?;
-    let address = exec::agent_address().to_string();
-    let agent = [own.as_path(), Path::new("up"), Path::new("--socket"), Path::new(&address)];
+    let host = Addresses::of(number);
+    let (socket, card) = (exec::agent_address().to_string(), format!("{}/16", host.card));
+    let options = ["up", "--socket", &socket, "--uplink", Port::Card.link(), "--uplink-address", &card];
+    let more = ["--hosts-key", init::KEY_FILE, "--host-address", &host.v4, "--host-address", &host.v6];
+    let agent: Vec<_> =
+        std::iter::once(own.as_path()).chain(options.into_iter().chain(more).map(Path::new)).collect();
     init::init(number, hosts, &agent, read);
     Ok(())
 }

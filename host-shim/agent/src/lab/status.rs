@@ -1,17 +1,31 @@
 //! `lab status`.
 
+use std::fs;
 use std::io::{self, Write as _};
+use std::path::PathBuf;
 
 use comfy_table::{Table, presets};
 use emulator::lab::wire::Badness;
 use emulator::lab::{HostStatus, State};
+use emulator::runtime_dir;
+use serde::Serialize;
 
 use super::call::{Answer, Ask, Lab};
+use crate::status::{self, Peer};
+
+/// A host, and whom its card has met.
+#[derive(Serialize)]
+struct Host {
+    #[serde(flatten)]
+    host: HostStatus,
+    peers: Vec<Peer>,
+}
 
 pub(super) fn status(name: &str, json: bool) -> Result<(), String> {
     let (Answer::Hosts(hosts), _) = Lab::find(name)?.call(&Ask::Status)? else {
         return Err("the lab's answer makes no sense: use files of one release".into());
     };
+    let hosts: Vec<_> = hosts.into_iter().map(|host| Host { peers: peers_of(&host), host }).collect();
     let text = if json {
         serde_json::to_string_pretty(&hosts).map_err(|e| e.to_string())?
     } else {
@@ -22,11 +36,32 @@ pub(super) fn status(name: &str, json: bool) -> Result<(), String> {
     Ok(())
 }
 
-fn table(hosts: &[HostStatus]) -> Table {
+/// What the host's card says, if there is one.
+fn peers_of(host: &HostStatus) -> Vec<Peer> {
+    // Its agent has a number of its own there.
+    let directory = PathBuf::from(format!("/proc/{}/root/run/dpdk", host.agent_pid));
+    let cards = fs::read_dir(directory).into_iter().flatten().flatten();
+    let answers = cards.filter_map(|card| status::ask(&runtime_dir::telemetry_in(&card.path())).ok());
+    answers.flat_map(|hosts| hosts.peers.into_values()).collect()
+}
+
+fn table(hosts: &[Host]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_FULL_CONDENSED);
-    table.set_header(["host", "state", "addresses", "card", "agent", "coordinator", "side", "faults"]);
-    for host in hosts {
+    table.set_header([
+        "host",
+        "state",
+        "addresses",
+        "card",
+        "agent",
+        "coordinator",
+        "side",
+        "peers",
+        "faults",
+    ]);
+    let name = |card: &str| hosts.iter().find(|h| h.host.card_address == card).map(|h| h.host.name.clone());
+    for Host { host, peers } in hosts {
+        let met = peers.iter().map(|p| format!("{} {}", name(&p.card).unwrap_or(p.card.clone()), p.state));
         let pid = |pid: u32| if pid == 0 { "-".to_owned() } else { pid.to_string() };
         table.add_row([
             host.name.clone(),
@@ -40,6 +75,7 @@ fn table(hosts: &[HostStatus]) -> Table {
             pid(host.agent_pid),
             pid(host.coordinator_pid),
             host.side.to_string(),
+            met.collect::<Vec<_>>().join("\n"),
             faults(host),
         ]);
     }

@@ -1,0 +1,301 @@
+//! Which other coordinators there are (SPEC 13): a state machine on somebody else's clock. Datagrams go in, datagrams come out;
+//! nothing here reads a clock, waits, or draws a random number.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`seal`] | what is believed: the key, and what was there already |
+//! | `peer` | one other coordinator |
+
+mod peer;
+pub mod seal;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::Ipv4Addr;
+
+use ring::hosts::{Addresses, HostMsg, Incarnation, KEY_BYTES, Label};
+
+pub use peer::{Peer, State};
+use seal::{Seal, Unbelieved};
+
+/// Peers that are remembered at most. More are not answered.
+pub const PEERS_MAX: usize = 4096;
+/// How often peers hear a sign of life.
+pub const KEEPALIVE_US: u64 = 1_000_000;
+/// How long a peer may be silent before it is lost: three signs of life, and air.
+pub const LOST_AFTER_US: u64 = 3_500_000;
+/// First and longest wait between attempts to reach a peer.
+pub const RETRY_US: (u64, u64) = (250_000, 4_000_000);
+/// How long a lost peer that nobody has configured is tried and remembered.
+pub const FORGOTTEN_AFTER_US: u64 = 60_000_000;
+/// How often one peer is answered that has not shown that it is not a replay.
+pub const ANSWER_EVERY_US: u64 = 50_000;
+/// How often everybody on the local network is greeted.
+pub const ANNOUNCE_EVERY_US: u64 = 5_000_000;
+
+/// Who we are.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The card's address.
+    pub card: Ipv4Addr,
+    /// Random, another one for each start.
+    pub incarnation: Incarnation,
+    /// Of the coordinator.
+    pub epoch: u32,
+    /// Shared by all hosts.
+    pub key: [u8; KEY_BYTES],
+    /// Addresses that reach this host.
+    pub addresses: Addresses,
+    /// Peers that are looked for.
+    pub peers: Vec<Ipv4Addr>,
+    /// Whether peers are looked for on the local network.
+    pub announce: bool,
+}
+
+/// Where a datagram goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// To one coordinator.
+    Peer(Ipv4Addr),
+    /// To all on the local network.
+    Everybody,
+}
+
+/// What became of a datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is news from a peer that lives.
+    Heard,
+    /// It may be old: answered, so that the sender can show that it is not, and believed in nothing.
+    Asked,
+    /// Dropped: it makes no sense.
+    Malformed,
+    /// Dropped: wrong key, or changed.
+    Forged,
+    /// Dropped: was there already, or too old to know.
+    Replayed,
+    /// Dropped: our own, from the local network.
+    Own,
+    /// Dropped: a greeting to everybody from who is up already.
+    Known,
+    /// Dropped: as many peers as there may be, or asked again too soon.
+    Refused,
+}
+
+/// How many datagrams had which outcome.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Sent.
+    pub sent: u64,
+    /// [`Outcome::Heard`].
+    pub heard: u64,
+    /// [`Outcome::Asked`].
+    pub asked: u64,
+    /// [`Outcome::Malformed`].
+    pub malformed: u64,
+    /// [`Outcome::Forged`].
+    pub forged: u64,
+    /// [`Outcome::Replayed`].
+    pub replayed: u64,
+    /// [`Outcome::Own`].
+    pub own: u64,
+    /// [`Outcome::Known`].
+    pub known: u64,
+    /// [`Outcome::Refused`].
+    pub refused: u64,
+}
+
+impl Counters {
+    /// Names and values.
+    #[must_use]
+    pub fn read(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("sent", self.sent),
+            ("heard", self.heard),
+            ("asked", self.asked),
+            ("malformed", self.malformed),
+            ("forged", self.forged),
+            ("replayed", self.replayed),
+            ("own", self.own),
+            ("known", self.known),
+            ("refused", self.refused),
+        ]
+    }
+}
+
+/// All other coordinators that we know of.
+pub struct Hosts {
+    settings: Settings,
+    seal: Seal,
+    /// Datagrams sealed.
+    counter: u64,
+    /// Tickets given. None is given twice.
+    tickets: u64,
+    peers: BTreeMap<Ipv4Addr, Peer>,
+    announce_us: Option<u64>,
+    outbox: VecDeque<(Destination, Vec<u8>)>,
+    counters: Counters,
+}
+
+impl Hosts {
+    /// Knows nobody yet; looks for `settings.peers` from `now_us` on.
+    #[must_use]
+    pub fn new(settings: Settings, now_us: u64) -> Hosts {
+        let seal = Seal::new(&settings.key);
+        let mut tickets = 0;
+        let mut configured = |address: &Ipv4Addr| {
+            tickets += 1;
+            (*address, Peer::configured(now_us, tickets))
+        };
+        let peers = settings.peers.iter().map(&mut configured).collect();
+        let announce_us = settings.announce.then_some(now_us);
+        let (outbox, counters) = (VecDeque::new(), Counters::default());
+        Hosts { settings, seal, counter: 0, tickets, peers, announce_us, outbox, counters }
+    }
+
+    /// The peers, by the address of their card.
+    pub fn peers(&self) -> impl Iterator<Item = (Ipv4Addr, &Peer)> {
+        self.peers.iter().map(|(address, peer)| (*address, peer))
+    }
+
+    /// What has been counted.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Which peer's host `address` reaches, if it is up. Of two that say so, the one with the lower address of its card.
+    #[must_use]
+    pub fn owner_of(&self, address: [u8; 16]) -> Option<Ipv4Addr> {
+        let mut up = self.peers.iter().filter(|(_, p)| p.state() == State::Up);
+        up.find(|(_, p)| p.addresses().as_slice().contains(&address)).map(|(card, _)| *card)
+    }
+
+    /// A datagram has come.
+    pub fn receive(&mut self, now_us: u64, from: Ipv4Addr, datagram: &[u8]) -> Outcome {
+        let outcome = self.take(now_us, from, datagram);
+        let counters = &mut self.counters;
+        let counter = match outcome {
+            Outcome::Heard => &mut counters.heard,
+            Outcome::Asked => &mut counters.asked,
+            Outcome::Malformed => &mut counters.malformed,
+            Outcome::Forged => &mut counters.forged,
+            Outcome::Replayed => &mut counters.replayed,
+            Outcome::Own => &mut counters.own,
+            Outcome::Known => &mut counters.known,
+            Outcome::Refused => &mut counters.refused,
+        };
+        *counter += 1;
+        outcome
+    }
+
+    fn take(&mut self, now_us: u64, from: Ipv4Addr, datagram: &[u8]) -> Outcome {
+        let (sender, counter, message) = match self.seal.open(from, datagram) {
+            Ok(opened) => opened,
+            Err(Unbelieved::Malformed) => return Outcome::Malformed,
+            Err(Unbelieved::Forged) => return Outcome::Forged,
+        };
+        if sender == self.settings.incarnation {
+            return Outcome::Own;
+        }
+        let (HostMsg::Hello { label, .. } | HostMsg::Bye { label, .. }) = message;
+        // One that has lost us asks us alone.
+        let up = |peer: &Peer| peer.state() == State::Up && !peer.is_another_run(sender);
+        if label.to == Incarnation::NOBODY && self.peers.get(&from).is_some_and(up) {
+            return Outcome::Known;
+        }
+        if !self.peers.contains_key(&from) {
+            if self.peers.len() >= PEERS_MAX || matches!(message, HostMsg::Bye { .. }) {
+                return Outcome::Refused;
+            }
+            self.tickets += 1;
+            self.peers.insert(from, Peer::met(now_us, self.tickets));
+        }
+        let Some(peer) = self.peers.get_mut(&from) else { return Outcome::Refused };
+        // Only who has heard us in this run, and since we know of its own run, can quote both.
+        let for_us = label.to == self.settings.incarnation;
+        if !for_us || label.quote != peer.ticket() {
+            if !peer.may_be_asked(now_us) {
+                return Outcome::Refused;
+            }
+            let answer = Label { to: sender, quote: label.ticket, ticket: peer.ticket() };
+            self.send(Destination::Peer(from), answer);
+            return Outcome::Asked;
+        }
+        if peer.is_another_run(sender) {
+            self.tickets += 1;
+            peer.begin(sender, self.tickets);
+        }
+        if !peer.is_new(counter) {
+            return Outcome::Replayed;
+        }
+        match message {
+            HostMsg::Hello { epoch, addresses, .. } => {
+                if peer.heard(now_us, counter, label.ticket, epoch, addresses) {
+                    let answer = peer.label();
+                    self.send(Destination::Peer(from), answer);
+                }
+            }
+            HostMsg::Bye { .. } => peer.lose(now_us),
+        }
+        Outcome::Heard
+    }
+
+    /// Lets time pass: what is due goes into the outbox, silent peers are lost.
+    fn pass(&mut self, now_us: u64) {
+        if self.announce_us.is_some_and(|at| at <= now_us) {
+            self.announce_us = Some(now_us + ANNOUNCE_EVERY_US);
+            let label = Label { to: Incarnation::NOBODY, quote: 0, ticket: 0 };
+            self.send(Destination::Everybody, label);
+        }
+        self.peers.retain(|_, peer| !peer.is_forgotten(now_us));
+        let mut due = Vec::new();
+        for (address, peer) in &mut self.peers {
+            if peer.is_silent(now_us) {
+                peer.lose(now_us);
+            }
+            if peer.is_due(now_us) {
+                due.push((*address, peer.label()));
+            }
+        }
+        for (address, label) in due {
+            self.send(Destination::Peer(address), label);
+        }
+    }
+
+    fn send(&mut self, destination: Destination, label: Label) {
+        let Settings { card, incarnation, epoch, addresses, .. } = self.settings;
+        self.counter += 1;
+        let message = HostMsg::Hello { label, epoch, addresses };
+        self.outbox.push_back((destination, self.seal.seal(card, incarnation, self.counter, &message)));
+        self.counters.sent += 1;
+    }
+
+    /// The next datagram to send by now.
+    pub fn poll(&mut self, now_us: u64) -> Option<(Destination, Vec<u8>)> {
+        if self.outbox.is_empty() {
+            self.pass(now_us);
+        }
+        self.outbox.pop_front()
+    }
+
+    /// Datagrams to those who know us: this coordinator ends.
+    #[must_use]
+    pub fn farewell(&mut self) -> Vec<(Ipv4Addr, Vec<u8>)> {
+        let Settings { card, incarnation, epoch, .. } = self.settings;
+        let known = self.peers.iter().filter(|(_, peer)| peer.state() == State::Up);
+        let known: Vec<_> = known.map(|(address, peer)| (*address, peer.label())).collect();
+        let (seal, counter) = (&self.seal, &mut self.counter);
+        let bye = |(address, label)| {
+            *counter += 1;
+            (address, seal.seal(card, incarnation, *counter, &HostMsg::Bye { label, epoch }))
+        };
+        known.into_iter().map(bye).collect()
+    }
+
+    /// When [`Hosts::poll`] has something to do without being given a datagram.
+    #[must_use]
+    pub fn next_us(&self) -> Option<u64> {
+        let peers = self.peers.values().map(Peer::next_us);
+        peers.chain(self.announce_us).min()
+    }
+}
