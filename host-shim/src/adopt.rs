@@ -5,7 +5,7 @@
 
 use core::sync::atomic::Ordering;
 
-use ring::image::{ARENAS_MAX, ENTRY_WORDS, Entry, EntryKind, HEAD_WORDS, Head, Watch};
+use ring::image::{ARENAS_MAX, ENTRY_WORDS, Entry, EntryKind, HEAD_WORDS, Head, NO_FD, Watch};
 use rustix::fs::SealFlags;
 use rustix::io::FdFlags;
 
@@ -22,10 +22,10 @@ pub fn run() {
         log(Log::Error, &["IPC_DIRECT_STATE does not name an image; inherited connections are lost"]);
         return;
     };
-    let agent = i32::try_from(head.agent).unwrap_or(-1);
-    table::set_internal(state);
-    if agent >= 0 {
-        table::set_internal(agent);
+    let [agent, mark] = [head.agent, head.mark].map(|fd| i32::try_from(fd).unwrap_or(-1));
+    for fd in [state, agent, mark] {
+        // No number, no entry.
+        table::set_internal(fd);
     }
     // Without a function there is nothing that the coordinator knows of.
     if head.function == 0 || process::attach(head.function, head.nonce) {
@@ -34,7 +34,7 @@ pub fn run() {
         log(Log::Error, &["inherited connections are lost"]);
     }
     // Only now the function of the program before us may end: everything it held is held by ours.
-    for fd in [agent, state] {
+    for fd in [agent, state, mark] {
         fds::discard(fd);
     }
 }
@@ -100,13 +100,14 @@ fn take_over(state: i32, head: &Head) {
         }
     }
     fds::each_open(enter);
-    if head.watches != 0 {
+    if head.mark != NO_FD {
         epoll_wait::inherit_cookie(head.cookie);
     }
+    let sets = epoll::Inherited::find(head);
     for i in head.entries..head.entries.saturating_add(head.watches) {
         let at = 8 * (HEAD_WORDS + ENTRY_WORDS * i as usize) as u64;
         if let Some(watch) = read_words(state, at).and_then(|words| Watch::from_words(&words).ok()) {
-            let _ = epoll::adopt(&watch);
+            let _ = sets.adopt(&watch);
         }
     }
     // Each was adopted with one reference, as if by a descriptor: what has none was closed on exec.

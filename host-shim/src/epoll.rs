@@ -23,7 +23,7 @@ use crate::segments;
 use crate::sys::{Errno, Membarrier, Result};
 use crate::{poll, process, wait};
 
-pub use inherit::{adopt, leave};
+pub use inherit::{Inherited, leave};
 use ready::{NESTING_MAX, SHARED_LANE};
 pub use set::Interest;
 use set::{Instance, NO_INSTANCE, NO_REG, Reg, State};

@@ -8,6 +8,7 @@ use core::sync::atomic::Ordering;
 
 use ring::image::{ARENAS_MAX, ArenaRef, ENTRY_WORDS, Entry, EntryKind, HEAD_WORDS, Head, NO_FD, Watch};
 use ring::msg::{ConnId, Request};
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::{BorrowedFd, IntoRawFd, OwnedFd};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::FdFlags;
@@ -34,6 +35,7 @@ pub struct Left {
     who: Who,
     nonce: u64,
     state: i32,
+    mark: i32,
     arenas: [ArenaRef; ARENAS_MAX],
     variable: [u8; 40],
 }
@@ -43,11 +45,16 @@ pub fn is_needed(who: Who) -> bool {
     let survives = |h: &&Handle| {
         who == Who::Child || h.was(touched::MOVED) || descriptors(h).any(|fd| !closes_on_exec(fd))
     };
-    // What the program adds to a set that it inherits, it must know to be one.
-    let mut sets = handle::all().filter(|h| h.kind() == Kind::Epoll);
     (ours().any(|h| survives(&h)) && process::is_known())
-        || sets.any(|h| descriptors(h).any(|fd| !closes_on_exec(fd)))
+        || sets().next().is_some()
         || overlay::is_inherited()
+}
+
+/// The sets that a program may inherit. What it adds to one, it must know to be one.
+fn sets() -> impl Iterator<Item = &'static Handle> {
+    let survives =
+        |h: &Handle| h.was(touched::SPAWNED | touched::MOVED) || descriptors(h).any(|fd| !closes_on_exec(fd));
+    handle::all().filter(move |h| h.kind() == Kind::Epoll && survives(h))
 }
 
 /// Connections and listeners of this process. What a former coordinator knew can't be taken over.
@@ -93,8 +100,14 @@ pub fn prepare(who: Who) -> Option<Left> {
     if who == Who::Child && attached {
         socket::count_child();
     }
-    let mut left =
-        Left { who, nonce, state: -1, arenas: [ArenaRef::default(); ARENAS_MAX], variable: [0; 40] };
+    let mut left = Left {
+        who,
+        nonce,
+        state: -1,
+        mark: -1,
+        arenas: [ArenaRef::default(); ARENAS_MAX],
+        variable: [0; 40],
+    };
     if left.write_image().is_none() {
         left.end(false);
         return None;
@@ -123,12 +136,12 @@ impl Left {
             let added = add_record(file, entries + watches, &watch.to_words());
             watches += u32::from(added.is_some());
         };
-        for set in handle::all().filter(|h| h.kind() == Kind::Epoll) {
-            let mut open = descriptors(set).filter(|fd| !closes_on_exec(*fd));
-            if let Some(ep) = open.next() {
-                epoll::leave(set, ep, true, &mut add);
+        for set in sets() {
+            if self.mark < 0 {
+                // Without one, the sets are the kernel's there.
+                self.mark = eventfd(0, EventfdFlags::CLOEXEC).map_or(-1, |fd| fds::raise(fd.into_raw_fd()));
             }
-            open.for_each(|ep| epoll::leave(set, ep, false, &mut add));
+            epoll::leave(set, self.mark, &mut add);
         }
         let head = Head {
             function: if self.nonce == 0 { 0 } else { process::function() },
@@ -137,6 +150,7 @@ impl Left {
             entries,
             watches,
             cookie: epoll_wait::cookie(),
+            mark: u32::try_from(self.mark).unwrap_or(NO_FD),
             arenas: self.arenas,
         };
         complete_image(file, head)?;
@@ -152,7 +166,7 @@ impl Left {
     fn set_inheritable(&self, inheritable: bool) {
         let flags = if inheritable { FdFlags::empty() } else { FdFlags::CLOEXEC };
         let arenas = self.arenas.iter().filter(|a| a.inode != 0).filter_map(|a| i32::try_from(a.fd).ok());
-        for fd in arenas.chain([self.state, agent::fd()]).filter(|fd| *fd >= 0) {
+        for fd in arenas.chain([self.state, self.mark, agent::fd()]).filter(|fd| *fd >= 0) {
             let _ = rustix::io::fcntl_setfd(sys::borrow(fd), flags);
         }
     }
@@ -161,6 +175,7 @@ impl Left {
     pub fn end(self, started: bool) {
         self.set_inheritable(false);
         sys::close(self.state);
+        sys::close(self.mark);
         if !started {
             if self.nonce == 0 {
                 return;

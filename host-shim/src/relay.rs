@@ -61,6 +61,7 @@ fn ask(h: &Handle, nonce: u64, placeholder: BorrowedFd<'_>, kernel: BorrowedFd<'
         entries: 1,
         watches: 0,
         cookie: 0,
+        mark: NO_FD,
         arenas,
     };
     leave::add_record(image.as_fd(), 0, &entry.to_words())?;

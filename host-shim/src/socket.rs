@@ -317,7 +317,10 @@ pub fn closing(fd: i32) {
 pub fn closing_by_close(fd: i32) -> Option<Spare> {
     let h = table::get(fd)?;
     if process::is_borrowed() {
-        leave::moves(h);
+        // A set is known by its mark.
+        if h.kind() != Kind::Epoll {
+            leave::moves(h);
+        }
         return None;
     }
     // Locks are taken only for these.

@@ -44,6 +44,8 @@ pub struct Head {
     pub watches: u32,
     /// Data word by which the shim knows descriptors of its own in epoll sets.
     pub cookie: u64,
+    /// A descriptor that is registered in each set of the leaver's, with [`Head::mark_of`] as its data word; or [`NO_FD`].
+    pub mark: u32,
     /// Those with an inode of 0 are not there.
     pub arenas: [ArenaRef; ARENAS_MAX],
 }
@@ -79,15 +81,13 @@ pub struct Entry {
     pub sock: u32,
 }
 
-/// A registration in an epoll set that the leaver held, or a descriptor of such a set.
+/// A registration in an epoll set that the leaver held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Watch {
     /// The leaver's number for the set, which is its lane's, too.
     pub set: u32,
-    /// A descriptor of the set.
-    pub ep: u32,
-    /// `st_ino` of the member. 0: nothing is registered by this, it only names a descriptor.
-    pub inode: u64,
+    /// `st_ino` of the member; of one with [`watch::SET`], its number.
+    pub member: u64,
     /// Number that the member was registered by.
     pub fd: u32,
     /// `EPOLL*` bits.
@@ -104,6 +104,8 @@ pub mod watch {
     pub const NEWS: u32 = 1;
     /// One-shot, and shot.
     pub const OFF: u32 = 2;
+    /// The member is itself a set.
+    pub const SET: u32 = 4;
 }
 
 /// Why an image is not used.
@@ -128,7 +130,7 @@ impl Head {
         let mut words = [0; HEAD_WORDS];
         let fixed = [MAGIC, pair(VERSION, self.entries), pair(self.function, self.agent), self.nonce];
         let arenas = self.arenas.iter().flat_map(|a| [u64::from(a.fd), a.inode]);
-        let last = [u64::from(self.watches), self.cookie];
+        let last = [pair(self.watches, self.mark), self.cookie];
         for (to, from) in words.iter_mut().zip(fixed.into_iter().chain(arenas).chain(last)) {
             *to = from;
         }
@@ -150,12 +152,27 @@ impl Head {
             *arena = ArenaRef { fd: u32::try_from(*fd).map_err(|_| BadImage)?, inode: *inode };
         }
         let [watches, cookie, ..] = rest.get(2 * ARENAS_MAX..).unwrap_or(&[]) else { return Err(BadImage) };
-        let (watches, cookie) = (u32::try_from(*watches).map_err(|_| BadImage)?, *cookie);
+        let (watches, mark, cookie) = (lo(*watches), hi(*watches), *cookie);
         if watches as usize > ENTRIES_MAX {
             return Err(BadImage);
         }
         let entries = hi(*version);
-        Ok(Head { function: lo(*ids), nonce: *nonce, agent: hi(*ids), entries, watches, cookie, arenas })
+        Ok(Head {
+            function: lo(*ids),
+            nonce: *nonce,
+            agent: hi(*ids),
+            entries,
+            watches,
+            cookie,
+            mark,
+            arenas,
+        })
+    }
+
+    /// The data word that [`Head::mark`] has in the set with this number.
+    #[must_use]
+    pub fn mark_of(cookie: u64, set: u32) -> u64 {
+        cookie.wrapping_add(1 + u64::from(set))
     }
 }
 
@@ -206,16 +223,7 @@ impl Watch {
     /// Encodes.
     #[must_use]
     pub fn to_words(self) -> [u64; ENTRY_WORDS] {
-        [
-            self.inode,
-            self.data,
-            pair(self.events, self.state),
-            pair(self.set, self.ep),
-            u64::from(self.fd),
-            0,
-            0,
-            0,
-        ]
+        [self.member, self.data, pair(self.events, self.state), pair(self.set, self.fd), 0, 0, 0, 0]
     }
 
     /// Validates; whether the descriptors are what they are said to be, the reader finds out.
@@ -223,19 +231,11 @@ impl Watch {
     /// # Errors
     /// [`BadImage`] for a field out of range.
     pub fn from_words(words: &[u64; ENTRY_WORDS]) -> Result<Watch, BadImage> {
-        let [inode, data, events_state, set_ep, fd, ..] = *words;
+        let [member, data, events_state, set_fd, ..] = *words;
         let state = hi(events_state);
-        if state & !(watch::NEWS | watch::OFF) != 0 {
+        if state & !(watch::NEWS | watch::OFF | watch::SET) != 0 {
             return Err(BadImage);
         }
-        Ok(Watch {
-            set: lo(set_ep),
-            ep: hi(set_ep),
-            inode,
-            fd: u32::try_from(fd).map_err(|_| BadImage)?,
-            events: lo(events_state),
-            data,
-            state,
-        })
+        Ok(Watch { set: lo(set_fd), member, fd: hi(set_fd), events: lo(events_state), data, state })
     }
 }

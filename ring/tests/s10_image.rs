@@ -28,26 +28,26 @@ proptest! {
 
     #[test]
     fn s10_1_heads_survive_the_way_into_words(
-        function: u32, nonce: u64, agent: u32, entries in 0..1000u32, watches in 0..1000u32, cookie: u64,
+        function: u32, nonce: u64, agent: u32, entries in 0..1000u32, watches in 0..1000u32, cookie: u64, mark: u32,
         arenas: [(u32, u64); ARENAS_MAX],
     ) {
         let arenas = arenas.map(|(fd, inode)| ArenaRef { fd, inode });
-        let head = Head { function, nonce, agent, entries, watches, cookie, arenas };
+        let head = Head { function, nonce, agent, entries, watches, cookie, mark, arenas };
         prop_assert_eq!(Head::from_words(&head.to_words()), Ok(head));
     }
 
     #[test]
     fn s10_5_watches_survive_the_way_into_words(
-        set: u32, ep: u32, inode: u64, fd: u32, events: u32, data: u64, state in 0..4u32,
+        set: u32, member: u64, fd: u32, events: u32, data: u64, state in 0..8u32,
     ) {
-        let watch = Watch { set, ep, inode, fd, events, data, state };
+        let watch = Watch { set, member, fd, events, data, state };
         prop_assert_eq!(Watch::from_words(&watch.to_words()), Ok(watch));
     }
 
     #[test]
     fn s10_5_foreign_watches_never_panic(words: [u64; ENTRY_WORDS]) {
         if let Ok(watch) = Watch::from_words(&words) {
-            prop_assert!(watch.state < 4);
+            prop_assert!(watch.state < 8);
         }
     }
 

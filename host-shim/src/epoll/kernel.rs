@@ -12,13 +12,25 @@ const OPTIONS: u32 = libc::EPOLLET.cast_unsigned()
     | libc::EPOLLWAKEUP.cast_unsigned()
     | libc::EPOLLEXCLUSIVE.cast_unsigned();
 
-/// The one-shot registration of `fd` in `ep` has been reported, so that no event is left in it.
-pub fn has_shot(ep: i32, fd: i32) -> bool {
-    events(ep, fd).is_some_and(|events| events & !OPTIONS == 0)
+/// One line of it: a registration.
+struct Registration {
+    fd: i32,
+    events: u32,
+    data: u64,
 }
 
-/// Events that `fd` is registered for in `ep`.
-fn events(ep: i32, fd: i32) -> Option<u32> {
+/// The one-shot registration of `fd` in `ep` has been reported, so that no event is left in it.
+pub fn has_shot(ep: i32, fd: i32) -> bool {
+    first(ep, |r| (r.fd == fd).then_some(r.events & !OPTIONS == 0)) == Some(true)
+}
+
+/// The number `n` below `end` for which `fd` is registered in `ep` with `data_of(n)`.
+pub fn find_mark(ep: i32, fd: i32, end: u32, data_of: impl Fn(u32) -> u64) -> Option<u32> {
+    first(ep, |r| if r.fd == fd { (0..end).find(|n| r.data == data_of(*n)) } else { None })
+}
+
+/// The first registration in `ep` of which `pick` makes something. `None`, too, if it is no epoll descriptor.
+fn first<T>(ep: i32, pick: impl Fn(&Registration) -> Option<T>) -> Option<T> {
     let mut name = [0; 40];
     let file =
         rustix::fs::open(fds::info_path(ep, &mut name)?, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
@@ -36,19 +48,21 @@ fn events(ep: i32, fd: i32) -> Option<u32> {
                 continue;
             }
             let text = line.get(..length).and_then(|l| core::str::from_utf8(l).ok());
-            if let Some(events) = text.and_then(|text| events_in(text, fd)) {
-                return Some(events);
+            if let Some(picked) = text.and_then(parse).and_then(|r| pick(&r)) {
+                return Some(picked);
             }
             length = 0;
         }
     }
 }
 
-/// The events in a line `tfd: <number> events: <hexadecimal> ...` about `fd`.
-fn events_in(line: &str, fd: i32) -> Option<u32> {
+/// A line `tfd: <number> events: <hexadecimal> data: <hexadecimal> ...`.
+fn parse(line: &str) -> Option<Registration> {
     let mut words = line.split_ascii_whitespace();
-    if words.next() != Some("tfd:") || words.next()?.parse() != Ok(fd) || words.next() != Some("events:") {
-        return None;
-    }
-    u32::from_str_radix(words.next()?, 16).ok()
+    let mut after = |name| words.next().filter(|word| *word == name).and_then(|_| words.next());
+    Some(Registration {
+        fd: after("tfd:")?.parse().ok()?,
+        events: u32::from_str_radix(after("events:")?, 16).ok()?,
+        data: u64::from_str_radix(after("data:")?, 16).ok()?,
+    })
 }

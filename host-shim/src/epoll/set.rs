@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 use super::shared::Set;
 use crate::handle::{self, Handle};
 
-const INSTANCES_MAX: usize = 256;
+pub(super) const INSTANCES_MAX: usize = 256;
 const REGS_MAX: usize = 65_536;
 
 /// What the application gave to epoll_ctl(2).
