@@ -8,10 +8,11 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use ring::msg::{Addr, Completion, Request, Status};
 use ring::stats::{Reason, SocketState};
 
-use crate::handle::{Handle, Kind, touched};
+use crate::handle::{Handle, Kind, Stream, touched};
 use crate::sys::{Errno, NoSignals, Result};
 use crate::{
-    arrivals, coordinator, fds, listener, options, poll, process, real, socket, stats, sys, table, unix,
+    arrivals, coordinator, fds, listener, options, poll, process, real, relay, socket, stats, sys, table,
+    unix,
 };
 
 /// What connect(2) should do next.
@@ -97,12 +98,34 @@ fn disconnect(fd: i32, h: &'static Handle) -> Path {
         Kind::Stream => {
             let Some(s) = h.stream() else { return Path::User(Err(Errno(libc::EBADF))) };
             let _no_signals = NoSignals::new();
+            if is_error_left(h, &s) && leave_error(fd, h, &s).is_some() {
+                h.touched.fetch_or(touched::ERROR | touched::WORN, Ordering::Relaxed);
+            }
             socket::dissolve(h, &s);
         }
         Kind::Listener => listener::leave_to_kernel(fd, h, SocketState::Idle, Reason::None),
         _ => {}
     }
     Path::Kernel
+}
+
+/// Linux (tcp_disconnect) leaves a reset behind as pending error, unless both directions had ended.
+fn is_error_left(h: &Handle, s: &Stream) -> bool {
+    s.pending_error(h).map_or(!poll::is_dead(h, s), |e| e.0 == libc::ECONNRESET)
+}
+
+/// A pending error of a kernel socket only the kernel can leave: it connects our descriptor to a listener that nobody knows,
+/// and the call that this is for disconnects it from there.
+fn leave_error(fd: i32, h: &Handle, s: &Stream) -> Option<()> {
+    let numbering = fds::numbering().take();
+    let (_listener, at) = relay::loopback_listener(h.family().0)?;
+    options::set_kernel_nonblocking(fd);
+    let connected = rustix::net::connect(sys::borrow(fd), &at);
+    if !s.sock.is_nonblocking() {
+        options::set_kernel_blocking(fd);
+    }
+    drop(numbering);
+    (connected.is_ok() || connected == Err(rustix::io::Errno::INPROGRESS)).then_some(())
 }
 
 /// The wildcard addresses mean this host.
@@ -177,6 +200,11 @@ fn through_coordinator(fd: i32, h: &'static Handle, dst: Addr) -> core::result::
         let any = if domain == libc::AF_INET { Addr::V4_ANY } else { Addr::V6_ANY };
         options::kernel_bind(fd, domain, Addr { ip: any, port: 0 }).map_err(|_| Reason::Source)?;
         h.touched.fetch_or(touched::BOUND, Ordering::Relaxed);
+    }
+    if h.was(touched::ERROR) {
+        // As in Linux, a new attempt forgets how the last connection ended.
+        h.touched.fetch_and(!touched::ERROR, Ordering::Relaxed);
+        let _forgotten = options::kernel_number(fd, libc::SOL_SOCKET, libc::SO_ERROR);
     }
     let mut src = options::kernel_name(fd, true);
     if src.is_wildcard() {

@@ -118,6 +118,8 @@ pub mod touched {
     pub const PAIR: u32 = 32768;
     /// A connection whose placeholder is no spare for another one: see [`crate::spare`].
     pub const WORN: u32 = 65536;
+    /// Its descriptor in the kernel may have a pending error, of a connection that was disconnected.
+    pub const ERROR: u32 = 131072;
     /// A kernel socket that may be another thing by the time the kernel is asked.
     pub const MOVES: u32 = YOUNG | CONNECTING;
 }

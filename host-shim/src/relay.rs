@@ -76,14 +76,9 @@ fn kernel_pair(domain: i32) -> Option<(OwnedFd, OwnedFd)> {
         let flags = SocketFlags::CLOEXEC;
         return rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).ok();
     }
-    let v6 = domain == libc::AF_INET6;
-    let family = if v6 { AddressFamily::INET6 } else { AddressFamily::INET };
-    let socket = || rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None).ok();
-    let (listener, ours) = (socket()?, socket()?);
-    let any: SocketAddr = if v6 { (Ipv6Addr::LOCALHOST, 0).into() } else { (Ipv4Addr::LOCALHOST, 0).into() };
-    rustix::net::bind(&listener, &any).ok()?;
-    rustix::net::listen(&listener, 8).ok()?;
-    rustix::net::connect(&ours, &rustix::net::getsockname(&listener).ok()?).ok()?;
+    let (listener, at) = loopback_listener(domain)?;
+    let ours = loopback_socket(domain)?;
+    rustix::net::connect(&ours, &at).ok()?;
     let name = SocketAddr::try_from(rustix::net::getsockname(&ours).ok()?).ok()?;
     for _ in 0..8 {
         let mut ready = [PollFd::new(&listener, PollFlags::IN)];
@@ -95,6 +90,22 @@ fn kernel_pair(domain: i32) -> Option<(OwnedFd, OwnedFd)> {
         }
     }
     None
+}
+
+fn loopback_socket(domain: i32) -> Option<OwnedFd> {
+    let family = if domain == libc::AF_INET6 { AddressFamily::INET6 } else { AddressFamily::INET };
+    rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None).ok()
+}
+
+/// A listener of the kernel's, and where it is.
+pub fn loopback_listener(domain: i32) -> Option<(OwnedFd, SocketAddr)> {
+    let listener = loopback_socket(domain)?;
+    let v6 = domain == libc::AF_INET6;
+    let any: SocketAddr = if v6 { (Ipv6Addr::LOCALHOST, 0).into() } else { (Ipv4Addr::LOCALHOST, 0).into() };
+    rustix::net::bind(&listener, &any).ok()?;
+    rustix::net::listen(&listener, 8).ok()?;
+    let at = SocketAddr::try_from(rustix::net::getsockname(&listener).ok()?).ok()?;
+    Some((listener, at))
 }
 
 /// Every descriptor of `h` becomes the relay's kernel socket, which a foreign program can use as well. In a vfork child

@@ -3,7 +3,7 @@
 use harness::wire::{Addr, Op, SendBy};
 use libc::{EPOLLIN, EPOLLOUT, MSG_FASTOPEN, MSG_NOSIGNAL, POLLIN, SO_REUSEPORT, SOL_SOCKET};
 
-use crate::driver::{Duo, at, v4};
+use crate::driver::{Duo, Pair, at, v4};
 use crate::{
     Case,
     Expect::{Any, User},
@@ -47,6 +47,67 @@ pub const CASES: &[Case] = &[
         t.s.send(s, b"again");
         t.c.settle(p.c, POLLIN);
         t.c.epoll_wait(ep, 1000);
+    }),
+    ("opening::error_of_a_disconnected_socket", User, |t| tells_error(t, open, error_by_option)),
+    ("opening::error_of_a_disconnected_socket_by_recv", User, |t| {
+        tells_error(t, open, |t, fd| {
+            t.c.recv(fd, 4);
+        });
+    }),
+    ("opening::error_of_a_disconnected_socket_by_send", User, |t| {
+        tells_error(t, open, |t, fd| {
+            t.c.send(fd, b"x");
+        });
+    }),
+    ("opening::error_of_a_disconnected_socket_by_poll", User, |t| {
+        tells_error(t, open, |t, fd| {
+            t.c.poll(&[(fd, POLLIN | libc::POLLOUT)], 0);
+        });
+    }),
+    ("opening::error_of_a_disconnected_socket_by_epoll", User, |t| {
+        tells_error(t, open, |t, fd| {
+            let ep = t.c.epoll();
+            t.c.epoll_add(ep, fd, EPOLLIN | EPOLLOUT);
+            t.c.epoll_wait(ep, 0);
+            t.c.close(ep);
+        });
+    }),
+    ("opening::error_that_nobody_asked_for", User, |t| tells_error(t, open, |_, _| {})),
+    ("opening::disconnected_after_the_peers_end", User, |t| {
+        tells_error(t, |t, p| drop(t.s.close(p.s)), error_by_option);
+    }),
+    ("opening::disconnected_after_both_ends", User, |t| {
+        let both = |t: &Duo, p: Pair| {
+            t.s.shutdown(p.s, libc::SHUT_WR);
+            t.c.recv(p.c, 4);
+            t.c.shutdown(p.c, libc::SHUT_WR);
+            t.s.recv(p.s, 4);
+        };
+        tells_error(t, both, error_by_option);
+    }),
+    ("opening::disconnected_after_half_an_end", User, |t| {
+        let half = |t: &Duo, p: Pair| {
+            t.c.shutdown(p.c, libc::SHUT_WR);
+            t.s.recv(p.s, 4);
+        };
+        tells_error(t, half, error_by_option);
+    }),
+    ("opening::disconnected_after_a_reset", User, |t| {
+        let reset = |t: &Duo, p: Pair| {
+            t.c.send(p.c, b"never read");
+            t.s.settle(p.s, POLLIN);
+            t.s.close(p.s);
+            t.c.settle(p.c, libc::POLLHUP);
+        };
+        tells_error(t, reset, error_by_option);
+    }),
+    ("opening::disconnected_while_non_blocking", User, |t| {
+        let p = t.pair();
+        t.c.nonblocking(p.c);
+        unspecified(t, p.c);
+        t.c.fcntl(p.c, libc::F_GETFL, 0);
+        error_by_option(t, p.c);
+        t.s.recv(p.s, 4);
     }),
     ("opening::a_disconnected_listener_listens_no_more", Any, |t| {
         let (l, addr) = t.listener();
@@ -169,10 +230,36 @@ pub const CASES: &[Case] = &[
 ];
 
 fn disconnect(t: &Duo, fd: i32) {
-    t.c.call(Op::Connect { fd, addr: at("unspecified", 0) });
-    // In Linux the reset is a pending error of the disconnected socket, too; under the shim it is not, so it is taken off here.
-    t.c.quiet(&Op::Getsockopt { fd, level: SOL_SOCKET, name: libc::SO_ERROR, len: 4 });
+    unspecified(t, fd);
+    t.c.getopt(fd, SOL_SOCKET, libc::SO_ERROR);
     t.c.send_by(fd, b"x", SendBy::Send, MSG_NOSIGNAL);
+}
+
+fn unspecified(t: &Duo, fd: i32) {
+    t.c.call(Op::Connect { fd, addr: at("unspecified", 0) });
+}
+
+/// What a disconnected socket says of itself, call by call; then it connects anew.
+fn tells_error(t: &Duo, before: fn(&Duo, Pair), ask: fn(&Duo, i32)) {
+    let p = t.pair();
+    before(t, p);
+    unspecified(t, p.c);
+    ask(t, p.c);
+    ask(t, p.c);
+    let addr = t.s.sockname(p.l);
+    t.c.connect(p.c, &addr);
+    t.c.getopt(p.c, SOL_SOCKET, libc::SO_ERROR);
+    let s = t.s.accept(p.l);
+    t.c.send(p.c, b"anew");
+    t.s.recv(s, 64);
+    t.s.close(s);
+    t.c.recv(p.c, 64);
+}
+
+fn open(_: &Duo, _: Pair) {}
+
+fn error_by_option(t: &Duo, fd: i32) {
+    t.c.getopt(fd, SOL_SOCKET, libc::SO_ERROR);
 }
 
 /// Two listeners of the same port, and where they are.
