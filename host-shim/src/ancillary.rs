@@ -101,27 +101,35 @@ impl Wanted {
     /// `SCM_CREDENTIALS` of plain bytes, which no carrier belongs to: the peer's, as `SO_PEERCRED` has them.
     fn say_who(&mut self, h: &Handle) {
         let Some(who) = table::find(h).and_then(options::kernel_peer_credentials) else { return };
-        let (head, size) = (size_of::<cmsghdr>(), size_of::<[u32; 3]>());
-        if self.room < head {
-            self.flags |= libc::MSG_CTRUNC;
-            return;
-        }
-        if self.room < head + size {
-            self.flags |= libc::MSG_CTRUNC;
-        }
-        let length = self.room.min(head + size);
-        // SAFETY: the application's room, of which no more than `length` bytes are written.
-        unsafe {
-            let mut header: cmsghdr = core::mem::zeroed();
-            header.cmsg_len = length;
-            header.cmsg_level = libc::SOL_SOCKET;
-            header.cmsg_type = libc::SCM_CREDENTIALS;
-            self.control.cast::<cmsghdr>().write_unaligned(header);
-            let data = self.control.cast::<u8>().add(head);
-            core::ptr::copy_nonoverlapping(who.as_ptr().cast::<u8>(), data, length - head);
-        }
-        self.length = self.room.min((head + size).next_multiple_of(size_of::<usize>()));
+        // SAFETY: three words are so many bytes.
+        let bytes = unsafe { core::slice::from_raw_parts(who.as_ptr().cast(), size_of_val(&who)) };
+        // SAFETY: the application's room.
+        (self.length, self.flags) = unsafe { put(self.control, self.room, libc::SCM_CREDENTIALS, bytes) };
     }
+}
+
+/// Writes a control message of `SOL_SOCKET`, cut to `room`, as the kernel does (put_cmsg): bytes of control data, and flags.
+///
+/// # Safety
+/// `control` has `room` bytes.
+pub unsafe fn put(control: *mut c_void, room: usize, kind: i32, data: &[u8]) -> (usize, i32) {
+    let head = size_of::<cmsghdr>();
+    let whole = head + data.len();
+    if room < head {
+        return (0, libc::MSG_CTRUNC);
+    }
+    let length = room.min(whole);
+    // SAFETY: by contract; no more than `length` bytes are written.
+    unsafe {
+        let mut header: cmsghdr = core::mem::zeroed();
+        header.cmsg_len = length;
+        header.cmsg_level = libc::SOL_SOCKET;
+        header.cmsg_type = kind;
+        control.cast::<cmsghdr>().write_unaligned(header);
+        core::ptr::copy_nonoverlapping(data.as_ptr(), control.cast::<u8>().add(head), length - head);
+    }
+    let flags = if length < whole { libc::MSG_CTRUNC } else { 0 };
+    (room.min(whole.next_multiple_of(size_of::<usize>())), flags)
 }
 
 /// sendmsg(2) with control messages on an `AF_UNIX` connection.

@@ -16,7 +16,7 @@ use ring::stats::{Reason, SocketState};
 use crate::handle::{Handle, Kind, Stream, touched};
 use crate::sock::{Sock, modes};
 use crate::sys::{Errno, Result};
-use crate::{arrivals, dual, listener, poll, real, spare, sys};
+use crate::{arrivals, dual, listener, poll, real, spare, stamps, sys};
 
 pub use answers::{get, refused};
 pub use inherit::inherit;
@@ -222,6 +222,7 @@ fn reload(fd: i32, sock: &Sock) {
     sock.tx_timeout_us.store(timeout_us(fd, libc::SO_SNDTIMEO), Ordering::Relaxed);
     let [on, seconds] = kernel_option::<[i32; 2]>(fd, libc::SOL_SOCKET, libc::SO_LINGER).unwrap_or([0, 1]);
     sock.linger_reset.store(u32::from(on != 0 && seconds == 0), Ordering::Relaxed);
+    stamps::reload(fd, sock);
 }
 
 /// More than this can't be asked for: a stream of small messages fills the ring with less.
@@ -234,19 +235,20 @@ fn timeout_us(fd: i32, name: i32) -> u64 {
 
 /// What [`reload`] loads: `SO_RCVTIMEO` and `SO_SNDTIMEO` under all their numbers, and the rest.
 fn concerns_us(level: i32, name: i32) -> bool {
-    level == libc::SOL_SOCKET
-        && matches!(
-            name,
-            libc::SO_RCVTIMEO
-                | libc::SO_SNDTIMEO
-                | RCVTIMEO_NEW
-                | SNDTIMEO_NEW
-                | libc::SO_LINGER
-                | libc::SO_RCVLOWAT
-                | libc::SO_OOBINLINE
-                | libc::SO_ZEROCOPY
-                | libc::SO_PASSCRED
-        )
+    stamps::is_option(level, name)
+        || level == libc::SOL_SOCKET
+            && matches!(
+                name,
+                libc::SO_RCVTIMEO
+                    | libc::SO_SNDTIMEO
+                    | RCVTIMEO_NEW
+                    | SNDTIMEO_NEW
+                    | libc::SO_LINGER
+                    | libc::SO_RCVLOWAT
+                    | libc::SO_OOBINLINE
+                    | libc::SO_ZEROCOPY
+                    | libc::SO_PASSCRED
+            )
 }
 
 /// After a successful setsockopt(2) on a socket that we know.
@@ -272,6 +274,9 @@ pub fn option_set(fd: i32, h: &Handle, level: i32, name: i32) {
                 return;
             }
             reload(fd, sock);
+            if let Some(s) = h.stream().filter(|s| !s.is_unix()) {
+                stamps::follow(&s);
+            }
             // As in Linux (tcp_set_rcvlowat), any mark makes what is readable then news; no other option does.
             let is_news = |s: &Stream| s.readable() || s.input_ended();
             if level == libc::SOL_SOCKET

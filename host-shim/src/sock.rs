@@ -78,7 +78,11 @@ pub struct Sock {
     record: AtomicU64,
     /// Position of the urgent byte that `recv(MSG_OOB)` took, plus one.
     pub urgent_taken: AtomicU64,
-    pad3: [AtomicU64; 4],
+    /// When the input came that recvmsg(2) last told of, and how far it had come then ([`crate::stamps`]).
+    pub stamp_ns: AtomicU64,
+    /// See there.
+    pub stamped_upto: AtomicU64,
+    pad3: [AtomicU64; 2],
     /// Connection id; for a listener, 0. Changes whenever the place is used anew.
     pub conn: AtomicU64,
     used: AtomicU32,
@@ -98,7 +102,8 @@ pub struct Sock {
     pub tx_timeout_us: AtomicU64,
     /// Non-zero: `SO_LINGER` with time 0: close resets.
     pub linger_reset: AtomicU32,
-    pad7: AtomicU32,
+    /// `SO_TIMESTAMP` or a relative of it, whichever is set, or 0.
+    pub stamps: AtomicU32,
     local_ip: [AtomicU64; 2],
     peer_ip: [AtomicU64; 2],
     ports: AtomicU32,
@@ -137,8 +142,15 @@ impl Sock {
         self.rx.reset();
         self.set_writer(Writer::default());
         self.set_reader(Reader::default());
-        for word in [&self.conn, &self.rx_timeout_us, &self.tx_timeout_us, &self.urgent_taken, &self.options]
-        {
+        for word in [
+            &self.conn,
+            &self.rx_timeout_us,
+            &self.tx_timeout_us,
+            &self.urgent_taken,
+            &self.stamp_ns,
+            &self.stamped_upto,
+            &self.options,
+        ] {
             word.store(0, Ordering::Relaxed);
         }
         for word in [
@@ -150,6 +162,7 @@ impl Sock {
             &self.zerocopy_sent,
             &self.zerocopy_told,
             &self.linger_reset,
+            &self.stamps,
             &self.fresh_connect,
             &self.kernel_writers,
         ] {

@@ -14,8 +14,8 @@ use crate::spare::{self, Spare};
 use crate::stream::leave_news;
 use crate::sys::NoSignals;
 use crate::{
-    bells, config, coordinator, epoll, fds, file, leave, listener, overlay, process, stats, sys, table, unix,
-    wait,
+    bells, config, coordinator, epoll, fds, file, leave, listener, overlay, process, stamps, stats, sys,
+    table, unix, wait,
 };
 
 /// A socket that the kernel has just made: from now on we know it. TCP sockets attach the process first.
@@ -128,6 +128,9 @@ fn join_mapped(
             word.store(0, Ordering::Relaxed);
         }
         let s = h.stream()?;
+        if !s.is_unix() {
+            stamps::follow(&s);
+        }
         stream::open(&s.out_ring, s.out_dir, conn.generation());
     }
     mapped.enter(conn.slot(), h);

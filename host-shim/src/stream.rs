@@ -18,7 +18,7 @@ use crate::handle::{Handle, Stream};
 use crate::sock::{DEAD_RESET, modes, shut};
 use crate::sys::{Errno, Result};
 use crate::urgent::Met;
-use crate::{pending, segments, stats, sys};
+use crate::{pending, segments, stamps, stats, sys};
 
 /// Free bytes from which a connection counts as writable, as Linux wants a third of the buffer free.
 const WRITABLE_BYTES: u64 = RING_BYTES as u64 / 4;
@@ -113,7 +113,7 @@ impl Handle {
             s.sock.set_writer(w);
             at.done += filled;
             if wake_is_due(s.out_dir) {
-                self.notify_reader(s);
+                self.tell_reader(s);
             }
             if from.urgent && s.out_dir.rx_watch.load(Ordering::Relaxed) & wake::RING_URGENT != 0 {
                 self.ring_urgent();
@@ -161,7 +161,7 @@ impl Handle {
             s.sock.set_writer(w);
             stats::sent_to(self.index(), got, w.tail);
             if wake_is_due(s.out_dir) {
-                self.notify_reader(s);
+                self.tell_reader(s);
             }
         }
         Ok(Some(got))
@@ -204,7 +204,7 @@ impl Handle {
         at.done += filled;
         stats::sent_to(self.index(), filled, w.tail);
         if wake_is_due(s.out_dir) {
-            self.notify_reader(s);
+            self.tell_reader(s);
         }
         Ok(true)
     }
@@ -330,6 +330,15 @@ impl Handle {
         }
         stats::received(self.index(), got);
         Ok(got > 0)
+    }
+
+    /// After a publication: leaves its time if the other side wants that, and [`Handle::notify_reader`].
+    #[cold]
+    fn tell_reader(&self, s: &Stream) {
+        if s.out_dir.rx_watch.load(Ordering::Relaxed) & wake::STAMP != 0 {
+            stamps::leave(s);
+        }
+        self.notify_reader(s);
     }
 
     /// Tells whoever sleeps or watches for data on the other side.

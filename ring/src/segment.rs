@@ -102,7 +102,9 @@ pub struct Direction {
     pub state: AtomicU32,
     /// The last urgent byte and where it stands ([`crate::urgent`]); 0: none so far. Writer-written.
     pub urgent: AtomicU64,
-    pad1: [AtomicU64; 6],
+    /// When the last record was published, in nanoseconds since 1970, if the reader asks for that ([`crate::wake::STAMP`]). Writer-written.
+    pub sent_at_ns: AtomicU64,
+    pad1: [AtomicU64; 5],
     /// Who sleeps for data here. Reader-set.
     pub rx_wait: SleepWord,
     /// Who sleeps for space here. Writer-set.
@@ -135,6 +137,7 @@ impl Direction {
             generation: word(),
             state: word(),
             urgent: AtomicU64::new(0),
+            sent_at_ns: AtomicU64::new(0),
             pad1: core::array::from_fn(|_| AtomicU64::new(0)),
             rx_wait: SleepWord::new(),
             tx_wait: SleepWord::new(),
@@ -165,7 +168,7 @@ const _: () = {
     assert!(size_of::<Side>() <= SIDE_STRIDE);
     assert!(size_of::<Direction>() == 192);
     assert!(offset_of!(Direction, generation) == 64);
-    assert!(offset_of!(Direction, urgent) == 72);
+    assert!(offset_of!(Direction, urgent) == 72 && offset_of!(Direction, sent_at_ns) == 80);
     assert!(offset_of!(Direction, rx_wait) == 128);
     assert!(offset_of!(Direction, rx_watch) == 144);
     assert!(offset_of!(Direction, tx_wake_at) == 160);

@@ -243,23 +243,23 @@ impl SleepWord {
 pub const RING_EACH: u32 = 1 << 31;
 /// In `rx_watch`: ring the wire with an urgent byte for each urgent record.
 pub const RING_URGENT: u32 = 1 << 30;
+/// In `rx_watch`: leave the time of each publication in [`crate::segment::Direction::sent_at_ns`].
+pub const STAMP: u32 = 1 << 29;
+const WISHES: u32 = RING_EACH | RING_URGENT | STAMP;
 
 /// The lane in a watch word, plus one; 0: none.
 #[must_use]
 pub fn lane(watch: u32) -> u32 {
-    watch & !(RING_EACH | RING_URGENT)
+    watch & !WISHES
 }
 
 /// Changes the lane in a watch word (plus one; 0: none) and leaves the rest. Returns the lane that was there.
 pub fn set_lane(watch: &AtomicU32, lane_plus_one: u32) -> u32 {
     let mut before = watch.load(Ordering::Relaxed);
     // AcqRel: as the swap of a word that the other side may take.
-    while let Err(now) = watch.compare_exchange(
-        before,
-        before & (RING_EACH | RING_URGENT) | lane_plus_one,
-        Ordering::AcqRel,
-        Ordering::Relaxed,
-    ) {
+    while let Err(now) =
+        watch.compare_exchange(before, before & WISHES | lane_plus_one, Ordering::AcqRel, Ordering::Relaxed)
+    {
         before = now;
     }
     lane(before)

@@ -35,6 +35,7 @@ mod sets;
 mod shared_sets;
 mod signals;
 mod socketpairs;
+mod stamps;
 mod symbols;
 mod threads;
 mod transcript;
@@ -118,6 +119,7 @@ const GROUPS: &[Group] = &[
     two(Family::Tcp, programs::CASES),
     two(Family::Tcp, sets::CASES),
     two(Family::Tcp, signals::CASES),
+    two(Family::Tcp, stamps::CASES),
     two(Family::Tcp, threads::CASES),
     two(Family::Tcp, transfers::CASES),
     two(Family::Udp, udp::CASES),

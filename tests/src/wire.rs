@@ -141,6 +141,11 @@ pub enum PollBy {
     SelectChk,
 }
 
+/// A time of the last second.
+pub const FRESH: u32 = 0x100;
+/// An older one, of the last minute.
+pub const OLD: u32 = 0x200;
+
 /// A call. Descriptors are the worker's own numbers; constants are libc's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)] // the fields are the calls' arguments, named as in their man pages
@@ -291,7 +296,7 @@ pub enum Op {
         flags: i32,
     },
     /// `recvmsg` with a name and `control_len` bytes for control data; descriptors come back in `events` with their
-    /// `FD_CLOEXEC`, the flags in `value`.
+    /// `FD_CLOEXEC`, times as their type with the message's length and age ([`FRESH`], [`OLD`]), the flags in `value`.
     RecvMessage {
         fd: i32,
         len: usize,

@@ -11,7 +11,7 @@ use crate::connect::{self, Path};
 use crate::handle::{Handle, Stream, touched};
 use crate::sys::{Errno, Result};
 use crate::unix::{Busy, Way};
-use crate::{ancillary, cancel, dual, io, overlay, real, rights, stats, sys, table, unix, zerocopy};
+use crate::{ancillary, cancel, dual, io, overlay, real, rights, stamps, stats, sys, table, unix, zerocopy};
 
 /// Who reads `fd`. With the kernel, something may have to be held meanwhile.
 #[inline(always)]
@@ -333,11 +333,17 @@ unsafe fn receive_message(h: &Handle, s: &Stream, msg: *mut msghdr, flags: c_int
     if !m.msg_name.is_null() {
         m.msg_namelen = 0;
     }
-    m.msg_controllen = 0;
+    let (told, cut) = match n {
+        0 => (0, 0),
+        _ if flags & libc::MSG_OOB != 0 => (0, 0),
+        // SAFETY: contract.
+        _ => unsafe { stamps::tell(s, m) },
+    };
+    m.msg_controllen = told;
     // The urgent byte says that it is one, and whether there was room for it.
     let no_room = if n == 0 { libc::MSG_TRUNC } else { 0 };
     let urgent = if flags & libc::MSG_OOB != 0 { libc::MSG_OOB | no_room } else { 0 };
-    m.msg_flags = flags & libc::MSG_CMSG_CLOEXEC | urgent;
+    m.msg_flags = flags & libc::MSG_CMSG_CLOEXEC | urgent | cut;
     Ok(n)
 }
 

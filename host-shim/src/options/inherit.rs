@@ -9,11 +9,11 @@ use core::sync::atomic::Ordering;
 use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, SOL_SOCKET};
 
 use super::socklen;
-use crate::real;
 use crate::sock::Sock;
+use crate::{real, stamps};
 
 /// Each is a bit of [`Sock::options`] and of [`crate::handle::Handle::options`], set when the application sets the option.
-const INHERITED: [(i32, i32); 46] = [
+const INHERITED: [(i32, i32); 48] = [
     (SOL_SOCKET, libc::SO_REUSEADDR),
     (SOL_SOCKET, libc::SO_REUSEPORT),
     (SOL_SOCKET, libc::SO_KEEPALIVE),
@@ -29,6 +29,8 @@ const INHERITED: [(i32, i32); 46] = [
     (SOL_SOCKET, libc::SO_MARK),
     (SOL_SOCKET, libc::SO_TIMESTAMP),
     (SOL_SOCKET, libc::SO_TIMESTAMPNS),
+    (SOL_SOCKET, stamps::SO_TIMESTAMP_NEW),
+    (SOL_SOCKET, stamps::SO_TIMESTAMPNS_NEW),
     (SOL_SOCKET, libc::SO_TIMESTAMPING),
     (SOL_SOCKET, libc::SO_BUSY_POLL),
     (SOL_SOCKET, libc::SO_MAX_PACING_RATE),
@@ -109,6 +111,7 @@ pub fn inherit(listener: i32, parent: &Sock, options: u64, fd: i32, sock: &Sock)
     for (to, from) in [
         (&sock.linger_reset, &parent.linger_reset),
         (&sock.lowat, &parent.lowat),
+        (&sock.stamps, &parent.stamps),
         (&sock.modes, &parent.modes),
     ] {
         to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -127,7 +130,8 @@ fn copy(from: i32, to: i32, level: i32, name: i32) {
     let r = unsafe {
         real::getsockopt(from, level, name, (&raw mut value).cast(), core::ptr::from_mut(&mut len))
     };
-    if r != 0 {
+    // One that is not set any more would take its successor away.
+    if r != 0 || (stamps::is_option(level, name) && value.starts_with(&[0])) {
         return;
     }
     if level == SOL_SOCKET && (name == libc::SO_SNDBUF || name == libc::SO_RCVBUF) {

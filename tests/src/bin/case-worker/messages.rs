@@ -5,8 +5,9 @@
 
 use std::mem::{size_of, zeroed};
 use std::ptr::{null_mut, read_unaligned, write_unaligned};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use harness::wire::{Addr, Bytes, Cred, Op, Out};
+use harness::wire::{Addr, Bytes, Cred, FRESH, OLD, Op, Out};
 
 use crate::address::Sockaddr;
 use crate::calls::answer;
@@ -136,6 +137,11 @@ fn take_control(msg: &libc::msghdr, out: &mut Out) {
                 out.credentials =
                     Some(Cred { pid: *pid, uid: uid.cast_unsigned(), gid: gid.cast_unsigned() });
             }
+            (kind, _) if head.cmsg_level == libc::SOL_SOCKET && TIMES.contains(&kind) => {
+                // SAFETY: what there is of it lies inside the buffer; the rest is zero, as the buffer was.
+                let bytes = unsafe { core::slice::from_raw_parts(data, len.min(16)) };
+                out.events.push((kind, len as u32 | age(kind, bytes)));
+            }
             // An entry of the error queue: shown in place of data, of which it has none.
             (libc::IP_RECVERR | libc::IPV6_RECVERR, words) if head.cmsg_level != libc::SOL_SOCKET => {
                 out.data.0.extend(words.iter().flat_map(|w| w.to_ne_bytes()));
@@ -144,6 +150,23 @@ fn take_control(msg: &libc::msghdr, out: &mut Out) {
         }
         // SAFETY: as for CMSG_FIRSTHDR.
         header = unsafe { libc::CMSG_NXTHDR(msg, header) };
+    }
+}
+
+/// Types of control messages with a time: microseconds, nanoseconds, both once more.
+const TIMES: [i32; 4] = [libc::SO_TIMESTAMP, libc::SO_TIMESTAMPNS, 63, 64];
+
+/// How old a time is, if it is a whole one.
+fn age(kind: i32, bytes: &[u8]) -> u32 {
+    let Ok(words) = <[u8; 16]>::try_from(bytes) else { return 0 };
+    let word = |at: usize| words[at..at + 8].iter().rev().fold(0u64, |all, b| all << 8 | u64::from(*b));
+    let unit = if kind == libc::SO_TIMESTAMP || kind == 63 { 1000 } else { 1 };
+    let at = Duration::new(word(0), (word(8) * unit) as u32);
+    let age = SystemTime::now().duration_since(UNIX_EPOCH).ok().and_then(|now| now.checked_sub(at));
+    match age.map(|age| age.as_secs()) {
+        Some(0) => FRESH,
+        Some(1..60) => OLD,
+        _ => 0,
     }
 }
 
