@@ -317,6 +317,20 @@ pub fn left_user_space(h: &Handle) {
     st.finish();
 }
 
+/// A kernel socket stands where `fd` was a connection: what is registered by that number is the kernel's from now on.
+pub fn given_to_kernel(h: &Handle, fd: i32) {
+    let Some(mut st) = STATE.take() else { return };
+    st.each(h, |st, index| {
+        let Some(r) = st.regs.get(index).copied().filter(|r| r.fd == fd && !r.in_kernel) else { return };
+        let events = if r.off { r.interest.events & !ready::EVENTS } else { r.interest.events };
+        crate::epoll_wait::kernel_set(r.ep, r.fd, Interest { events, ..r.interest });
+        if let Some(inst) = st.instances.get_mut(r.instance as usize) {
+            inst.kernel = true;
+        }
+    });
+    st.finish();
+}
+
 /// A kernel socket became a listener in both worlds: its kernel registrations stay, and ours begin.
 pub fn became_listener(h: &Handle) {
     let Some(mut st) = STATE.take() else { return };

@@ -18,9 +18,9 @@ use crate::sock::{Sock, modes};
 use crate::sys::{Errno, Result};
 use crate::{arrivals, dual, listener, poll, real, spare, stamps, sys};
 
-pub use answers::{get, refused};
-pub use inherit::inherit;
+pub use answers::{get, refused, sees_packets};
 use inherit::{RCVTIMEO_NEW, SNDTIMEO_NEW};
+pub use inherit::{inherit, repeat};
 
 /// Room for an IPv4 or IPv6 address as the kernel writes it.
 fn empty_storage() -> (libc::sockaddr_storage, libc::socklen_t) {

@@ -16,7 +16,7 @@ use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::handle::{self, Handle, Kind, touched};
-use crate::{agent, coordinator, fds, leave, options, process, socket, stats, sys, table};
+use crate::{agent, coordinator, epoll, fds, leave, options, process, socket, stats, sys, table};
 
 /// Descriptor numbers that the relay finds things at (SPEC 10.4).
 const ARENA_AT: u32 = 6;
@@ -38,6 +38,11 @@ pub fn open(h: &'static Handle) -> Option<OwnedFd> {
         let _ = coordinator::post(Request::ForkFailed { nonce });
         s.sock.processes.fetch_sub(1, Ordering::AcqRel);
         return None;
+    }
+    if h.is_tcp()
+        && let Some(fresh) = loopback_socket(h.family().0)
+    {
+        options::repeat(placeholder, fresh.as_raw_fd(), ours.as_raw_fd());
     }
     if s.sock.is_nonblocking() {
         options::set_kernel_nonblocking(ours.as_raw_fd());
@@ -121,6 +126,7 @@ pub fn replace(h: &'static Handle) {
         }
         let _ = rustix::io::fcntl_setfd(sys::borrow(fd), flags);
         let Some(new) = new else { return };
+        epoll::given_to_kernel(h, fd);
         socket::closing(fd);
         if new.retain() && table::set(fd, new) {
             stats::set_fd(new.index(), fd);

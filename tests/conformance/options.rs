@@ -1,5 +1,6 @@
 //! Socket options, `fcntl` flags, `ioctl`.
 
+use harness::wire::Op;
 use libc::{
     AF_INET, FIONBIO, FIONREAD, IPPROTO_TCP, POLLIN, SO_ACCEPTCONN, SO_BROADCAST, SO_DOMAIN, SO_ERROR,
     SO_KEEPALIVE, SO_LINGER, SO_OOBINLINE, SO_PROTOCOL, SO_RCVTIMEO, SO_REUSEADDR, SO_REUSEPORT, SO_SNDTIMEO,
@@ -9,7 +10,7 @@ use libc::{
 use crate::driver::{Duo, v4};
 use crate::{
     Case,
-    Expect::{Any, User},
+    Expect::{Any, Mixed, User},
 };
 
 pub const CASES: &[Case] = &[
@@ -36,7 +37,66 @@ pub const CASES: &[Case] = &[
     ("options::nonblock_by_setfl", User, nonblock_setfl),
     ("options::error_is_read_once", Any, error_once),
     ("options::nodelay_after_traffic", User, nodelay_later),
+    ("options::filter_that_drops_nothing", Mixed, filter_nothing),
+    ("options::filter_that_drops_all", Mixed, filter_all),
+    ("options::filter_that_makes_no_sense", Mixed, filter_nonsense),
 ];
+
+/// What was there, what was set, and what comes.
+fn filter_nothing(t: &Duo) {
+    let p = t.pair();
+    t.s.setopt(p.s, IPPROTO_TCP, TCP_NODELAY, 1);
+    t.s.setopt(p.s, SOL_SOCKET, SO_KEEPALIVE, 1);
+    t.s.setopt(p.s, IPPROTO_TCP, TCP_KEEPIDLE, 77);
+    t.s.nonblocking(p.s);
+    let ep = t.s.epoll();
+    t.s.epoll_add(ep, p.s, libc::EPOLLIN);
+    t.c.send(p.c, b"before the filter");
+    t.s.settle(p.s, POLLIN);
+    t.s.call(Op::AttachFilter { fd: p.s, verdict: u32::MAX });
+    t.s.fcntl(p.s, libc::F_GETFL, 0);
+    read_all(t, p.c);
+    for name in [TCP_NODELAY, TCP_CORK, TCP_KEEPIDLE] {
+        t.s.getopt(p.s, IPPROTO_TCP, name);
+    }
+    t.s.getopt(p.s, SOL_SOCKET, SO_KEEPALIVE);
+    t.s.settle(p.s, POLLIN);
+    t.s.epoll_wait(ep, 5000);
+    t.s.recv(p.s, 64);
+    t.s.epoll_wait(ep, 0);
+    t.s.epoll_ctl(ep, libc::EPOLL_CTL_MOD, p.s, libc::EPOLLIN | libc::EPOLLOUT);
+    t.s.epoll_wait(ep, 0);
+    t.s.epoll_ctl(ep, libc::EPOLL_CTL_DEL, p.s, 0);
+    for words in [b"after it", b"and more"] {
+        t.c.send(p.c, words);
+        t.s.settle(p.s, POLLIN);
+        t.s.recv(p.s, 64);
+        t.s.send(p.s, b"answer");
+        t.c.recv(p.c, 64);
+    }
+    t.c.close(p.c);
+    t.s.settle(p.s, POLLIN);
+    t.s.recv(p.s, 64);
+}
+
+fn filter_all(t: &Duo) {
+    let p = t.pair();
+    t.s.call(Op::AttachFilter { fd: p.s, verdict: 0 });
+    t.c.send(p.c, b"dropped");
+    t.s.poll(&[(p.s, POLLIN)], 100);
+    t.s.setopt(p.s, SOL_SOCKET, libc::SO_DETACH_FILTER, 0);
+    t.s.settle(p.s, POLLIN);
+    t.s.recv(p.s, 64);
+}
+
+fn filter_nonsense(t: &Duo) {
+    let p = t.pair();
+    t.s.setopt(p.s, SOL_SOCKET, libc::SO_ATTACH_FILTER, 0);
+    t.s.setopt(p.s, SOL_SOCKET, libc::SO_ATTACH_BPF, -1);
+    t.s.setopt(p.s, SOL_SOCKET, libc::SO_DETACH_FILTER, 0);
+    t.c.send(p.c, b"x");
+    t.s.recv(p.s, 4);
+}
 
 fn read_all(t: &Duo, fd: i32) {
     for name in [

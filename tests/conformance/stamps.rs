@@ -5,7 +5,10 @@ use harness::wire::{Op, SendBy};
 use libc::{EPOLLIN, MSG_NOSIGNAL, MSG_PEEK, SO_TIMESTAMP, SO_TIMESTAMPNS, SOL_SOCKET};
 
 use crate::driver::{Duo, Pair, Side};
-use crate::{Case, Expect::User};
+use crate::{
+    Case,
+    Expect::{Mixed, User},
+};
 
 const SO_TIMESTAMP_NEW: i32 = 63;
 const SO_TIMESTAMPNS_NEW: i32 = 64;
@@ -21,6 +24,7 @@ pub const CASES: &[Case] = &[
     ("stamps::of_the_end", User, of_the_end),
     ("stamps::in_an_epoll_set", User, in_a_set),
     ("stamps::in_a_forked_child", User, in_a_child),
+    ("stamps::of_packets", Mixed, of_packets),
 ];
 
 /// Linux begins with its clock a while after the first socket asks for times.
@@ -127,6 +131,19 @@ fn of_the_end(t: &Duo) {
     t.c.send(p.c, b"last");
     t.c.close(p.c);
     receive(&t.s, p.s, 64, 256, 0);
+    receive(&t.s, p.s, 64, 256, 0);
+}
+
+/// Several times in one message, of the packet that came.
+fn of_packets(t: &Duo) {
+    const RX_SOFTWARE: i32 = 1 << 3;
+    const SOFTWARE: i32 = 1 << 4;
+    let p = t.pair();
+    t.c.send(p.c, b"before");
+    t.s.setopt(p.s, SOL_SOCKET, libc::SO_TIMESTAMPING, RX_SOFTWARE | SOFTWARE);
+    t.s.recv(p.s, 64);
+    warm((&t.c, p.c), (&t.s, p.s));
+    t.c.send(p.c, b"one");
     receive(&t.s, p.s, 64, 256, 0);
 }
 

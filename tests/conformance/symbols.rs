@@ -29,7 +29,7 @@ pub fn of(op: &Op) -> &'static [&'static str] {
         Op::Fcntl { .. } => &["fcntl"],
         Op::Ioctl { .. } => &["ioctl"],
         Op::Getsockopt { .. } | Op::Peercred { .. } => &["getsockopt"],
-        Op::Setsockopt { .. } => &["setsockopt"],
+        Op::Setsockopt { .. } | Op::AttachFilter { .. } => &["setsockopt"],
         Op::Poll { by, .. } => poll(*by),
         Op::EpollCreate { .. } => &["epoll_create1"],
         Op::EpollCtl { .. } => &["epoll_ctl"],

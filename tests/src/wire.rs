@@ -238,6 +238,11 @@ pub enum Op {
         name: i32,
         data: Bytes,
     },
+    /// `SO_ATTACH_FILTER` of a program that answers `verdict` for each packet: 0 drops it.
+    AttachFilter {
+        fd: i32,
+        verdict: u32,
+    },
     /// Ready descriptors come back in `events`, in the order asked.
     Poll {
         fds: Vec<(i32, i16)>,

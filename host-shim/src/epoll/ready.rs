@@ -19,6 +19,8 @@ pub(super) const ET: u32 = libc::EPOLLET.cast_unsigned();
 pub(super) const ONESHOT: u32 = libc::EPOLLONESHOT.cast_unsigned();
 /// Bits that are not events.
 const OPTIONS: u32 = ET | ONESHOT | libc::EPOLLWAKEUP.cast_unsigned() | libc::EPOLLEXCLUSIVE.cast_unsigned();
+/// Those that are.
+pub(super) const EVENTS: u32 = !OPTIONS;
 impl State {
     /// Which lane a connection's news goes to: its set's, or the shared one if it is in several, or a forked relative has it,
     /// too: one word says the lane for all of them.

@@ -11,8 +11,8 @@ use super::{fail, number, status};
 use crate::connect::{self, Path};
 use crate::handle::{Handle, Kind, Stream, touched};
 use crate::listener::{self, PeerOut};
-use crate::sys::{Errno, keep_errno};
-use crate::{cancel, dual, options, real, socket, stats, table, unix};
+use crate::sys::{Errno, NoSignals, keep_errno};
+use crate::{cancel, dual, options, real, relay, socket, stats, table, unix};
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn socket(domain: c_int, ty: c_int, protocol: c_int) -> c_int {
@@ -202,11 +202,15 @@ pub unsafe extern "C" fn setsockopt(
     value: *const c_void,
     len: socklen_t,
 ) -> c_int {
-    let in_user = table::get(fd).is_some_and(|h| h.kind() == Kind::Stream && !h.is_unix());
-    if let Some(e) = options::refused(level, name).filter(|_| in_user) {
-        return fail(e);
-    }
+    let in_user = || table::get(fd).filter(|h| h.kind() == Kind::Stream && !h.is_unix());
     keep_errno(|| {
+        if let Some(h) = in_user().filter(|_| options::sees_packets(level, name)) {
+            let _no_signals = NoSignals::new();
+            relay::replace(h);
+        }
+        if let (Some(e), Some(_)) = (options::refused(level, name), in_user()) {
+            return fail(e);
+        }
         // SAFETY: as above.
         let r = unsafe { real::setsockopt(fd, level, name, value, len) };
         if let (0, Some(h)) = (r, table::get(fd)) {

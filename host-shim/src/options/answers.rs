@@ -182,8 +182,18 @@ pub fn refused(level: i32, name: i32) -> Option<Errno> {
         }
         // As a kernel without that protocol says: programs then do it themselves.
         (IPPROTO_TCP, libc::TCP_ULP) => Some(Errno(libc::ENOENT)),
-        // Set before it was connected, it would have kept the connection in the kernel.
-        (SOL_SOCKET, libc::SO_ATTACH_FILTER | libc::SO_ATTACH_BPF) => Some(Errno(libc::EOPNOTSUPP)),
+        // There was no relay to be had. As a kernel without such options says.
+        _ if sees_packets(level, name) => Some(Errno(libc::ENOPROTOOPT)),
         _ => None,
     }
+}
+
+/// Filters see packets, and times of transmission are theirs: only a connection of the kernel's has any.
+pub fn sees_packets(level: i32, name: i32) -> bool {
+    const SO_TIMESTAMPING_NEW: i32 = 65;
+    level == SOL_SOCKET
+        && matches!(
+            name,
+            libc::SO_ATTACH_FILTER | libc::SO_ATTACH_BPF | libc::SO_TIMESTAMPING | SO_TIMESTAMPING_NEW
+        )
 }

@@ -143,18 +143,27 @@ fn copy(from: i32, to: i32, level: i32, name: i32) {
     unsafe { real::setsockopt(to, level, name, (&raw const value).cast(), len) };
 }
 
+/// `to` gets what was set on `from`, which is where that differs from `fresh`, a socket that nothing was set on.
+pub fn repeat(from: i32, fresh: i32, to: i32) {
+    for (level, name) in INHERITED {
+        let value = |fd| super::kernel_option::<[u32; 8]>(fd, level, name);
+        if value(from) != value(fresh) {
+            copy(from, to, level, name);
+        }
+    }
+}
+
 /// A socket with this set is left to the kernel: filters, devices, signatures and the like work on packets.
 pub fn is_for_kernel_only(level: i32, name: i32) -> bool {
     const TCP_AO_ADD_KEY: i32 = 38;
     const SO_PASSPIDFD: i32 = 76;
     const SO_INQ: i32 = 84;
     match level {
+        _ if super::sees_packets(level, name) => true,
         SOL_SOCKET => matches!(
             name,
             libc::SO_BINDTODEVICE
                 | libc::SO_BINDTOIFINDEX
-                | libc::SO_ATTACH_FILTER
-                | libc::SO_ATTACH_BPF
                 | libc::SO_ATTACH_REUSEPORT_CBPF
                 | libc::SO_ATTACH_REUSEPORT_EBPF
                 | libc::SO_PASSSEC

@@ -85,6 +85,7 @@ pub fn make(op: &Op) -> Out {
             // SAFETY: the buffer is as long as `len` says.
             answer(unsafe { libc::setsockopt(*fd, *level, *name, data.0.as_ptr().cast(), len) })
         }
+        Op::AttachFilter { fd, verdict } => attach_filter(*fd, *verdict),
         Op::Send { .. }
         | Op::Fill { .. }
         | Op::Recv { .. }
@@ -134,6 +135,15 @@ fn knock(fd: i32, addr: &Addr) -> Out {
             return out;
         }
     }
+}
+
+fn attach_filter(fd: i32, verdict: u32) -> Out {
+    const RETURN_CONSTANT: u16 = 6;
+    let mut code = libc::sock_filter { code: RETURN_CONSTANT, jt: 0, jf: 0, k: verdict };
+    let program = libc::sock_fprog { len: 1, filter: &raw mut code };
+    let (place, len) = ((&raw const program).cast(), size_of_val(&program) as libc::socklen_t);
+    // SAFETY: a program of one instruction, which lives across the call.
+    answer(unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, place, len) })
 }
 
 /// A call that fills in an address.

@@ -153,8 +153,8 @@ fn take_control(msg: &libc::msghdr, out: &mut Out) {
     }
 }
 
-/// Types of control messages with a time: microseconds, nanoseconds, both once more.
-const TIMES: [i32; 4] = [libc::SO_TIMESTAMP, libc::SO_TIMESTAMPNS, 63, 64];
+/// Types of control messages with a time: microseconds, nanoseconds, both once more; several times.
+const TIMES: [i32; 5] = [libc::SO_TIMESTAMP, libc::SO_TIMESTAMPNS, 63, 64, libc::SO_TIMESTAMPING];
 
 /// How old a time is, if it is a whole one.
 fn age(kind: i32, bytes: &[u8]) -> u32 {
