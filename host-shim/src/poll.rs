@@ -209,7 +209,23 @@ impl Set<'_> {
         let end = end.as_ref().map_or(core::ptr::null(), core::ptr::from_ref);
         // SAFETY: `len` elements of ours; the mask is the application's.
         let r = unsafe { real::ppoll(self.kernel.as_mut_ptr(), len as libc::nfds_t, end, mask) };
-        if r < 0 { Err(sys::errno()) } else { Ok(()) }
+        if r < 0 {
+            return Err(sys::errno());
+        }
+        self.take_back_edges();
+        Ok(())
+    }
+
+    /// A set that was slept in may be readable for nothing but an edge of ours.
+    fn take_back_edges(&mut self) {
+        let readable = |k: &&mut libc::pollfd| k.revents & libc::POLLIN != 0;
+        for (p, k) in self.fds.iter().zip(self.kernel.iter_mut()).filter(|(_, k)| readable(k)) {
+            let set = table::get(p.fd).filter(|h| h.kind() == Kind::Epoll);
+            if set.is_some_and(epoll::take_back_edges) {
+                // SAFETY: one pollfd of ours.
+                unsafe { real::poll(k, 1, 0) };
+            }
+        }
     }
 
     /// Each word that says whom a peer must wake for what we wait for.

@@ -26,6 +26,7 @@ pub const CASES: &[Case] = &[
     ("epoll::pwait2_without_a_mask", User, |t| unmasked(t, true)),
     ("epoll::pwait2_times_out", User, pwait2_timeout),
     ("epoll::bad_counts", User, bad_counts),
+    ("epoll::polled_after_a_sleep", User, polled_after_sleep),
     ("epoll::set_in_itself", Any, in_itself),
     ("epoll::nested_edge", User, nested_edge),
     ("epoll::nested_twice", User, nested_twice),
@@ -132,6 +133,32 @@ fn unmasked(t: &Duo, ns: bool) {
     t.s.join(waiting);
     t.c.send(p.c, b"x");
     t.s.call(Op::EpollPwait { ep, max: 4, timeout_ms: 1000, mask: None, ns });
+}
+
+fn polled_after_sleep(t: &Duo) {
+    let p = t.pair();
+    let ep = t.s.epoll();
+    t.s.epoll_add(ep, p.s, EPOLLIN);
+    for _ in 0..4 {
+        let waiting = t.s.start(Op::EpollWait { ep, max: 4, timeout_ms: 5000 });
+        t.s.until_blocked();
+        t.c.send(p.c, b"x");
+        t.s.join(waiting);
+        t.s.poll(&[(ep, POLLIN)], 1000);
+        t.s.recv(p.s, 4);
+        t.s.poll(&[(ep, POLLIN)], 0);
+        t.s.poll_by(&[(ep, POLLIN)], 30, PollBy::Select);
+    }
+    // Nobody takes these out of the set.
+    let waiting = t.s.start(Op::EpollWait { ep, max: 4, timeout_ms: 100 });
+    t.s.join(waiting);
+    t.c.send(p.c, b"x");
+    t.s.settle(p.s, POLLIN);
+    t.s.recv(p.s, 4);
+    t.s.poll(&[(ep, POLLIN)], 0);
+    t.c.send(p.c, b"y");
+    t.s.poll(&[(ep, POLLIN)], 5000);
+    t.s.epoll_wait(ep, 0);
 }
 
 fn pwait2_timeout(t: &Duo) {

@@ -102,6 +102,22 @@ pub fn each_word_of(e: &Handle, act: &mut dyn FnMut(&SleepWord)) {
     each_word(SHARED_LANE, act);
 }
 
+/// The kernel has found an instance readable: what only its sleeper has there is taken back. True: it is worth asking again.
+pub fn take_back_edges(e: &Handle) -> bool {
+    let index = e.place.load(Ordering::Relaxed) as usize;
+    let idle_sleeper = || {
+        let st = STATE.take()?;
+        st.instances.get(index).filter(|inst| inst.inside && inst.asleep == 0)?.sleeper.checked_sub(1)
+    };
+    let Some(s) = idle_sleeper() else { return false };
+    wait::Sleeper::kept(s).drain();
+    // Whoever began to sleep there meanwhile may have lost an edge by that. Who begins later looks later.
+    if idle_sleeper().is_none() {
+        wait::kick_others();
+    }
+    true
+}
+
 /// Before a sleep in the kernel alone, since nothing of ours is in the set (yet). False: something is.
 pub fn begin_kernel_sleep(e: &Handle) -> bool {
     let Some(mut st) = STATE.take() else { return true };
