@@ -19,7 +19,8 @@
 use core::sync::atomic::{AtomicU32, Ordering, fence};
 
 use libc::{sockaddr, socklen_t};
-use ring::msg::{Completion, ConnId, Request, Status};
+use ring::attach::Call;
+use ring::msg::{Completion, ConnId, Request, Status, name_hash};
 use ring::stats::{Reason, SocketState};
 use ring::switch;
 
@@ -27,7 +28,7 @@ use crate::handle::{self, HANDLES_MAX, Handle, Kind, Stream, touched};
 use crate::lock::Lock;
 use crate::sock::{Sock, modes, shut};
 use crate::sys::NoSignals;
-use crate::{coordinator, epoll, options, process, real, socket, stats, sys, table, wait};
+use crate::{agent, coordinator, epoll, options, process, real, socket, stats, sys, table, wait};
 
 /// Calls on a connection before its client offers it; if that was not possible, again after twice as many, and so on.
 const OFFER_AT: u32 = 16;
@@ -81,12 +82,31 @@ pub fn accepted_unseen(listener: i32, new: i32) {
             what(h);
         }
     }
+    if let Some(l) = table::get(listener) {
+        vouch(listener, l);
+    }
+}
+
+/// After an accept(2): if another process has called listen(2), the coordinator must hear that this one accepts there. The agent
+/// tells it, who sees by the listener that it is true. Once for each coordinator.
+pub fn vouch(fd: i32, l: &Handle) {
+    let epoch = process::epoch();
+    if !process::is_attached() || l.epoch.swap(epoch, Ordering::Relaxed) == epoch {
+        return;
+    }
+    let listens = options::kernel_peer_credentials(fd).map(|[pid, ..]| pid);
+    if listens == Some(sys::getpid()) {
+        return;
+    }
+    let _no_signals = NoSignals::new();
+    let _ = agent::call_with(Call::Vouch, &[sys::borrow(fd)]);
 }
 
 /// After listen(2). Who accepts there may be a child, which the coordinator must know to be one.
 pub fn listening(h: &Handle) {
     h.touched.fetch_or(touched::LISTENS, Ordering::Relaxed);
     let reason = if process::ensure_attached() { Reason::None } else { Reason::NoAgent };
+    h.epoch.store(0, Ordering::Relaxed);
     stats::set_state(h.index(), SocketState::Listening, reason, None);
 }
 
@@ -258,15 +278,28 @@ fn peer(fd: i32, h: &Handle) -> Result<[u32; 2], Not> {
     }
 }
 
+/// The number of the peer's name.
+fn peer_name(fd: i32) -> u64 {
+    // SAFETY: all zero is a valid address.
+    let mut name: libc::sockaddr_un = unsafe { core::mem::zeroed() };
+    let mut len = socklen_t::try_from(size_of::<libc::sockaddr_un>()).unwrap_or(0);
+    // SAFETY: room for `len` bytes.
+    let r = unsafe { real::getpeername(fd, (&raw mut name).cast(), &raw mut len) };
+    // SAFETY: plain bytes.
+    let bytes = unsafe { core::slice::from_raw_parts((&raw const name).cast::<u8>(), size_of_val(&name)) };
+    let path = bytes.get(size_of::<libc::sa_family_t>()..len as usize).filter(|_| r == 0);
+    name_hash(path.unwrap_or(&[]))
+}
+
 fn offer(fd: i32, h: &'static Handle) -> Result<(), Not> {
     if h.was(touched::BOUND) {
         return Err(Not::Ever(Reason::Source));
     }
     let [pid, uid] = peer(fd, h)?;
-    let serial = serial_of(h);
+    let (serial, name) = (serial_of(h), peer_name(fd));
     h.conn.store(0, Ordering::Relaxed);
     h.touched.fetch_or(touched::OFFERED, Ordering::AcqRel);
-    match coordinator::call(Request::Offer { serial, pid, uid }) {
+    match coordinator::call(Request::Offer { serial, pid, uid, name }) {
         Ok(Completion::Done { status: Status::Ok, .. }) => {}
         Ok(Completion::Done { status, .. }) => {
             h.touched.fetch_and(!touched::OFFERED, Ordering::AcqRel);

@@ -448,7 +448,7 @@ impl<'r> Poller<'r> {
 /// Whose requests so far an agent's request has to follow.
 fn about(request: &Request) -> Option<u32> {
     match *request {
-        Request::Detach { function } => Some(function),
+        Request::Detach { function } | Request::StandsFor { function, .. } => Some(function),
         Request::Attach { parent, .. } => Some(parent),
         _ => None,
     }

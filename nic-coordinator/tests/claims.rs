@@ -16,7 +16,7 @@ fn offered() -> World {
 }
 
 fn offer(w: &mut World, function: u32, pid: u32) -> Status {
-    status(&w.ask(function, Request::Offer { serial: 5, pid, uid: 0 }))
+    status(&w.ask(function, Request::Offer { serial: 5, pid, uid: 0, name: 9 }))
 }
 
 fn claim(w: &mut World, function: u32, offerer: u32, pid: u32) -> Vec<Out> {
@@ -88,6 +88,28 @@ fn nothing_is_offered_to_who_is_not_there() {
     assert_eq!(outcome(&claim(&mut w, 1, 1, 1)), Err(Status::Empty));
 }
 
+/// Who called listen(2) is not there (any more), or another family's; the agent has seen who has the listener.
+#[test]
+fn who_accepts_on_anothers_listener_claims_what_is_offered_to_that() {
+    let stands = |w: &mut World, function, name| {
+        assert_eq!(w.ask(0, Request::StandsFor { function, pid: 77, uid: 0, name }), []);
+    };
+    let mut w = World::new();
+    for function in [1, 2, 3] {
+        w.attach(function);
+    }
+    assert_eq!(offer(&mut w, 1, 77), Status::NoListener);
+    stands(&mut w, 3, 8);
+    assert_eq!(offer(&mut w, 1, 77), Status::NoListener, "a listener of another name");
+    stands(&mut w, 2, 9);
+    assert_eq!(offer(&mut w, 1, 77), Status::Ok);
+    assert_eq!(outcome(&claim(&mut w, 3, 1, 1)), Err(Status::Denied), "a listener of another name");
+    assert_eq!(outcome(&claim(&mut w, 2, 1, 3)), Err(Status::Denied), "the kernel shows another client");
+    assert!(outcome(&claim(&mut w, 2, 1, 1)).is_ok());
+    w.detach(2);
+    assert_eq!(offer(&mut w, 1, 77), Status::NoListener);
+}
+
 #[test]
 fn an_offer_is_taken_back_or_goes_with_its_process() {
     let mut w = offered();
@@ -121,7 +143,7 @@ fn a_process_has_no_more_offers_and_sides_than_its_quota() {
     w.attach(1);
     w.attach(2);
     assert_eq!(offer(&mut w, 1, 2), Status::Ok);
-    assert_eq!(status(&w.ask(1, Request::Offer { serial: 6, pid: 2, uid: 0 })), Status::Quota);
+    assert_eq!(status(&w.ask(1, Request::Offer { serial: 6, pid: 2, uid: 0, name: 9 })), Status::Quota);
     assert!(outcome(&claim(&mut w, 2, 1, 1)).is_ok());
     offer(&mut w, 1, 2);
     assert_eq!(outcome(&claim(&mut w, 2, 1, 1)), Err(Status::Quota));

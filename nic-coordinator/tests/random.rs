@@ -386,7 +386,7 @@ impl Model {
                 self.listener_ids.push(value);
             }
             Request::Listen { .. } => assert_eq!(value, 0),
-            Request::Offer { serial, pid, uid } => {
+            Request::Offer { serial, pid, uid, .. } => {
                 let known = self.family_of((pid, uid)).is_some();
                 let full = self.offers.keys().filter(|(owner, _)| *owner == f).count() >= CONNS_MAX;
                 assert_eq!((status == Status::Ok, status == Status::NoListener), (known && !full, !known));
@@ -628,7 +628,7 @@ fn step(m: &mut Model, (kind, a, b, c): Step) {
         },
         19 | 20 => {
             let (pid, uid) = m.processes.get(&u32::from(b % 6)).map_or((1, 0), |p| (p.pid, p.uid));
-            m.ask(f, Request::Offer { serial: u32::from(c % 3), pid, uid });
+            m.ask(f, Request::Offer { serial: u32::from(c % 3), pid, uid, name: 0 });
         }
         21 => {
             // Mostly an honest claim: the offer says who may make it, and the claimer who offers.

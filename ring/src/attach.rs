@@ -65,6 +65,8 @@ pub enum Call {
     Lease,
     /// Start a relay between a connection and a kernel socket; [`RELAY_FDS`] descriptors follow.
     Relay,
+    /// One descriptor follows, a listener of `AF_UNIX` that this process accepts on, and another one has called listen(2) for.
+    Vouch,
     /// By a lease: one descriptor follows, an end of a socketpair(2) that serves as a socket of its own from now on. For a
     /// process that inherited the lease and can't reach the agent's address (another network or mount namespace, a chroot).
     Admit,
@@ -99,6 +101,8 @@ pub enum Reply {
     Failing,
     /// The relay is attached, and holds the connection.
     Relayed,
+    /// The listener was looked at.
+    Vouched,
     /// No; one sentence why.
     Refused(Text),
 }
@@ -221,6 +225,7 @@ impl Call {
             Call::Report { verbose } => frame(3, [u32::from(verbose), 0, 0], 0, None),
             Call::Lease => frame(4, [0; 3], 0, None),
             Call::Relay => frame(16, [0; 3], 0, None),
+            Call::Vouch => frame(17, [0; 3], 0, None),
             Call::Admit => frame(5, [0; 3], 0, None),
             Call::Fault(Fault::Stuck { ms }) => frame(6, [0, ms, 0], 0, None),
             Call::Fault(Fault::LinkLoss) => frame(6, [1, 0, 0], 0, None),
@@ -240,6 +245,7 @@ impl Call {
             3 if a < 2 => Ok(Call::Report { verbose: a == 1 }),
             4 => Ok(Call::Lease),
             16 => Ok(Call::Relay),
+            17 => Ok(Call::Vouch),
             5 => Ok(Call::Admit),
             6 if a == 0 && b <= STUCK_MAX_MS => Ok(Call::Fault(Fault::Stuck { ms: b })),
             6 if a == 1 && b == 0 => Ok(Call::Fault(Fault::LinkLoss)),
@@ -262,6 +268,7 @@ impl Reply {
             Reply::Leased => frame(68, [0; 3], 0, None),
             Reply::Failing => frame(70, [0; 3], 0, None),
             Reply::Relayed => frame(80, [0; 3], 0, None),
+            Reply::Vouched => frame(81, [0; 3], 0, None),
             Reply::Refused(text) => frame(69, [0; 3], 0, Some(&text)),
         }
     }
@@ -282,6 +289,7 @@ impl Reply {
             68 => Ok(Reply::Leased),
             70 => Ok(Reply::Failing),
             80 => Ok(Reply::Relayed),
+            81 => Ok(Reply::Vouched),
             69 => {
                 let end = text.iter().position(|b| *b == 0).unwrap_or(text.len());
                 let words = text.get(..end).and_then(|t| core::str::from_utf8(t).ok()).unwrap_or("");

@@ -243,6 +243,8 @@ pub enum Request {
         pid: u32,
         /// Its user id.
         uid: u32,
+        /// Its name ([`name_hash`]).
+        name: u64,
     },
     /// The offer does not stand any more. No answer.
     Retract {
@@ -289,6 +291,18 @@ pub enum Request {
         /// Made, and ready to be handed to its two sides.
         ok: bool,
     },
+    /// Agent only: a process has shown a listener of `AF_UNIX`, for which the kernel shows another one that has called
+    /// listen(2). It may claim what is offered to that one under that name. No answer.
+    StandsFor {
+        /// Who has it.
+        function: u32,
+        /// Who called listen(2): process id.
+        pid: u32,
+        /// Its user id then.
+        uid: u32,
+        /// The listener's name ([`name_hash`]).
+        name: u64,
+    },
 }
 
 /// An entry that is not one of ours.
@@ -302,6 +316,13 @@ fn hi(w: u64) -> u32 {
 fn lo(w: u64) -> u32 {
     w as u32
 }
+/// The number by which an `AF_UNIX` name is told: FNV-1a over its bytes behind the family, as the kernel shows them.
+#[must_use]
+pub fn name_hash(name: &[u8]) -> u64 {
+    let add = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+    name.iter().fold(0xcbf2_9ce4_8422_2325, add)
+}
+
 fn pair(low: u32, high: u32) -> u64 {
     u64::from(low) | u64::from(high) << 32
 }
@@ -333,7 +354,9 @@ impl Request {
             Request::ForkFailed { nonce } => (9, [nonce, 0, 0, 0, 0, 0]),
             Request::Lend { nonce, conn, side } => (10, [nonce, conn.0, u64::from(side), 0, 0, 0]),
             Request::Withdraw { listener } => (11, [u64::from(listener), 0, 0, 0, 0, 0]),
-            Request::Offer { serial, pid, uid } => (12, [u64::from(serial), pair(pid, uid), 0, 0, 0, 0]),
+            Request::Offer { serial, pid, uid, name } => {
+                (12, [u64::from(serial), pair(pid, uid), name, 0, 0, 0])
+            }
             Request::Retract { serial } => (13, [u64::from(serial), 0, 0, 0, 0, 0]),
             Request::Claim { function, serial, pid, uid } => {
                 (14, [pair(function, serial), pair(pid, uid), 0, 0, 0, 0])
@@ -342,6 +365,9 @@ impl Request {
                 (32, [pair(function, group), pair(parent, uid), nonce, u64::from(pid), netns, 0])
             }
             Request::Detach { function } => (33, [u64::from(function), 0, 0, 0, 0, 0]),
+            Request::StandsFor { function, pid, uid, name } => {
+                (35, [u64::from(function), pair(pid, uid), name, 0, 0, 0])
+            }
             Request::SegmentMade { segment, ok } => (34, [pair(segment, u32::from(ok)), 0, 0, 0, 0, 0]),
         };
         Raw { kind, status: 0, token, body }
@@ -369,7 +395,12 @@ impl Request {
             9 => Request::ForkFailed { nonce: a },
             10 if c < 2 => Request::Lend { nonce: a, conn: ConnId(b), side: lo(c) },
             11 => Request::Withdraw { listener: u32::try_from(a).map_err(|_| Malformed)? },
-            12 => Request::Offer { serial: u32::try_from(a).map_err(|_| Malformed)?, pid: lo(b), uid: hi(b) },
+            12 => Request::Offer {
+                serial: u32::try_from(a).map_err(|_| Malformed)?,
+                pid: lo(b),
+                uid: hi(b),
+                name: c,
+            },
             13 => Request::Retract { serial: u32::try_from(a).map_err(|_| Malformed)? },
             14 => Request::Claim { function: lo(a), serial: hi(a), pid: lo(b), uid: hi(b) },
             32 => Request::Attach {
@@ -383,6 +414,12 @@ impl Request {
             },
             33 => Request::Detach { function: u32::try_from(a).map_err(|_| Malformed)? },
             34 => Request::SegmentMade { segment: lo(a), ok: hi(a) != 0 },
+            35 => Request::StandsFor {
+                function: u32::try_from(a).map_err(|_| Malformed)?,
+                pid: lo(b),
+                uid: hi(b),
+                name: c,
+            },
             _ => return Err(Malformed),
         })
     }
@@ -390,7 +427,13 @@ impl Request {
     /// True for requests that only the agent's function may make.
     #[must_use]
     pub fn agent_only(&self) -> bool {
-        matches!(self, Request::Attach { .. } | Request::Detach { .. } | Request::SegmentMade { .. })
+        matches!(
+            self,
+            Request::Attach { .. }
+                | Request::Detach { .. }
+                | Request::SegmentMade { .. }
+                | Request::StandsFor { .. }
+        )
     }
 }
 

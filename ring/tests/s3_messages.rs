@@ -44,7 +44,12 @@ fn request() -> impl Strategy<Value = Request> {
         any::<u64>().prop_map(|nonce| Request::ForkFailed { nonce }),
         (any::<u64>(), conn(), 0..2u32).prop_map(|(nonce, conn, side)| Request::Lend { nonce, conn, side }),
         any::<u32>().prop_map(|listener| Request::Withdraw { listener }),
-        three().prop_map(|(serial, pid, uid)| Request::Offer { serial, pid, uid }),
+        (three(), any::<u64>()).prop_map(|((serial, pid, uid), name)| Request::Offer {
+            serial,
+            pid,
+            uid,
+            name
+        }),
         any::<u32>().prop_map(|serial| Request::Retract { serial }),
         any::<[u32; 4]>().prop_map(|[function, serial, pid, uid]| Request::Claim {
             function,
@@ -64,6 +69,12 @@ fn request() -> impl Strategy<Value = Request> {
             }
         ),
         any::<u32>().prop_map(|function| Request::Detach { function }),
+        (three(), any::<u64>()).prop_map(|((function, pid, uid), name)| Request::StandsFor {
+            function,
+            pid,
+            uid,
+            name
+        }),
         (any::<u32>(), any::<bool>()).prop_map(|(segment, ok)| Request::SegmentMade { segment, ok }),
     ]
 }
@@ -95,6 +106,7 @@ fn call() -> impl Strategy<Value = Call> {
         (any::<u32>(), 0..2u32).prop_map(|(segment, side)| Call::Segment { segment, side }),
         any::<bool>().prop_map(|verbose| Call::Report { verbose }),
         Just(Call::Lease),
+        Just(Call::Vouch),
         Just(Call::Admit),
     ]
 }
@@ -105,6 +117,7 @@ fn reply() -> impl Strategy<Value = Reply> {
             .prop_map(|(function, group, epoch, pid)| { Reply::Welcome { function, group, epoch, pid } }),
         (0..2u32).prop_map(|side| Reply::Segment { side }),
         Just(Reply::Report),
+        Just(Reply::Vouched),
         Just(Reply::Leased),
         // A zero byte ends a text on the wire.
         "[^\\x00]*".prop_map(|s| Reply::Refused(Text::new(&s))),

@@ -17,6 +17,8 @@ pub const CASES: &[Case] = &[
     ("unix_lives::children_share", Mixed, children_share),
     ("unix_lives::accepted_before_the_fork", Mixed, fork_each),
     ("unix_lives::children_accept", Mixed, children_accept),
+    ("unix_lives::child_accepts_after_the_listeners_end", Mixed, outlives_listener),
+    ("unix_lives::listener_is_passed", Mixed, passed_listener),
     ("unix_lives::child_listens_again", Any, listens_again),
     ("unix_lives::socket_made_before_the_fork", Any, made_before_fork),
     ("unix_lives::spawned_program", Mixed, spawned),
@@ -134,6 +136,38 @@ fn children_accept(t: &Duo) {
         let s = worker.accept(l);
         exchange(&t.c, c, worker, s);
         worker.peercred(s);
+    }
+}
+
+/// Clients see in it the process that has called listen(2), which is gone.
+fn outlives_listener(t: &Duo) {
+    if t.only_apart() {
+        return;
+    }
+    let name = t.named("left");
+    let l = t.unix_listener(SOCK_STREAM, &name, 4);
+    let Some(child) = t.s.fork("k") else { return };
+    t.s.exit();
+    for _ in 0..2 {
+        let c = t.c.socket(AF_UNIX, SOCK_STREAM);
+        t.c.connect(c, &name);
+        let s = child.accept(l);
+        exchange(&t.c, c, &child, s);
+    }
+}
+
+/// Who has made it connects, and who has received it accepts.
+fn passed_listener(t: &Duo) {
+    let p = t.unix_pair(SOCK_STREAM);
+    let name = t.named("passed");
+    let l = t.unix_listener(SOCK_STREAM, &name, 4);
+    t.s.send_fds(p.s, b"a listener", &[l]);
+    let received = t.c.recv_fd(p.c);
+    for _ in 0..2 {
+        let one = t.s.socket(AF_UNIX, SOCK_STREAM);
+        t.s.connect(one, &name);
+        let other = t.c.accept(received);
+        exchange(&t.s, one, &t.c, other);
     }
 }
 

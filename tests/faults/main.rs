@@ -35,6 +35,7 @@ const TESTS: &[Test] = &[
     ("restart::redis_is_accelerated_again", restarts::redis),
     ("restart::a_blocked_accept_is_accelerated_again", restarts::blocked_accept),
     ("restart::forked_workers", restarts::workers),
+    ("restart::forked_worker_on_a_unix_listener", restarts::unix_worker),
     ("restart::a_silent_coordinator", restarts::silent_coordinator),
     ("card::stuck", cards::stuck),
     ("card::link_loss", cards::link_loss),

@@ -11,6 +11,7 @@ use harness::transfer::BOUND;
 use harness::{Failure, Outcome, bins, ensure, fail, net};
 use rustix::process::Signal;
 
+use crate::unix_pair::Pair;
 use crate::with_instance;
 
 /// `hold PORT`: connects, and for every line on its standard input sends PING and says what comes back; for the line `again`
@@ -167,6 +168,20 @@ pub fn workers() -> Outcome {
         }
         held.iter_mut().try_for_each(Holder::ping)?;
         old.ping()
+    })
+}
+
+/// The process that has called listen(2), which clients see, only waits for its child, and never attaches again.
+pub fn unix_worker() -> Outcome {
+    with_instance(|instance| {
+        let pair = Pair::new(instance)?.fork_server()?;
+        let mut conns = vec![pair.until_accelerated()?];
+        for _ in 0..2 {
+            restart(pair.instance)?;
+            conns.iter().try_for_each(|conn| pair.exchange(conn, 3))?;
+            conns.push(pair.until_accelerated()?);
+        }
+        conns.iter().try_for_each(|conn| pair.exchange(conn, 3))
     })
 }
 

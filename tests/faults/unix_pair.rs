@@ -8,7 +8,7 @@ use harness::child::{Guarded, describe, wait_for};
 use harness::instance::Instance;
 use harness::scratch::Scratch;
 use harness::wire::{Addr, Op, Out, Pattern, RecvBy, SendBy};
-use harness::worker::{Worker, hire};
+use harness::worker::{Worker, hire, meet, meeting_point};
 use harness::{Failure, Outcome, ensure, fail};
 use libc::{AF_UNIX, MSG_DONTWAIT, MSG_NOSIGNAL, SOCK_STREAM};
 
@@ -103,6 +103,8 @@ pub struct Pair<'a> {
     pub server: Party,
     pub listener: i32,
     pub name: Addr,
+    /// Of a forked server: it listens, and does nothing else.
+    parent: Option<Worker>,
     _scratch: Scratch,
 }
 
@@ -119,7 +121,16 @@ impl<'a> Pair<'a> {
         let name = Addr { ip: format!("unix:{}", scratch.path().join("socket").display()), port: 0 };
         let (client, server) = (Party::new(instance)?, Party::new(instance)?);
         let listener = server.listen(&name)?;
-        Ok(Pair { instance, client, server, listener, name, _scratch: scratch })
+        Ok(Pair { instance, client, server, listener, name, parent: None, _scratch: scratch })
+    }
+
+    /// A child of the server accepts from now on, and the server only waits for it.
+    pub fn fork_server(mut self) -> Outcome<Pair<'a>> {
+        let (control, driver) = meeting_point()?;
+        self.server.number(Op::Fork { control })?;
+        let child = meet(&driver, || Ok(()))?;
+        self.parent = Some(std::mem::replace(&mut self.server.worker, child));
+        Ok(self)
     }
 
     /// A new connection.

@@ -1,7 +1,7 @@
 //! A process becomes a function: asked, mapped by the card, known to the coordinator, welcomed. Each
 //! step waits in the event loop, never in a call.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use emulator::packet;
@@ -12,6 +12,7 @@ use ring::msg::{Request, Status};
 use crate::clients::{ANSWER_MAX, Role};
 use crate::function::Function;
 use crate::identity::Identity;
+use crate::peer;
 use crate::serve::{Agent, Watch};
 
 /// Of the functions that may be in use, the part that a user may have who is not the agent's own: a quarter, and at least
@@ -67,6 +68,16 @@ impl Agent {
             Some(_) => None,
             None => self.departed.group_of(parent, uid, Instant::now()),
         }
+    }
+
+    /// `Vouch`: who has a listener may accept there, whoever has called listen(2).
+    pub(crate) fn vouch(&mut self, id: u32, number: u32, fds: &[OwnedFd]) {
+        let netns = self.functions.get(&number).map(|f| f.identity.netns);
+        let listener = fds.first().and_then(|fd| peer::listener(fd, netns?));
+        if let Some((pid, uid, name)) = listener {
+            self.card.ring().post(0, Request::StandsFor { function: number, pid, uid, name });
+        }
+        self.reply(id, &Reply::Vouched, &[]);
     }
 
     fn next_function(&mut self) -> Option<u32> {

@@ -96,6 +96,7 @@ impl Agent {
             }
             (Call::Fault(fault), Role::Fresh) => self.fail_on_purpose(id, fault),
             (Call::Relay, Role::Attached(_)) => self.start_relay(id, fds),
+            (Call::Vouch, Role::Attached(function)) => self.vouch(id, function, &fds),
             // Its maker is known to the kernel as if he had connected; what else may come by a lease is ignored, for
             // the lease is not the offender's alone.
             (Call::Admit, Role::Lease) => {

@@ -34,6 +34,28 @@ pub fn is_client_socket(socket: impl AsFd) -> bool {
     option(libc::SO_DOMAIN) == libc::AF_UNIX && option(libc::SO_TYPE) == libc::SOCK_SEQPACKET
 }
 
+/// Of a stream listener of `AF_UNIX` in that network namespace: who has called listen(2), by process and user id, and the number of its
+/// name ([`ring::msg::name_hash`]).
+pub fn listener(socket: impl AsFd, netns: u64) -> Option<(u32, u32, u64)> {
+    let socket = socket.as_fd();
+    let is = |name, value| option::<i32>(socket, name).is_ok_and(|v| v == value);
+    let fits = is(libc::SO_DOMAIN, libc::AF_UNIX)
+        && is(libc::SO_TYPE, libc::SOCK_STREAM)
+        && is(libc::SO_ACCEPTCONN, 1)
+        && netns_cookie(socket).ok()? == netns;
+    let (pid, uid) = credentials(socket).ok().filter(|(pid, _)| fits && *pid > 0)?;
+    let mut name = MaybeUninit::<libc::sockaddr_un>::zeroed();
+    let mut length = libc::socklen_t::try_from(size_of::<libc::sockaddr_un>()).ok()?;
+    // SAFETY: room for `length` bytes, which live as long as the call.
+    let r = unsafe { libc::getsockname(socket.as_raw_fd(), name.as_mut_ptr().cast(), &raw mut length) };
+    // SAFETY: zeroed, then filled in by the kernel; any bytes are a name.
+    let bytes = unsafe { std::slice::from_raw_parts(name.as_ptr().cast::<u8>(), size_of_val(&name)) };
+    let name = bytes
+        .get(size_of::<libc::sa_family_t>()..length as usize)
+        .filter(|name| r == 0 && !name.is_empty())?;
+    Some((pid.unsigned_abs(), uid, ring::msg::name_hash(name)))
+}
+
 /// Types that the kernel fills in, for which any bytes will do.
 trait Plain: Copy {}
 impl Plain for i32 {}
@@ -63,6 +85,21 @@ mod tests {
     use super::*;
     use emulator::packet;
     use rustix::net::SocketType;
+
+    #[test]
+    fn a_listener_says_who_made_it() {
+        let name = format!("ipc-direct-test-{}", std::process::id());
+        let address = std::os::linux::net::SocketAddrExt::from_abstract_name(&name).unwrap();
+        let made = std::os::unix::net::UnixListener::bind_addr(&address).unwrap();
+        let netns = netns_cookie(&made).unwrap();
+        let bytes = [&[0], name.as_bytes()].concat();
+        let me = (std::process::id(), rustix::process::geteuid().as_raw(), ring::msg::name_hash(&bytes));
+        assert_eq!(listener(&made, netns), Some(me));
+        assert_eq!(listener(&made, netns + 1), None);
+        let connected = std::os::unix::net::UnixStream::connect_addr(&address).unwrap();
+        let (accepted, _) = made.accept().unwrap();
+        assert!(listener(connected, netns).is_none() && listener(accepted, netns).is_none());
+    }
 
     #[test]
     fn the_kernel_says_who_we_are() {

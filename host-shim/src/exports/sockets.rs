@@ -88,7 +88,7 @@ pub unsafe extern "C" fn accept4(fd: c_int, addr: *mut sockaddr, len: *mut sockl
             let new = unsafe { real::accept4(fd, addr, len, flags) };
             if new >= 0 {
                 match other {
-                    Some((h, _)) => accepted_by_kernel(new, h),
+                    Some((h, _)) => accepted_by_kernel(fd, new, h),
                     None => unix::accepted_unseen(fd, new),
                 }
                 if table::get(new).is_some_and(Handle::is_unix) {
@@ -102,12 +102,13 @@ pub unsafe extern "C" fn accept4(fd: c_int, addr: *mut sockaddr, len: *mut sockl
 }
 
 /// A listener that only the kernel serves has accepted `new`: for the same reason, only the kernel serves that.
-fn accepted_by_kernel(new: c_int, listener: &Handle) {
+fn accepted_by_kernel(fd: c_int, new: c_int, listener: &Handle) {
     let (domain, ty) = listener.family();
     socket::made(new, domain, ty);
     let Some(h) = table::get(new) else { return };
     if h.is_unix() {
         unix::connected(h, true);
+        unix::vouch(fd, listener);
     } else {
         socket::went_to_kernel(new, h, stats::reason(listener.index()));
     }

@@ -4,7 +4,7 @@
 use ring::bus::AGENT_FUNCTION;
 use ring::msg::{Addr, Completion, ConnId, Status};
 
-use super::functions::{CLIENT, Holder, SERVER};
+use super::functions::{CLIENT, Holder, SERVER, Stand};
 use super::segments::{Conn, Room, Waiting, Wanted};
 use super::{Logic, Out, announce, reply};
 
@@ -24,22 +24,39 @@ pub struct Offer {
     pub id: u64,
     /// Who may claim it: his family.
     pub peer: Peer,
+    /// His name: whoever accepts on a listener of that name and his may claim it, too.
+    pub name: u64,
+}
+
+impl Offer {
+    fn stand(&self) -> Stand {
+        (self.peer.pid, self.peer.uid, self.name)
+    }
 }
 
 impl Logic {
-    pub(super) fn note_offer(&mut self, f: u32, token: u32, serial: u32, peer: Peer, out: &mut Vec<Out>) {
-        let status = self.try_offer(f, serial, peer).err().unwrap_or(Status::Ok);
+    pub(super) fn note_offer(
+        &mut self,
+        f: u32,
+        token: u32,
+        serial: u32,
+        (peer, name): (Peer, u64),
+        out: &mut Vec<Out>,
+    ) {
+        let offer = Offer { id: self.offers_ever, peer, name };
+        let status = self.try_offer(f, serial, offer).err().unwrap_or(Status::Ok);
         reply(out, f, token, Completion::Done { status, value: 0 });
     }
 
-    fn try_offer(&mut self, f: u32, serial: u32, peer: Peer) -> Result<(), Status> {
+    fn try_offer(&mut self, f: u32, serial: u32, offer: Offer) -> Result<(), Status> {
+        let family = self.functions.family_of(offer.peer.pid, offer.peer.uid);
         // Nobody could ever claim it.
-        self.functions.family_of(peer.pid, peer.uid).ok_or(Status::NoListener)?;
+        family.or_else(|| self.functions.groups_for(offer.stand()).next()).ok_or(Status::NoListener)?;
         let function = self.functions.get_mut(f).ok_or(Status::BadRequest)?;
         if function.offers.len() >= self.limits.conns_per_function {
             return Err(Status::Quota);
         }
-        function.offers.insert(serial, Offer { id: self.offers_ever, peer });
+        function.offers.insert(serial, offer);
         self.offers_ever += 1;
         Ok(())
     }
@@ -78,7 +95,8 @@ impl Logic {
         let family = |peer: Peer| self.functions.family_of(peer.pid, peer.uid);
         if mine.netns != theirs.netns
             || family(peer) != Some(theirs.group)
-            || family(offer.peer) != Some(mine.group)
+            || (family(offer.peer) != Some(mine.group)
+                && !self.functions.groups_for(offer.stand()).any(|group| group == mine.group))
         {
             return Err(Status::Denied);
         }

@@ -44,6 +44,12 @@ pub struct Identity {
     pub netns: u64,
 }
 
+/// Who has called listen(2) for a listener, by process and user id, and its name.
+pub type Stand = (u32, u32, u64);
+
+/// Listeners of others that a process may stand for.
+const STANDS_MAX: usize = 64;
+
 /// An attached process.
 #[derive(Debug)]
 pub struct Function {
@@ -53,6 +59,8 @@ pub struct Function {
     pub holdings: Holdings,
     /// Connects and claims that wait for their segment.
     pub connecting: usize,
+    /// Listeners of others that it accepts on.
+    pub stands_for: BTreeSet<Stand>,
     /// Ends of connections that may be claimed, by the process's number for them.
     pub offers: BTreeMap<u32, Offer>,
 }
@@ -92,6 +100,21 @@ impl Functions {
         as_user(uid).or_else(|| as_user(0))
     }
 
+    /// The process accepts on that listener.
+    pub fn stand_for(&mut self, number: u32, stand: Stand) {
+        if let Some(function) = self.by_number.get_mut(&number)
+            && function.stands_for.len() < STANDS_MAX
+        {
+            function.stands_for.insert(stand);
+        }
+    }
+
+    /// The groups of those who accept on that listener.
+    pub fn groups_for(&self, stand: Stand) -> impl Iterator<Item = u32> {
+        let holders = self.by_number.values().filter(move |f| f.stands_for.contains(&stand));
+        holders.map(|f| f.identity.group)
+    }
+
     /// How many are attached.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -107,8 +130,8 @@ impl Functions {
     /// Adds a process, which joins its group. The number must be free.
     pub fn insert(&mut self, number: u32, identity: Identity, holdings: Holdings) {
         self.join(identity.group);
-        self.by_number
-            .insert(number, Function { identity, holdings, connecting: 0, offers: BTreeMap::new() });
+        let (stands_for, offers) = (BTreeSet::new(), BTreeMap::new());
+        self.by_number.insert(number, Function { identity, holdings, connecting: 0, stands_for, offers });
     }
 
     /// Takes a process out. It still counts as a member of its group until [`Functions::leave`].

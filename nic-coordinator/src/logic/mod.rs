@@ -137,6 +137,9 @@ impl Logic {
             }
             Request::Detach { function } => self.detach(function, out),
             Request::SegmentMade { segment, ok } => self.segment_made(segment, ok, out),
+            Request::StandsFor { function, pid, uid, name } => {
+                self.functions.stand_for(function, (pid, uid, name));
+            }
             _ => {}
         }
     }
@@ -157,8 +160,8 @@ impl Logic {
                 }
             }
             Request::Connect { dst, src } => self.connect(f, token, dst, src, out),
-            Request::Offer { serial, pid, uid } => {
-                self.note_offer(f, token, serial, Peer { pid, uid }, out);
+            Request::Offer { serial, pid, uid, name } => {
+                self.note_offer(f, token, serial, (Peer { pid, uid }, name), out);
             }
             Request::Retract { serial } => self.retract(f, serial),
             Request::Claim { function, serial, pid, uid } => {
@@ -182,7 +185,10 @@ impl Logic {
             }
             Request::Withdraw { listener } => self.withdraw(f, listener),
             Request::ForkFailed { nonce } => self.fork_failed(f, nonce, out),
-            Request::Attach { .. } | Request::Detach { .. } | Request::SegmentMade { .. } => {}
+            Request::Attach { .. }
+            | Request::Detach { .. }
+            | Request::SegmentMade { .. }
+            | Request::StandsFor { .. } => {}
         }
     }
 

@@ -161,7 +161,7 @@ impl Liar<'_> {
     /// Truth so far: offers our end to whom the kernel shows at the other one.
     fn offer(&mut self, serial: u32) -> Outcome {
         let (pid, uid) = self.talk.peer()?;
-        let done = self.attached.ask(Request::Offer { serial, pid, uid })?;
+        let done = self.attached.ask(Request::Offer { serial, pid, uid, name: 0 })?;
         if !matches!(done, Completion::Done { status: Status::Ok, .. }) {
             return Err(format!("the offer was answered by {done:?}").into());
         }
@@ -204,12 +204,12 @@ impl Liar<'_> {
     /// To nobody, which is refused; and to ourselves, who are not at the other end.
     fn offer_to_others(&mut self) -> Outcome {
         let (_, uid) = self.talk.peer()?;
-        let done = self.attached.ask(Request::Offer { serial: 1, pid: 1, uid })?;
+        let done = self.attached.ask(Request::Offer { serial: 1, pid: 1, uid, name: 0 })?;
         if !matches!(done, Completion::Done { status: Status::NoListener, .. }) {
             return Err(format!("an offer to who is not attached was answered by {done:?}").into());
         }
         let (serial, pid) = (SERIAL, std::process::id());
-        self.attached.ask(Request::Offer { serial, pid, uid })?;
+        self.attached.ask(Request::Offer { serial, pid, uid, name: 0 })?;
         let (epoch, function) = (self.attached.epoch, self.attached.function);
         bind(&self.talk.stream, &name(&format!("ipc-direct:{epoch:08x}:{function:08x}:{serial:08x}"))?)?;
         self.talk.exchange(SEEN)
