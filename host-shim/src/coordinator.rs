@@ -432,6 +432,12 @@ fn dispatch(raw: &Raw) -> Option<Request> {
                 tell_gone(conn, how);
             }
         }
+        Ok(Completion::Shut { conn, side }) => {
+            if let Some(h) = segments::find_connection(conn, side) {
+                crate::epoll::handle_changed(h);
+                crate::wait::kick_others();
+            }
+        }
         Ok(Completion::Paired { serial, conn }) => {
             if !crate::unix::paired(serial, conn) {
                 return Some(Request::Close { conn, side: 0, finished: false });

@@ -304,8 +304,12 @@ pub fn shutdown(h: &Handle, s: &Stream, how: i32) -> crate::sys::Result<()> {
     if bits & shut::READ != 0 {
         h.notify_every_writer(s);
     }
-    // Our own threads that sleep on it look again, too.
+    // Our own threads that sleep on it look again, too; so do relatives, of whom the words in the segment name one.
     wake_own_side(h, s);
+    if s.sock.processes.load(Ordering::Relaxed) > 1 && h.is_current() {
+        let side = h.side.load(Ordering::Relaxed);
+        let _ = coordinator::post(Request::Shut { conn: s.conn, side });
+    }
     epoll::state_changed(h);
     crate::wait::kick_others();
     Ok(())

@@ -117,7 +117,10 @@ impl Counters {
             | Completion::Accepted { status, .. }
             | Completion::Claimed { status, .. }
             | Completion::Done { status, .. } => status,
-            Completion::Ready { .. } | Completion::MakeSegment { .. } | Completion::DropSegment { .. } => {
+            Completion::Ready { .. }
+            | Completion::Shut { .. }
+            | Completion::MakeSegment { .. }
+            | Completion::DropSegment { .. } => {
                 return;
             }
         };

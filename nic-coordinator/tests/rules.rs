@@ -97,6 +97,19 @@ fn all_holders_hear_of_arrivals_and_the_others_of_an_emptied_queue() {
 }
 
 #[test]
+fn relatives_hear_of_a_shutdown_of_their_side() {
+    let (mut w, listener) = pair(8);
+    let conn = w.connect(1, lo(80)).unwrap();
+    w.accept(2, listener).unwrap();
+    w.ask(1, Request::Fork { nonce: 7 });
+    w.attach_child(3, 1, 7, 1);
+    let shut = |side| Request::Shut { conn, side };
+    let told = Out { function: 3, token: 0, completion: Completion::Shut { conn, side: 0 }, listener: None };
+    assert_eq!(w.ask(1, shut(0)), [told]);
+    assert_eq!((w.ask(1, shut(1)), w.ask(2, shut(0))), (vec![], vec![]), "not theirs");
+}
+
+#[test]
 fn an_end_that_is_marked_in_the_stream_is_not_announced() {
     let (mut w, listener) = pair(8);
     let conn = w.connect(1, lo(80)).unwrap();

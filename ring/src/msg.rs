@@ -205,6 +205,13 @@ pub enum Request {
         /// The end is marked in the stream: the other side need not be told.
         finished: bool,
     },
+    /// This process has shut down a direction of a connection: others of its family who hold that side shall look. No answer.
+    Shut {
+        /// Which connection.
+        conn: ConnId,
+        /// Which side of it, 0 or 1.
+        side: u32,
+    },
     /// An accepted connection that nobody will take (its `accept` was interrupted): queue it again. No answer.
     Requeue {
         /// Which connection.
@@ -358,6 +365,7 @@ impl Request {
                 (12, [u64::from(serial), pair(pid, uid), name, 0, 0, 0])
             }
             Request::Retract { serial } => (13, [u64::from(serial), 0, 0, 0, 0, 0]),
+            Request::Shut { conn, side } => (15, [conn.0, u64::from(side), 0, 0, 0, 0]),
             Request::Claim { function, serial, pid, uid } => {
                 (14, [pair(function, serial), pair(pid, uid), 0, 0, 0, 0])
             }
@@ -403,6 +411,7 @@ impl Request {
             },
             13 => Request::Retract { serial: u32::try_from(a).map_err(|_| Malformed)? },
             14 => Request::Claim { function: lo(a), serial: hi(a), pid: lo(b), uid: hi(b) },
+            15 if b < 2 => Request::Shut { conn: ConnId(a), side: lo(b) },
             32 => Request::Attach {
                 function: lo(a),
                 group: hi(a),
@@ -483,6 +492,13 @@ pub enum Completion {
         /// As a reset, whatever was read (the listener was closed).
         reset: bool,
     },
+    /// A relative has shut down a direction of a connection (`Shut`).
+    Shut {
+        /// Which connection.
+        conn: ConnId,
+        /// Which side of it, 0 or 1: a process may hold both.
+        side: u32,
+    },
     /// Answer to `Claim`.
     Claimed {
         /// `Ok`, `Empty` (not offered, or not yet), or why not.
@@ -530,6 +546,7 @@ impl Completion {
                 (68, Status::Ok, [pair(listener, u32::from(waiting)), 0, 0, 0, 0, 0])
             }
             Completion::PeerGone { conn, reset } => (69, Status::Ok, [conn.0, u64::from(reset), 0, 0, 0, 0]),
+            Completion::Shut { conn, side } => (72, Status::Ok, [conn.0, u64::from(side), 0, 0, 0, 0]),
             Completion::Claimed { status, conn } => (70, status, [conn.0, 0, 0, 0, 0, 0]),
             Completion::Paired { serial, conn } => (71, Status::Ok, [u64::from(serial), conn.0, 0, 0, 0, 0]),
             Completion::MakeSegment { segment, client_group, server_group } => {
@@ -562,6 +579,7 @@ impl Completion {
             69 => Completion::PeerGone { conn: ConnId(a), reset: b != 0 },
             70 => Completion::Claimed { status, conn: ConnId(a) },
             71 => Completion::Paired { serial: u32::try_from(a).map_err(|_| Malformed)?, conn: ConnId(b) },
+            72 if b < 2 => Completion::Shut { conn: ConnId(a), side: lo(b) },
             96 => Completion::MakeSegment {
                 segment: u32::try_from(a).map_err(|_| Malformed)?,
                 client_group: lo(b),

@@ -28,6 +28,7 @@ pub const CASES: &[Case] = &[
     ("fork::forty_children", User, forty),
     ("fork::shutdown_wakes_a_polling_relative", User, shutdown_wakes_poll),
     ("fork::shutdown_wakes_a_relative_in_epoll_wait", User, shutdown_wakes_epoll),
+    ("fork::shutdown_wakes_all_relatives", User, shutdown_wakes_all),
 ];
 
 fn shutdown_wakes_poll(t: &Duo) {
@@ -41,6 +42,39 @@ fn shutdown_wakes_poll(t: &Duo) {
         child.join(waiting);
         child.exit();
     }
+}
+
+fn shutdown_wakes_all(t: &Duo) {
+    for how in [SHUT_RD, SHUT_RDWR] {
+        let p = t.pair();
+        let (Some(one), Some(two)) = (t.s.fork("k"), t.s.fork("m")) else { return };
+        let own = [&one, &two].map(|child| {
+            let ep = child.epoll();
+            child.epoll_add(ep, p.s, EPOLLIN | EPOLLRDHUP);
+            ep
+        });
+        let fds = vec![(p.s, POLLIN | POLLRDHUP)];
+        let calls = [
+            [Op::Poll { fds: fds.clone(), timeout_ms: 8000, by: PollBy::Poll }, wait_in(own[0])],
+            [Op::Poll { fds, timeout_ms: 8000, by: PollBy::Poll }, wait_in(own[1])],
+        ];
+        let waiting = [&one, &two].into_iter().zip(calls);
+        let waiting: Vec<_> = waiting.map(|(child, ops)| (child, ops.map(|op| child.start(op)))).collect();
+        one.until_blocked();
+        two.until_blocked();
+        t.s.shutdown(p.s, how);
+        for (child, tickets) in waiting {
+            for ticket in tickets {
+                child.join(ticket);
+            }
+        }
+        one.exit();
+        two.exit();
+    }
+}
+
+fn wait_in(ep: i32) -> Op {
+    Op::EpollWait { ep, max: 4, timeout_ms: 8000 }
 }
 
 fn shutdown_wakes_epoll(t: &Duo) {

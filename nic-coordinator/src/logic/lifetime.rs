@@ -183,6 +183,16 @@ impl Logic {
         }
     }
 
+    /// Others who hold that side hear that `f` has shut down a direction: what its family shares says which.
+    pub(super) fn shut(&mut self, f: u32, id: ConnId, side: u32, out: &mut Vec<Out>) {
+        let at = side as usize;
+        let holds = self.functions.get(f).is_some_and(|f| f.holdings.conns.contains(&(id, at)));
+        let Some(conn) = self.segments.get_mut(id).filter(|_| holds) else { return };
+        for function in conn.functions(at).filter(|other| *other != f) {
+            announce(out, function, Completion::Shut { conn: id, side });
+        }
+    }
+
     /// This side has just been closed: tells the other one, and frees the slot when that is closed, too.
     fn side_closed(&mut self, id: ConnId, side: Side, end: End, out: &mut Vec<Out>) {
         let Some(conn) = self.segments.get_mut(id) else { return };

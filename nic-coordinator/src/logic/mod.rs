@@ -178,6 +178,7 @@ impl Logic {
                     self.release_conn(Holder::Function(f), conn, side, end, out);
                 }
             }
+            Request::Shut { conn, side } => self.shut(f, conn, side, out),
             Request::Requeue { conn } => self.requeue(f, conn, out),
             Request::Fork { nonce } => self.fork(f, nonce, None, now_us, out),
             Request::Lend { nonce, conn, side } => {
