@@ -11,7 +11,8 @@
 //! | [`poll`] | one turn of the lcore that decides, and polls, too |
 //! | [`worker`] | one turn of a shard on another lcore |
 //! | [`link`] | the messages between those |
-//! | [`hosts`] | which other hosts' coordinators there are |
+//! | [`hosts`] | other hosts' coordinators: who is there, and connections with them |
+//! | [`exchange`] | between the logic and those |
 //! | [`latency`] | the time that a real bus takes, added to the emulated one |
 //! | [`outbox`] | what waits for credit |
 //! | [`sleep`] | when nothing happens |
@@ -21,6 +22,7 @@
 pub mod bus;
 pub mod card;
 pub mod counters;
+pub mod exchange;
 pub mod hosts;
 pub mod intake;
 pub mod latency;

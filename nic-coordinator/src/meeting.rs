@@ -3,8 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use nic_coordinator::counters::{Counters, HostsShown, PeerShown, Shown};
+use nic_coordinator::hosts::calls::{Limits, News};
 use nic_coordinator::hosts::{Destination, Hosts, Settings};
 use ring::hosts::{ADDRESSES_MAX, Addresses, Incarnation};
+use ring::msg::Status;
 use smoltcp::wire::Ipv4Cidr;
 
 use crate::cli::Options;
@@ -53,6 +55,7 @@ impl Meeting {
             addresses: addresses(&options.host_address)?,
             peers: options.peer.iter().copied().filter(|p| *p != cidr.address()).collect(),
             announce: true,
+            limits: Limits::default(),
         };
         let udp = Udp::new(ethernet, cidr, options.gateway, seed)?;
         Ok(Some(Meeting { udp, hosts: Hosts::new(settings, 0), due_us: 0, shown_us: None }))
@@ -72,6 +75,12 @@ impl Meeting {
         self.udp.turn(now_us, ethernet, counters);
         while let Some((from, datagram)) = self.udp.receive() {
             self.hosts.receive(now_us, from, datagram);
+        }
+        // No data path is there yet: other hosts' clients use the kernel.
+        while let Some(news) = self.hosts.next_news(now_us) {
+            if let News::Connect { id, .. } = news {
+                self.hosts.answer(now_us, id, Err(Status::NoListener));
+            }
         }
         self.send(now_us, ethernet, counters);
         self.due_us =

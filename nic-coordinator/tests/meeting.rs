@@ -3,40 +3,25 @@
 //!
 //! What must hold is checked after each event; what must come true again once the network is whole, at the end.
 
+#[path = "common/random.rs"]
+#[allow(dead_code)] // Every test file uses its part of it.
+mod random;
+
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::Ipv4Addr;
 
+use nic_coordinator::hosts::calls::Limits;
 use nic_coordinator::hosts::{
     ANNOUNCE_EVERY_US, Destination, Hosts, KEEPALIVE_US, LOST_AFTER_US, Outcome, Peer, RETRY_US, Settings,
     State,
 };
+use random::{Random, seed};
 use ring::hosts::{Addresses, Incarnation, KEY_BYTES};
 
 /// Longest way of a datagram that is not replayed.
 const DELAY_US_MAX: u64 = 30_000;
 /// Datagrams that the enemy keeps.
 const RECORDED_MAX: usize = 512;
-
-/// splitmix64 (Steele, Lea, Flood 2014).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
-    fn percent(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-}
 
 /// What happens at some time.
 #[derive(Clone, Debug)]
@@ -137,6 +122,7 @@ impl World {
             addresses,
             peers: self.neighbours[host].iter().map(|n| card(*n)).collect(),
             announce: self.announce,
+            limits: Limits::default(),
         };
         let hosts = Hosts::new(settings, self.now_us);
         let (ended_us, taken) = (BTreeMap::new(), HashSet::new());
@@ -349,18 +335,9 @@ fn live(seed: u64, hosts: usize, trouble_us: u64) -> usize {
     steps
 }
 
-fn fresh_seed() -> u64 {
-    let chosen = std::env::var("HOSTS_SEED").ok().and_then(|text| text.parse().ok());
-    chosen.unwrap_or_else(|| {
-        let mut bytes = [0; 8];
-        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).unwrap();
-        u64::from_le_bytes(bytes)
-    })
-}
-
 #[test]
 fn hosts_find_each_other_whatever_happens() {
-    let seed = fresh_seed();
+    let seed = seed("HOSTS_SEED");
     println!("HOSTS_SEED={seed}");
     for (life, hosts) in (0..).zip([2, 2, 3, 3, 5, 8, 16]) {
         live(seed.wrapping_add(life), hosts, 40_000_000);
@@ -369,7 +346,7 @@ fn hosts_find_each_other_whatever_happens() {
 
 #[test]
 fn a_hundred_hosts_with_settings() {
-    let seed = fresh_seed();
+    let seed = seed("HOSTS_SEED");
     println!("HOSTS_SEED={seed}");
     assert!(live(seed, 100, 10_000_000) > 10_000);
 }

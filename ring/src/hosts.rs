@@ -2,6 +2,10 @@
 //!
 //! A datagram is an [`Envelope`], whose content is a sealed [`HostMsg`]. Sealing itself is not done here.
 
+mod call;
+
+pub use call::{CallKind, CallMsg, Ending, PATH_BYTES, Path, Role};
+
 use crate::VERSION;
 
 /// UDP port of every coordinator.
@@ -21,7 +25,7 @@ pub const BODY_BYTES_MAX: usize = BODY_BYTES_MIN + 16 * ADDRESSES_MAX;
 /// Bytes of the longest datagram: far below every MTU.
 pub const DATAGRAM_BYTES_MAX: usize = HEAD_BYTES + BODY_BYTES_MAX + TAG_BYTES;
 
-const _: () = assert!(DATAGRAM_BYTES_MAX <= 512);
+const _: () = assert!(DATAGRAM_BYTES_MAX <= 512 && BODY_BYTES_MIN + call::CALL_BYTES_MAX <= BODY_BYTES_MAX);
 const MAGIC: [u8; 4] = *b"IPDH";
 /// Where the nonce is in the head: incarnation and counter.
 const NONCE_AT: usize = 8;
@@ -165,6 +169,15 @@ pub enum HostMsg {
         /// As for `Hello`.
         epoch: u32,
     },
+    /// About one connection.
+    Call {
+        /// Whom it is for.
+        label: Label,
+        /// As for `Hello`.
+        epoch: u32,
+        /// What.
+        call: CallMsg,
+    },
 }
 
 impl HostMsg {
@@ -174,6 +187,7 @@ impl HostMsg {
         let (kind, label, epoch, addresses) = match self {
             HostMsg::Hello { label, epoch, addresses } => (1u16, label, epoch, addresses),
             HostMsg::Bye { label, epoch } => (2, label, epoch, Addresses::NONE),
+            HostMsg::Call { label, epoch, call } => (call.kind_number(), label, epoch, Addresses::NONE),
         };
         let mut bytes = [0; BODY_BYTES_MAX];
         let mut out = Writer { bytes: &mut bytes, at: 0 };
@@ -185,6 +199,9 @@ impl HostMsg {
         out.put(&label.ticket.to_le_bytes());
         for address in addresses.as_slice() {
             out.put(address);
+        }
+        if let HostMsg::Call { call, .. } = self {
+            call.put(&mut out);
         }
         let length = out.at;
         (bytes, length)
@@ -200,6 +217,14 @@ impl HostMsg {
         let (epoch, to) = (u32::from_le_bytes(rest.array()?), Incarnation(rest.array()?));
         let (quote, ticket) = (u64::from_le_bytes(rest.array()?), u64::from_le_bytes(rest.array()?));
         let label = Label { to, quote, ticket };
+        if kind > 2 && count == 0 {
+            let call = CallMsg::take(kind, &mut rest)?;
+            return if rest.0.is_empty() {
+                Ok(HostMsg::Call { label, epoch, call })
+            } else {
+                Err(BadDatagram)
+            };
+        }
         let mut addresses = Addresses::NONE;
         for _ in 0..count {
             if !addresses.push(rest.array()?) {

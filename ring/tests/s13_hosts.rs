@@ -3,6 +3,7 @@
 
 use proptest::prelude::*;
 use ring::hosts::*;
+use ring::msg::{Addr, Status};
 
 fn addresses() -> impl Strategy<Value = Addresses> {
     prop::collection::vec(any::<[u8; 16]>(), 0..=ADDRESSES_MAX).prop_map(|list| {
@@ -11,6 +12,22 @@ fn addresses() -> impl Strategy<Value = Addresses> {
         assert_eq!(addresses.as_slice(), list);
         addresses
     })
+}
+
+fn calls() -> impl Strategy<Value = CallMsg> {
+    let addr = || any::<([u8; 16], u16)>().prop_map(|(ip, port)| Addr { ip, port });
+    let path = || prop::collection::vec(any::<u8>(), PATH_BYTES).prop_map(|v| Path(v.try_into().unwrap()));
+    let role = || prop_oneof![Just(Role::Caller), Just(Role::Callee)];
+    let ending = prop_oneof![Just(Ending::Marked), Just(Ending::Unmarked), Just(Ending::Refused)];
+    let status = (1u16..8).prop_map(|status| Status::from_wire(status).unwrap());
+    let kind = prop_oneof![
+        (addr(), addr(), path()).prop_map(|(dst, src, path)| CallKind::Connect { dst, src, path }),
+        path().prop_map(|path| CallKind::Accepted { path }),
+        status.prop_map(|status| CallKind::Refused { status }),
+        (role(), ending).prop_map(|(role, ending)| CallKind::Close { role, ending }),
+        (role(), any::<bool>()).prop_map(|(role, over)| CallKind::Closed { role, over }),
+    ];
+    (1u64.., any::<u64>(), kind).prop_map(|(number, settled, kind)| CallMsg { number, settled, kind })
 }
 
 fn messages() -> impl Strategy<Value = HostMsg> {
@@ -25,7 +42,8 @@ fn messages() -> impl Strategy<Value = HostMsg> {
             epoch,
             addresses
         }),
-        (label, any::<u32>()).prop_map(|(label, epoch)| HostMsg::Bye { label, epoch }),
+        (label.clone(), any::<u32>()).prop_map(|(label, epoch)| HostMsg::Bye { label, epoch }),
+        (label, any::<u32>(), calls()).prop_map(|(label, epoch, call)| HostMsg::Call { label, epoch, call }),
     ]
 }
 

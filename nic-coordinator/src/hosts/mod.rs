@@ -1,20 +1,28 @@
-//! Which other coordinators there are (SPEC 13): a state machine on somebody else's clock. Datagrams go in, datagrams come out;
+//! Which other coordinators there are, and what is agreed on with them (SPEC 13): a state machine on somebody else's clock. Datagrams go in, datagrams come out;
 //! nothing here reads a clock, waits, or draws a random number.
 //!
 //! | module | what |
 //! |---|---|
 //! | [`seal`] | what is believed: the key, and what was there already |
 //! | `peer` | one other coordinator |
+//! | [`calls`] | connections between its host and ours |
+//! | [`finder`] | which coordinator an address belongs to, if any |
 
+pub mod calls;
+pub mod finder;
 mod peer;
 pub mod seal;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;
 
-use ring::hosts::{Addresses, HostMsg, Incarnation, KEY_BYTES, Label};
+use ring::hosts::{Addresses, HostMsg, Incarnation, KEY_BYTES, Label, Path};
+use ring::msg::Status;
 
+use calls::{CallId, Calls, News, Wanted};
+use finder::{Finder, Found, Waiting};
 pub use peer::{Peer, State};
+use ring::hosts::Ending;
 use seal::{Seal, Unbelieved};
 
 /// Peers that are remembered at most. More are not answered.
@@ -49,6 +57,8 @@ pub struct Settings {
     pub peers: Vec<Ipv4Addr>,
     /// Whether peers are looked for on the local network.
     pub announce: bool,
+    /// Of connections.
+    pub limits: calls::Limits,
 }
 
 /// Where a datagram goes.
@@ -132,6 +142,10 @@ pub struct Hosts {
     tickets: u64,
     peers: BTreeMap<Ipv4Addr, Peer>,
     announce_us: Option<u64>,
+    calls: Calls,
+    finder: Finder,
+    /// Answers that no peer gave.
+    answers: VecDeque<News>,
     outbox: VecDeque<(Destination, Vec<u8>)>,
     counters: Counters,
 }
@@ -148,8 +162,21 @@ impl Hosts {
         };
         let peers = settings.peers.iter().map(&mut configured).collect();
         let announce_us = settings.announce.then_some(now_us);
-        let (outbox, counters) = (VecDeque::new(), Counters::default());
-        Hosts { settings, seal, counter: 0, tickets, peers, announce_us, outbox, counters }
+        let calls = Calls::new(settings.limits);
+        let (finder, answers, outbox, counters) = Default::default();
+        Hosts {
+            settings,
+            seal,
+            counter: 0,
+            tickets,
+            peers,
+            announce_us,
+            calls,
+            finder,
+            answers,
+            outbox,
+            counters,
+        }
     }
 
     /// The peers, by the address of their card.
@@ -166,8 +193,94 @@ impl Hosts {
     /// Which peer's host `address` reaches, if it is up. Of two that say so, the one with the lower address of its card.
     #[must_use]
     pub fn owner_of(&self, address: [u8; 16]) -> Option<Ipv4Addr> {
-        let mut up = self.peers.iter().filter(|(_, p)| p.state() == State::Up);
-        up.find(|(_, p)| p.addresses().as_slice().contains(&address)).map(|(card, _)| *card)
+        self.finder.owner(address)
+    }
+
+    /// The connections.
+    #[must_use]
+    pub fn calls(&self) -> &Calls {
+        &self.calls
+    }
+
+    /// The addresses.
+    #[must_use]
+    pub fn finder(&self) -> &Finder {
+        &self.finder
+    }
+
+    /// Asks whoever has the address for a connection, which is called `id` here and nothing was before. Answered by [`News::Answered`]:
+    /// at once, if it is known that nobody has it.
+    pub fn connect(&mut self, now_us: u64, id: u64, wanted: Wanted) {
+        let waits = match self.finder.look(wanted.dst.ip) {
+            Found::Peer(card) => return self.calls.connect(now_us, id, card, wanted),
+            Found::Nobody => false,
+            Found::Sought => true,
+            Found::Unknown => {
+                self.seek(now_us);
+                true
+            }
+        };
+        if !waits || !self.finder.wait(now_us, wanted.dst.ip, Waiting { id, wanted }) {
+            self.refuse(id);
+        }
+    }
+
+    /// The answer to [`News::Connect`].
+    pub fn answer(&mut self, now_us: u64, id: CallId, answer: Result<Path, Status>) {
+        self.calls.answer(now_us, id, answer);
+    }
+
+    /// Our end of a connection is closed.
+    pub fn close(&mut self, now_us: u64, id: CallId, ending: Ending) {
+        if let CallId::Out(out) = id
+            && self.finder.forget(out)
+        {
+            return self.refuse(out);
+        }
+        self.calls.close(now_us, id, ending);
+    }
+
+    /// What has happened to connections, in order.
+    pub fn next_news(&mut self, now_us: u64) -> Option<News> {
+        if let Some(answer) = self.answers.pop_front() {
+            return Some(answer);
+        }
+        while let Some(news) = self.calls.next_news() {
+            match news {
+                // No host speaks for another one's addresses.
+                News::Connect { id, peer, wanted } if self.finder.owner(wanted.src.ip) != Some(peer) => {
+                    self.calls.answer(now_us, id, Err(Status::Denied));
+                }
+                news => return Some(news),
+            }
+        }
+        None
+    }
+
+    fn refuse(&mut self, id: u64) {
+        let answer = Err(Status::NoListener);
+        self.answers.push_back(News::Answered { id: CallId::Out(id), answer });
+    }
+
+    /// Greets everybody who is not up, soon.
+    fn seek(&mut self, now_us: u64) {
+        if let Some(at_us) = &mut self.announce_us {
+            *at_us = now_us;
+        }
+        for peer in self.peers.values_mut() {
+            peer.seek(now_us);
+        }
+    }
+
+    /// Peer `from` is up, or not, with other addresses than it had.
+    fn set_addresses(&mut self, now_us: u64, from: Ipv4Addr, before: &Addresses) {
+        let now = self.peers.get(&from).map_or(Addresses::NONE, Peer::addresses_if_up);
+        if now == *before {
+            return;
+        }
+        for (card, Waiting { id, wanted }) in self.finder.set(from, before, &now) {
+            self.calls.connect(now_us, id, card, wanted);
+        }
     }
 
     /// A datagram has come.
@@ -197,14 +310,15 @@ impl Hosts {
         if sender == self.settings.incarnation {
             return Outcome::Own;
         }
-        let (HostMsg::Hello { label, .. } | HostMsg::Bye { label, .. }) = message;
+        let (HostMsg::Hello { label, .. } | HostMsg::Bye { label, .. } | HostMsg::Call { label, .. }) =
+            message;
         // One that has lost us asks us alone.
         let up = |peer: &Peer| peer.state() == State::Up && !peer.is_another_run(sender);
         if label.to == Incarnation::NOBODY && self.peers.get(&from).is_some_and(up) {
             return Outcome::Known;
         }
         if !self.peers.contains_key(&from) {
-            if self.peers.len() >= PEERS_MAX || matches!(message, HostMsg::Bye { .. }) {
+            if self.peers.len() >= PEERS_MAX || !matches!(message, HostMsg::Hello { .. }) {
                 return Outcome::Refused;
             }
             self.tickets += 1;
@@ -221,22 +335,41 @@ impl Hosts {
             self.send(Destination::Peer(from), answer);
             return Outcome::Asked;
         }
+        let before = peer.addresses_if_up();
         if peer.is_another_run(sender) {
             self.tickets += 1;
             peer.begin(sender, self.tickets);
+            self.calls.part(now_us, from);
         }
         if !peer.is_new(counter) {
             return Outcome::Replayed;
         }
+        if peer.has_lost_us(counter, label.ticket) {
+            self.calls.part(now_us, from);
+        }
         match message {
             HostMsg::Hello { epoch, addresses, .. } => {
-                if peer.heard(now_us, counter, label.ticket, epoch, addresses) {
+                if peer.heard(now_us, counter, label.ticket, (epoch, addresses)) {
                     let answer = peer.label();
                     self.send(Destination::Peer(from), answer);
                 }
             }
-            HostMsg::Bye { .. } => peer.lose(now_us),
+            HostMsg::Call { call, epoch, .. } => {
+                let said = (epoch, peer.addresses());
+                if peer.state() == State::Up {
+                    peer.heard(now_us, counter, label.ticket, said);
+                }
+                if peer.agrees(label.ticket) {
+                    self.calls.hear(now_us, from, call);
+                }
+            }
+            HostMsg::Bye { .. } => {
+                self.tickets += 1;
+                peer.lose(now_us, self.tickets);
+                self.calls.part(now_us, from);
+            }
         }
+        self.set_addresses(now_us, from, &before);
         Outcome::Heard
     }
 
@@ -248,17 +381,40 @@ impl Hosts {
             self.send(Destination::Everybody, label);
         }
         self.peers.retain(|_, peer| !peer.is_forgotten(now_us));
-        let mut due = Vec::new();
+        let (mut due, mut lost) = (Vec::new(), Vec::new());
         for (address, peer) in &mut self.peers {
             if peer.is_silent(now_us) {
-                peer.lose(now_us);
+                lost.push((*address, peer.addresses_if_up()));
+                self.tickets += 1;
+                peer.lose(now_us, self.tickets);
             }
             if peer.is_due(now_us) {
                 due.push((*address, peer.label()));
             }
         }
+        for (address, before) in lost {
+            self.calls.part(now_us, address);
+            self.set_addresses(now_us, address, &before);
+        }
+        for Waiting { id, .. } in self.finder.pass(now_us) {
+            self.refuse(id);
+        }
+        self.calls.pass(now_us);
         for (address, label) in due {
             self.send(Destination::Peer(address), label);
+        }
+    }
+
+    /// Seals what is to be said about connections.
+    fn send_calls(&mut self) {
+        let Settings { card, incarnation, epoch, .. } = self.settings;
+        while let Some((to, call)) = self.calls.next_message() {
+            let Some(peer) = self.peers.get(&to).filter(|peer| peer.state() == State::Up) else { continue };
+            self.counter += 1;
+            let message = HostMsg::Call { label: peer.label(), epoch, call };
+            let datagram = self.seal.seal(card, incarnation, self.counter, &message);
+            self.outbox.push_back((Destination::Peer(to), datagram));
+            self.counters.sent += 1;
         }
     }
 
@@ -274,6 +430,7 @@ impl Hosts {
     pub fn poll(&mut self, now_us: u64) -> Option<(Destination, Vec<u8>)> {
         if self.outbox.is_empty() {
             self.pass(now_us);
+            self.send_calls();
         }
         self.outbox.pop_front()
     }
@@ -295,7 +452,10 @@ impl Hosts {
     /// When [`Hosts::poll`] has something to do without being given a datagram.
     #[must_use]
     pub fn next_us(&self) -> Option<u64> {
+        if !self.outbox.is_empty() || self.calls.has_message() {
+            return Some(0);
+        }
         let peers = self.peers.values().map(Peer::next_us);
-        peers.chain(self.announce_us).min()
+        peers.chain(self.announce_us).chain(self.calls.next_us()).chain(self.finder.next_us()).min()
     }
 }

@@ -104,6 +104,11 @@ impl Peer {
         self.run.map_or(Addresses::NONE, |run| run.addresses)
     }
 
+    /// The same, while it is up.
+    pub(super) fn addresses_if_up(&self) -> Addresses {
+        if self.state == State::Up { self.addresses() } else { Addresses::NONE }
+    }
+
     /// When it was last heard.
     #[must_use]
     pub fn heard_us(&self) -> Option<u64> {
@@ -148,20 +153,24 @@ impl Peer {
         self.run.as_mut().is_some_and(|run| run.seen.is_new(counter))
     }
 
+    /// Whether a message with this ticket says that it has lost us since: it draws another ticket then.
+    pub(super) fn has_lost_us(&self, counter: u64, ticket: u64) -> bool {
+        let known = self.run.filter(|run| run.ticket != 0 && counter >= run.seen.newest());
+        self.state == State::Up && known.is_some_and(|run| run.ticket != ticket)
+    }
+
+    /// Whether what is agreed on with it counts: it quotes our ticket, and we have its.
+    pub(super) fn agrees(&self, ticket: u64) -> bool {
+        self.state == State::Up && self.run.is_some_and(|run| run.ticket == ticket)
+    }
+
     /// It lives. True when that is news, which it is told, so that it knows us, too.
-    pub(super) fn heard(
-        &mut self,
-        now_us: u64,
-        counter: u64,
-        ticket: u64,
-        epoch: u32,
-        addresses: Addresses,
-    ) -> bool {
+    pub(super) fn heard(&mut self, now_us: u64, counter: u64, ticket: u64, said: (u32, Addresses)) -> bool {
         if let Some(run) = &mut self.run {
             run.heard_us = now_us;
             // One that was overtaken says nothing new otherwise.
             if counter >= run.seen.newest() {
-                (run.ticket, run.epoch, run.addresses) = (ticket, epoch, addresses);
+                (run.ticket, (run.epoch, run.addresses)) = (ticket, said);
             }
         }
         self.retry_us = RETRY_US.0;
@@ -173,12 +182,20 @@ impl Peer {
         news
     }
 
-    /// It is gone.
-    pub(super) fn lose(&mut self, now_us: u64) {
+    /// It is gone. From now on it needs another ticket, by which it notices that we have lost it.
+    pub(super) fn lose(&mut self, now_us: u64, ticket: u64) {
         if self.state == State::Up {
             self.state = State::Lost;
+            self.ticket = ticket;
             self.down_us = now_us;
             self.send_us = now_us + self.retry_us;
+        }
+    }
+
+    /// If it is not up, a message to it is due now.
+    pub(super) fn seek(&mut self, now_us: u64) {
+        if self.state != State::Up {
+            self.send_us = self.send_us.min(now_us);
         }
     }
 

@@ -5,7 +5,7 @@ use ring::bus::AGENT_FUNCTION;
 use ring::msg::{Addr, Completion, ConnId, Status};
 
 use super::functions::{CLIENT, Holder, SERVER, Stand};
-use super::segments::{Conn, Room, Waiting, Wanted};
+use super::segments::{Asker, Conn, Room, Waiting, Wanted};
 use super::{Logic, Out, announce, reply};
 
 /// Who the kernel says is at the other end (`SO_PEERCRED`).
@@ -103,7 +103,8 @@ impl Logic {
         if !self.may_hold_more(f) || !self.may_hold_more(offerer) {
             return Err(Status::Quota);
         }
-        let waiting = Waiting { function: f, token, wanted: Wanted::Claim { offerer, serial, id: offer.id } };
+        let asker = Asker::Process { function: f, token };
+        let waiting = Waiting { asker, wanted: Wanted::Claim { offerer, serial, id: offer.id } };
         match self.segments.room(theirs.group, mine.group) {
             Room::Ready(segment) => self.pair(segment, waiting, out),
             Room::Making(segment) => self.wait_for(segment, waiting),
@@ -129,16 +130,22 @@ impl Logic {
 
     /// Opens the connection, and tells both.
     pub(super) fn pair(&mut self, segment: u32, waiting: Waiting, out: &mut Vec<Out>) -> Result<(), Status> {
-        let Wanted::Claim { offerer, serial, id } = waiting.wanted else { return Err(Status::BadRequest) };
+        let Waiting {
+            asker: Asker::Process { function: f, token },
+            wanted: Wanted::Claim { offerer, serial, id },
+        } = waiting
+        else {
+            return Err(Status::BadRequest);
+        };
         // Time may have passed: the offer may be gone, and its number in use again.
         let offered = self.functions.get(offerer).and_then(|f| f.offers.get(&serial));
         if offered.is_none_or(|offer| offer.id != id) {
             return Err(Status::Empty);
         }
-        let f = waiting.function;
         let holders = [vec![Holder::Function(offerer)], vec![Holder::Function(f)]];
         let none = Addr::default();
-        let conn = Conn { holders, client: none, server: none, listener: 0, queued: false, ends: [None; 2] };
+        let (listener, queued, ends) = (0, false, [None; 2]);
+        let conn = Conn { holders, client: none, server: none, listener, queued, ends, remote: None };
         let conn = self.segments.open(segment, conn).ok_or(Status::Quota)?;
         if let Some(function) = self.functions.get_mut(offerer) {
             function.offers.remove(&serial);
@@ -147,7 +154,7 @@ impl Logic {
         if let Some(function) = self.functions.get_mut(f) {
             function.holdings.conns.insert((conn, SERVER));
         }
-        reply(out, f, waiting.token, Completion::Claimed { status: Status::Ok, conn });
+        reply(out, f, token, Completion::Claimed { status: Status::Ok, conn });
         announce(out, offerer, Completion::Paired { serial, conn });
         Ok(())
     }

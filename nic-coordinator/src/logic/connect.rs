@@ -4,7 +4,7 @@ use ring::bus::AGENT_FUNCTION;
 use ring::msg::{Addr, Completion, ConnId, Status};
 
 use super::functions::{CLIENT, Holder};
-use super::segments::{Conn, Room, Waiting, Wanted};
+use super::segments::{Asker, Conn, Room, Waiting, Wanted};
 use super::{Logic, Out, announce, claims, policy, reply};
 
 impl Logic {
@@ -24,14 +24,17 @@ impl Logic {
     ) -> Result<(), Status> {
         let function = self.functions.get(f).ok_or(Status::BadRequest)?;
         let identity = function.identity;
+        if self.is_elsewhere(identity.netns, &dst) {
+            return self.try_call(f, token, dst, src, out);
+        }
         policy::may_connect(&identity, &dst, &src)?;
         if function.holdings.conns.len() + function.connecting >= self.limits.conns_per_function {
             return Err(Status::Quota);
         }
         let listener = self.listeners.find(identity.netns, &dst)?;
         let server_group = self.listeners.get(listener).map(|l| l.group).ok_or(Status::NoListener)?;
-        let waiting =
-            Waiting { function: f, token, wanted: Wanted::Connect { listener, client: src, server: dst } };
+        let asker = Asker::Process { function: f, token };
+        let waiting = Waiting { asker, wanted: Wanted::Connect { listener, client: src, server: dst } };
         match self.segments.room(identity.group, server_group) {
             Room::Ready(segment) => self.establish(segment, waiting, out),
             Room::Making(segment) => self.wait_for(segment, waiting),
@@ -43,22 +46,43 @@ impl Logic {
         if !self.segments.wait(segment, waiting) {
             return Err(Status::Quota);
         }
-        if let Some(function) = self.functions.get_mut(waiting.function) {
-            function.connecting += 1;
+        match waiting.asker {
+            Asker::Process { function, .. } => {
+                if let Some(function) = self.functions.get_mut(function) {
+                    function.connecting += 1;
+                }
+            }
+            Asker::Remote(id) => self.remote_waits(id, true),
         }
         Ok(())
     }
 
     /// Opens the connection, tells the client, and brings it to the listener.
-    fn establish(&mut self, segment: u32, waiting: Waiting, out: &mut Vec<Out>) -> Result<(), Status> {
-        let Waiting { function: f, token, wanted } = waiting;
-        let Wanted::Connect { listener, client, server } = wanted else { return Err(Status::BadRequest) };
-        let function = self.functions.get_mut(f).ok_or(Status::BadRequest)?;
-        let holders = [vec![Holder::Function(f)], Vec::new()];
-        let conn = Conn { holders, client, server, listener, queued: true, ends: [None; 2] };
+    pub(super) fn establish(
+        &mut self,
+        segment: u32,
+        waiting: Waiting,
+        out: &mut Vec<Out>,
+    ) -> Result<(), Status> {
+        let Wanted::Connect { listener, client, server } = waiting.wanted else {
+            return Err(Status::BadRequest);
+        };
+        let (holder, remote) = match waiting.asker {
+            Asker::Process { function, .. } => (Holder::Function(function), None),
+            Asker::Remote(id) => (Holder::Remote(id), Some((id, CLIENT))),
+        };
+        let holders = [vec![holder], Vec::new()];
+        let conn = Conn { holders, client, server, listener, queued: true, ends: [None; 2], remote };
         let conn = self.segments.open(segment, conn).ok_or(Status::Quota)?;
-        function.holdings.conns.insert((conn, CLIENT));
-        reply(out, f, token, Completion::Connected { status: Status::Ok, conn });
+        match waiting.asker {
+            Asker::Process { function: f, token } => {
+                if let Some(function) = self.functions.get_mut(f) {
+                    function.holdings.conns.insert((conn, CLIENT));
+                }
+                reply(out, f, token, Completion::Connected { status: Status::Ok, conn });
+            }
+            Asker::Remote(id) => self.remote_holds(id, conn),
+        }
         self.offer(listener, conn, false, out);
         Ok(())
     }
@@ -67,13 +91,19 @@ impl Logic {
     pub(super) fn segment_made(&mut self, segment: u32, ok: bool, out: &mut Vec<Out>) {
         let Some(waiting) = self.segments.made(segment) else { return };
         for waiting in waiting {
-            if let Some(function) = self.functions.get_mut(waiting.function) {
-                function.connecting -= 1;
+            match waiting.asker {
+                Asker::Process { function, .. } => {
+                    if let Some(function) = self.functions.get_mut(function) {
+                        function.connecting -= 1;
+                    }
+                }
+                Asker::Remote(id) => self.remote_waits(id, false),
             }
             // Time has passed: the listener may be gone, or left to children, or full.
             let outcome = match waiting.wanted {
                 _ if !ok => Err(Status::NoSegment),
                 Wanted::Claim { .. } => self.pair(segment, waiting, out),
+                Wanted::Call { .. } => self.call(segment, waiting),
                 Wanted::Connect { listener, .. } => match self.listeners.get(listener) {
                     None => Err(Status::NoListener),
                     Some(listener) if !listener.is_served() => Err(Status::NoListener),
@@ -81,12 +111,13 @@ impl Logic {
                     Some(_) => self.establish(segment, waiting, out),
                 },
             };
-            if let Err(status) = outcome {
-                let refuse = match waiting.wanted {
-                    Wanted::Claim { .. } => claims::refuse,
-                    Wanted::Connect { .. } => refuse,
-                };
-                refuse(out, waiting.function, waiting.token, status);
+            let Err(status) = outcome else { continue };
+            match (waiting.asker, waiting.wanted) {
+                (Asker::Remote(id), _) => self.remote_refused(id, status),
+                (Asker::Process { function, token }, Wanted::Claim { .. }) => {
+                    claims::refuse(out, function, token, status);
+                }
+                (Asker::Process { function, token }, _) => refuse(out, function, token, status),
             }
         }
         if !ok {
@@ -94,6 +125,14 @@ impl Logic {
         } else {
             self.drop_segment_if_orphaned(segment, out);
         }
+    }
+
+    /// Frees the slot of a connection that nobody holds any more.
+    pub(super) fn free_if_closed(&mut self, conn: ConnId, out: &mut Vec<Out>) {
+        if self.segments.free_if_closed(conn).is_some_and(|freed| freed.remote.is_some()) {
+            self.remote_freed(conn);
+        }
+        self.drop_segment_if_orphaned(conn.segment(), out);
     }
 
     /// Drops a segment without connections if one of its groups is gone.
@@ -105,6 +144,6 @@ impl Logic {
     }
 }
 
-fn refuse(out: &mut Vec<Out>, function: u32, token: u32, status: Status) {
+pub(super) fn refuse(out: &mut Vec<Out>, function: u32, token: u32, status: Status) {
     reply(out, function, token, Completion::Connected { status, conn: ConnId(0) });
 }

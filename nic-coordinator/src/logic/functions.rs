@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ring::msg::ConnId;
 
 use super::claims::Offer;
+use crate::hosts::calls::CallId;
 
 /// Which end of a connection: 0 is the client's, 1 the server's.
 pub type Side = usize;
@@ -20,6 +21,19 @@ pub enum Holder {
     Function(u32),
     /// A forked child that has not attached yet, by the number of the fork.
     Fork(u64),
+    /// Another host's coordinator.
+    Remote(CallId),
+}
+
+impl Holder {
+    /// The function that it is.
+    #[must_use]
+    pub fn function(&self) -> Option<u32> {
+        match self {
+            Holder::Function(function) => Some(*function),
+            Holder::Fork(_) | Holder::Remote(_) => None,
+        }
+    }
 }
 
 /// What one holder holds: the reverse of the holder lists in listeners and connections.
@@ -57,7 +71,7 @@ pub struct Function {
     pub identity: Identity,
     /// What it holds.
     pub holdings: Holdings,
-    /// Connects and claims that wait for their segment.
+    /// Connects and claims that wait for their segment, or for another host's answer.
     pub connecting: usize,
     /// Listeners of others that it accepts on.
     pub stands_for: BTreeSet<Stand>,

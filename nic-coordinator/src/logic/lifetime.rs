@@ -5,7 +5,7 @@ use ring::msg::{Completion, ConnId, Status};
 
 use super::forks::{ATTACH_LATER_US_MAX, ATTACH_US_MAX, Fork};
 use super::functions::{CLIENT, Holder, Identity, SERVER, Side};
-use super::segments::End;
+use super::segments::{Asker, End};
 use super::{Holdings, Limits, Logic, Out, announce, reply, tell_ready};
 
 impl Logic {
@@ -128,7 +128,9 @@ impl Logic {
             }
         }
         if function.connecting > 0 {
-            self.segments.forget_waiting(f);
+            let of_f = |asker: &Asker| matches!(asker, Asker::Process { function, .. } if *function == f);
+            self.segments.forget_waiting(of_f);
+            self.forget_asking(f, out);
         }
         self.release_all(Holder::Function(f), &function.holdings, out);
         self.leave_group(function.identity.group, out);
@@ -199,14 +201,17 @@ impl Logic {
         if let Some(place) = conn.ends.get_mut(side) {
             *place = Some(end);
         }
+        let far = conn.remote.filter(|(_, far)| *far != side);
         if let Some(news) = conn.news_of(side, id) {
             // A function that is being detached is not in the table any more and hears nothing.
             for function in conn.functions(other(side)).filter(|f| self.functions.get(*f).is_some()) {
                 announce(out, function, news);
             }
         }
-        self.segments.free_if_closed(id);
-        self.drop_segment_if_orphaned(id.segment(), out);
+        if let Some((call, _)) = far {
+            self.remote_told(call, end);
+        }
+        self.free_if_closed(id, out);
     }
 
     /// Somebody waits for these children, or for their end.

@@ -73,16 +73,13 @@ impl Listener {
     pub fn forks(&self) -> impl Iterator<Item = u64> {
         self.holders.iter().filter_map(|holder| match holder {
             Holder::Fork(id) => Some(*id),
-            Holder::Function(_) => None,
+            Holder::Function(_) | Holder::Remote(_) => None,
         })
     }
 
     /// The functions that hold it.
     pub fn functions(&self) -> impl Iterator<Item = u32> {
-        self.holders.iter().filter_map(|holder| match holder {
-            Holder::Function(function) => Some(*function),
-            Holder::Fork(_) => None,
-        })
+        self.holders.iter().filter_map(Holder::function)
     }
 }
 

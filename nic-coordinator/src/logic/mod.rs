@@ -9,6 +9,7 @@
 //! | [`listeners`] | which listener a destination means; accept queues |
 //! | [`segments`] | slots for connections in the memory that two groups share |
 //! | [`forks`] | what a child inherits before it has attached |
+//! | [`remote`] | connections with other hosts |
 //! | `connect`, `accept`, `claims`, `lifetime` | the requests, in terms of those tables |
 
 mod accept;
@@ -19,6 +20,7 @@ pub mod functions;
 mod lifetime;
 pub mod listeners;
 pub mod policy;
+pub mod remote;
 pub mod segments;
 
 use ring::bus::AGENT_FUNCTION;
@@ -28,6 +30,7 @@ use claims::Peer;
 use forks::Forks;
 use functions::{Functions, Holder, Holdings};
 use listeners::Listeners;
+use remote::Remote;
 use segments::{End, Segments};
 
 /// Upper bounds, so that no process can take more than its share.
@@ -89,6 +92,7 @@ pub struct Logic {
     forks: Forks,
     listeners: Listeners,
     segments: Segments,
+    remote: Remote,
     /// Number of the next offer.
     offers_ever: u64,
     /// What time it was when somebody last said so.
@@ -240,6 +244,7 @@ impl Logic {
             && self.forks.is_empty()
             && self.listeners.is_empty()
             && self.segments.is_empty()
+            && self.remote.is_empty()
     }
 }
 

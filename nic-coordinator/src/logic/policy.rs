@@ -1,5 +1,7 @@
 //! Who may listen where and connect from where: what the kernel would enforce if it saw the connection.
 
+use std::collections::BTreeSet;
+
 use ring::msg::{Addr, Status};
 
 use super::functions::Identity;
@@ -39,6 +41,33 @@ pub fn may_connect(who: &Identity, dst: &Addr, src: &Addr) -> Result<(), Status>
     may_use_port(who, src.port)
 }
 
+/// Whether `who` may connect to `dst` on another host and call itself `src`, where `own` are the addresses of this one.
+///
+/// # Errors
+/// The status of the refusal.
+pub fn may_call(who: &Identity, dst: &Addr, src: &Addr, own: &BTreeSet<[u8; 16]>) -> Result<(), Status> {
+    if dst.port == 0 || dst.is_wildcard() {
+        return Err(Status::BadRequest);
+    }
+    if src.port == 0 || src.is_v4() != dst.is_v4() || !own.contains(&src.ip) {
+        return Err(Status::Denied);
+    }
+    may_use_port(who, src.port)
+}
+
+/// Whether a client on another host may connect to `dst` here and call itself `src`. Its own host's coordinator has seen to what it may call itself
+/// there.
+///
+/// # Errors
+/// The status of the refusal.
+pub fn may_be_called(dst: &Addr, src: &Addr, own: &BTreeSet<[u8; 16]>) -> Result<(), Status> {
+    if dst.port == 0 || src.port == 0 || src.is_v4() != dst.is_v4() {
+        return Err(Status::BadRequest);
+    }
+    let elsewhere = !src.is_loopback() && !src.is_wildcard() && !own.contains(&src.ip);
+    if own.contains(&dst.ip) && elsewhere { Ok(()) } else { Err(Status::Denied) }
+}
+
 fn may_use_port(who: &Identity, port: u16) -> Result<(), Status> {
     if port < UNPRIVILEGED_PORT_START && who.uid != 0 { Err(Status::Denied) } else { Ok(()) }
 }
@@ -76,6 +105,27 @@ mod tests {
         assert_eq!(may_connect(&who, &lo(80), &outside(4000)), Err(Status::Denied));
         assert_eq!(may_connect(&who, &lo(80), &v6), Err(Status::Denied));
         assert_eq!(may_connect(&who, &lo(80), &lo(0)), Err(Status::Denied));
+    }
+
+    #[test]
+    fn between_hosts_each_has_its_own_addresses() {
+        let here = |port| Addr::v4([10, 0, 0, 1], port);
+        let there = |port| Addr::v4([10, 0, 0, 2], port);
+        let own = BTreeSet::from([here(0).ip]);
+        let (who, root) = (user(1000), user(0));
+        assert_eq!(may_call(&who, &there(80), &here(4000), &own), Ok(()));
+        assert_eq!(may_call(&who, &there(80), &here(1023), &own), Err(Status::Denied));
+        assert_eq!(may_call(&root, &there(80), &here(1023), &own), Ok(()));
+        assert_eq!(may_call(&root, &there(80), &there(4000), &own), Err(Status::Denied));
+        assert_eq!(may_call(&root, &there(80), &lo(4000), &own), Err(Status::Denied));
+        assert_eq!(may_call(&root, &there(0), &here(4000), &own), Err(Status::BadRequest));
+        assert_eq!(may_be_called(&here(80), &there(4000), &own), Ok(()));
+        assert_eq!(may_be_called(&here(80), &there(0), &own), Err(Status::BadRequest));
+        for (dst, src) in
+            [(lo(80), there(4000)), (there(80), there(4000)), (here(80), here(4000)), (here(80), lo(4000))]
+        {
+            assert_eq!(may_be_called(&dst, &src, &own), Err(Status::Denied), "{dst} {src}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use ring::msg::{Addr, Completion, ConnId};
 use ring::segment::SLOTS;
 
 use super::functions::{CLIENT, Holder, SERVER, Side};
+use crate::hosts::calls::CallId;
 
 /// How a side was closed, and so what the other one is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub struct Conn {
     pub queued: bool,
     /// How each side was closed, if it is.
     pub ends: [Option<End>; 2],
+    /// The end that is on another host, if one is, and what it is called.
+    pub remote: Option<(CallId, Side)>,
 }
 
 impl Conn {
@@ -54,20 +57,29 @@ impl Conn {
 
     /// The functions that hold this side.
     pub fn functions(&self, side: Side) -> impl Iterator<Item = u32> {
-        self.holders.get(side).into_iter().flatten().filter_map(|holder| match holder {
-            Holder::Function(function) => Some(*function),
-            Holder::Fork(_) => None,
-        })
+        self.holders.get(side).into_iter().flatten().filter_map(Holder::function)
     }
+}
+
+/// Who asks for a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asker {
+    /// A process.
+    Process {
+        /// Which.
+        function: u32,
+        /// Token of its request.
+        token: u32,
+    },
+    /// Another host.
+    Remote(CallId),
 }
 
 /// A `Connect` or `Claim` that waits for its segment to be made.
 #[derive(Clone, Copy, Debug)]
 pub struct Waiting {
     /// Whose.
-    pub function: u32,
-    /// Its token.
-    pub token: u32,
+    pub asker: Asker,
     /// What for.
     pub wanted: Wanted,
 }
@@ -75,6 +87,13 @@ pub struct Waiting {
 /// What a process waits for.
 #[derive(Clone, Copy, Debug)]
 pub enum Wanted {
+    /// A connection to another host.
+    Call {
+        /// The client's address.
+        client: Addr,
+        /// Where to.
+        server: Addr,
+    },
     /// A connection to a listener.
     Connect {
         /// The listener that was found.
@@ -226,11 +245,11 @@ impl Segments {
         Some(waiting)
     }
 
-    /// Removes the connects of one function that wait.
-    pub fn forget_waiting(&mut self, function: u32) {
+    /// Removes what some asker waits for.
+    pub fn forget_waiting(&mut self, is_gone: impl Fn(&Asker) -> bool) {
         for id in &self.making {
             if let Some(Segment { waiting: Some(queue), .. }) = self.by_id.get_mut(id) {
-                queue.retain(|w| w.function != function);
+                queue.retain(|w| !is_gone(&w.asker));
             }
         }
     }
@@ -278,18 +297,16 @@ impl Segments {
         self.slot_mut(conn)?.conn.as_mut()
     }
 
-    /// Frees the slot of a connection whose sides are both closed.
-    pub fn free_if_closed(&mut self, conn: ConnId) {
-        let Some(slot) = self.slot_mut(conn) else { return };
-        if !slot.conn.as_ref().is_some_and(|c| c.closed(CLIENT) && c.closed(SERVER)) {
-            return;
-        }
-        slot.conn = None;
+    /// Frees the slot of a connection whose sides are both closed, and returns what was in it.
+    pub fn free_if_closed(&mut self, conn: ConnId) -> Option<Conn> {
+        let slot = self.slot_mut(conn)?;
+        let freed = slot.conn.take_if(|c| c.closed(CLIENT) && c.closed(SERVER))?;
         if let Some(segment) = self.by_id.get_mut(&conn.segment()) {
             segment.free.push(conn.slot());
             segment.used -= 1;
             self.conns -= 1;
         }
+        Some(freed)
     }
 
     /// A group is gone: its segments get no more connections, not even if the number of the group is used again.
@@ -350,6 +367,7 @@ mod tests {
             listener: 1,
             queued: false,
             ends: [None; 2],
+            remote: None,
         }
     }
 
