@@ -21,6 +21,7 @@ endif
 E2E := exports conformance c pipes programs operator namespaces lab faults idle
 
 .PHONY: help setup build demo test test-all test-unit test-loom test-e2e test-each-queue test-lcores test-queues test-pci arm64 deb suites random matrix
+.PHONY: simulate scale
 .PHONY: bench bench-build bench-queues bench-quick criterion guard baseline fmt lint clean
 
 help: ## Show this list
@@ -80,6 +81,12 @@ suites: build ## Redis's, memcached's and Python's own tests, on the kernel and 
 
 random: build ## Random programs against the kernel for SECONDS=600, from SEED=... or a fresh one
 	$(if $(SEED),RANDOM_SEED=$(SEED) )RANDOM_SECONDS=$(or $(SECONDS),600) $(CARGO) test -p ipc-direct-tests --test random
+
+simulate: setup ## Many hosts on virtual time, with every kind of fault, for SECONDS=300 from SEED=... or a fresh one
+	$(if $(SEED),SIMULATE_SEED=$(SEED) )SIMULATE_SECONDS=$(or $(SECONDS),300) $(CARGO) test --release -p nic-coordinator --test simulation for_a_while -- --nocapture
+
+scale: setup ## What docs/scale.md says: control traffic, memory and set-ups with 2 to HOSTS=1000 hosts
+	SIMULATE_SCALE=$(or $(HOSTS),1000) $(CARGO) test --release -p nic-coordinator --test simulation table -- --nocapture
 
 matrix: build ## Write docs/support.md from what the conformance suite shows
 	IPC_DIRECT_TEST_MATRIX=write $(CARGO) test -p ipc-direct-tests --test conformance
