@@ -1,0 +1,197 @@
+//! SPEC 13.9 to 13.14 between two coordinators: what a connection costs that comes to nothing, and that a message counts once.
+
+use std::net::Ipv4Addr;
+
+use nic_coordinator::hosts::calls::{CONNECT_US_MAX, CallId, Limits, News, Wanted};
+use nic_coordinator::hosts::finder::SEEK_US;
+use nic_coordinator::hosts::{Destination, Hosts, Settings};
+use ring::hosts::{Addresses, Ending, Incarnation, KEY_BYTES, Path};
+use ring::msg::{Addr, Status};
+
+const WAY_US: u64 = 50;
+
+fn address(host: u8, port: u16) -> Addr {
+    Addr::v4([10, 0, 0, host], port)
+}
+
+fn wanted(from: u8, to: u8, port: u16) -> Wanted {
+    Wanted { dst: address(to, 80), src: address(from, port), path: Path([from; 64]) }
+}
+
+/// Hosts 1 and 2, and what is on its way between them.
+struct Pair {
+    now_us: u64,
+    hosts: [Hosts; 2],
+    /// Datagrams are lost.
+    cut: bool,
+    /// How many, of which each arrives twice.
+    sent: usize,
+}
+
+impl Pair {
+    fn new(limits: Limits) -> Pair {
+        let host = |number: u8| {
+            let mut addresses = Addresses::NONE;
+            addresses.push(address(number, 0).ip);
+            let settings = Settings {
+                card: Ipv4Addr::new(10, 1, 0, number),
+                incarnation: Incarnation([number; 16]),
+                epoch: number.into(),
+                key: [3; KEY_BYTES],
+                addresses,
+                peers: Vec::new(),
+                announce: true,
+                limits,
+            };
+            Hosts::new(settings, 0)
+        };
+        let mut pair = Pair { now_us: 0, hosts: [host(1), host(2)], cut: false, sent: 0 };
+        pair.run(200_000);
+        pair
+    }
+
+    /// Lets both talk for so long.
+    fn run(&mut self, for_us: u64) {
+        let end_us = self.now_us + for_us;
+        while self.now_us < end_us {
+            for from in [0, 1] {
+                while let Some((to, datagram)) = self.hosts[from].poll(self.now_us) {
+                    assert!(matches!(to, Destination::Everybody | Destination::Peer(_)));
+                    self.sent += 1;
+                    if !self.cut {
+                        let card = Ipv4Addr::new(10, 1, 0, u8::try_from(from).unwrap() + 1);
+                        self.hosts[1 - from].receive(self.now_us, card, &datagram);
+                        self.hosts[1 - from].receive(self.now_us, card, &datagram);
+                    }
+                }
+            }
+            self.now_us += WAY_US;
+        }
+    }
+
+    fn news(&mut self, host: usize) -> Vec<News> {
+        std::iter::from_fn(|| self.hosts[host].next_news(self.now_us)).collect()
+    }
+
+    fn connect(&mut self, id: u64, wanted: Wanted) {
+        self.hosts[0].connect(self.now_us, id, wanted);
+    }
+}
+
+fn refused(id: u64, status: Status) -> News {
+    News::Answered { id: CallId::Out(id), answer: Err(status) }
+}
+
+#[test]
+fn s13_13_a_host_without_coordinator_costs_one_wait_once() {
+    let mut pair = Pair::new(Limits::default());
+    pair.connect(1, wanted(1, 9, 4000));
+    assert_eq!(pair.news(0), []);
+    pair.run(SEEK_US + WAY_US);
+    assert_eq!(pair.news(0), [refused(1, Status::NoListener)]);
+    pair.connect(2, wanted(1, 9, 4001));
+    assert_eq!(pair.news(0), [refused(2, Status::NoListener)]);
+}
+
+#[test]
+fn s13_10_a_connection_is_asked_for_until_it_is_answered_and_decided_once() {
+    let mut pair = Pair::new(Limits::default());
+    pair.connect(1, wanted(1, 2, 4000));
+    pair.run(300_000);
+    let asked = pair.news(1);
+    let [News::Connect { id, peer, wanted: heard }] = asked[..] else { panic!("{asked:?}") };
+    assert_eq!((peer, heard), (Ipv4Addr::new(10, 1, 0, 1), wanted(1, 2, 4000)));
+    pair.hosts[1].answer(pair.now_us, id, Ok(Path([2; 64])));
+    pair.run(100_000);
+    assert_eq!(pair.news(0), [News::Answered { id: CallId::Out(1), answer: Ok(Path([2; 64])) }]);
+    assert_eq!(pair.news(1), []);
+    // Each end ends, and is told of the other one.
+    pair.hosts[1].close(pair.now_us, id, Ending::Marked);
+    pair.run(100_000);
+    assert_eq!(pair.news(0), [News::Closed { id: CallId::Out(1), ending: Ending::Marked }]);
+    pair.hosts[0].close(pair.now_us, CallId::Out(1), Ending::Unmarked);
+    pair.run(100_000);
+    assert_eq!(pair.news(1), [News::Closed { id, ending: Ending::Unmarked }]);
+    assert!(pair.hosts[0].calls().is_empty());
+    // And nobody says any more about it.
+    let sent = pair.sent;
+    pair.run(500_000);
+    assert!(pair.sent <= sent + 4, "{} more", pair.sent - sent);
+}
+
+#[test]
+fn s13_10_no_answer_is_one_after_a_while() {
+    let mut pair = Pair::new(Limits::default());
+    pair.cut = true;
+    pair.connect(1, wanted(1, 2, 4000));
+    pair.run(CONNECT_US_MAX - 1000);
+    assert_eq!(pair.news(0), []);
+    pair.run(2000);
+    assert_eq!(pair.news(0), [refused(1, Status::NoListener)]);
+}
+
+/// Given up here while it is granted there: there it ends, too.
+#[test]
+fn s13_11_who_gives_up_says_so() {
+    let mut pair = Pair::new(Limits::default());
+    pair.connect(1, wanted(1, 2, 4000));
+    pair.run(1000);
+    let asked = pair.news(1);
+    let [News::Connect { id, .. }] = asked[..] else { panic!("{asked:?}") };
+    pair.hosts[0].close(pair.now_us, CallId::Out(1), Ending::Unmarked);
+    assert_eq!(pair.news(0), [refused(1, Status::NoListener)]);
+    pair.run(100_000);
+    assert_eq!(pair.news(1), [News::Closed { id, ending: Ending::Unmarked }]);
+    pair.hosts[1].answer(pair.now_us, id, Ok(Path::default()));
+    pair.hosts[1].close(pair.now_us, id, Ending::Unmarked);
+    pair.run(1_000_000);
+    assert!(pair.hosts[0].calls().is_empty(), "{:?}", pair.hosts[0].calls());
+}
+
+#[test]
+fn s13_12_a_lost_peer_ends_all() {
+    let mut pair = Pair::new(Limits::default());
+    pair.connect(1, wanted(1, 2, 4000));
+    pair.run(1000);
+    let asked = pair.news(1);
+    let [News::Connect { id, .. }] = asked[..] else { panic!("{asked:?}") };
+    pair.hosts[1].answer(pair.now_us, id, Ok(Path::default()));
+    pair.run(100_000);
+    assert_eq!(pair.news(0).len(), 1);
+    pair.cut = true;
+    pair.run(4_000_000);
+    assert_eq!(pair.news(0), [News::Closed { id: CallId::Out(1), ending: Ending::Unmarked }]);
+    assert_eq!(pair.news(1), [News::Closed { id, ending: Ending::Unmarked }]);
+    assert!(pair.hosts.iter().all(|hosts| hosts.calls().is_empty()));
+}
+
+#[test]
+fn s13_14_nobody_speaks_for_another_hosts_addresses() {
+    let mut pair = Pair::new(Limits::default());
+    pair.connect(1, wanted(7, 2, 4000));
+    pair.run(100_000);
+    assert_eq!(pair.news(1), []);
+    pair.run(100_000);
+    assert_eq!(pair.news(0), [refused(1, Status::Denied)]);
+}
+
+#[test]
+fn s13_10_so_many_are_set_up_at_one_time() {
+    let mut pair = Pair::new(Limits { setups: 2, waiting: 3, of_peer: 100 });
+    for id in 1..=6 {
+        pair.connect(id, wanted(1, 2, 4000 + u16::try_from(id).unwrap()));
+    }
+    assert_eq!(pair.news(0), [refused(6, Status::Quota)]);
+    pair.run(1000);
+    assert_eq!(pair.hosts[1].calls().setups(), 2);
+    let mut granted = 0;
+    for _ in 0..10 {
+        for news in pair.news(1) {
+            let News::Connect { id, .. } = news else { panic!("{news:?}") };
+            pair.hosts[1].answer(pair.now_us, id, Ok(Path::default()));
+            granted += 1;
+        }
+        pair.run(100_000);
+    }
+    assert_eq!((granted, pair.news(0).len()), (5, 5));
+}
