@@ -21,7 +21,7 @@ endif
 E2E := exports conformance c pipes programs operator namespaces lab faults idle
 
 .PHONY: help setup build demo test test-all test-unit test-loom test-e2e test-each-queue test-lcores test-queues test-pci arm64 deb suites random matrix
-.PHONY: simulate scale
+.PHONY: simulate scale mutants
 .PHONY: bench bench-build bench-queues bench-quick criterion guard baseline fmt lint clean
 
 help: ## Show this list
@@ -87,6 +87,9 @@ simulate: setup ## Many hosts on virtual time, with every kind of fault, for SEC
 
 scale: setup ## What docs/scale.md says: control traffic, memory and set-ups with 2 to HOSTS=1000 hosts
 	SIMULATE_SCALE=$(or $(HOSTS),1000) $(CARGO) test --release -p nic-coordinator --test simulation table -- --nocapture
+
+mutants: setup ## Plant mistakes in a copy of the coordinator's logic: the simulation must catch each
+	@scripts/mutants $(TARGET)/mutants
 
 matrix: build ## Write docs/support.md from what the conformance suite shows
 	IPC_DIRECT_TEST_MATRIX=write $(CARGO) test -p ipc-direct-tests --test conformance
