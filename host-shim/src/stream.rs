@@ -466,6 +466,19 @@ impl Stream {
         }
     }
 
+    /// Nothing has come, ended or failed: no event, but for room to write. False says nothing.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        let plain = self.sock.modes.load(Ordering::Relaxed) & !(modes::UNIX | modes::OOB_INLINE) == 0;
+        plain
+            && self.sock.shut.load(Ordering::Relaxed) == 0
+            && self.sock.dead.load(Ordering::Relaxed) == 0
+            && self.in_dir.state.load(Ordering::Acquire) == state::OPEN
+            && self.in_dir.urgent.load(Ordering::Relaxed) == 0
+            && !self.has_data()
+    }
+
     /// Enough bytes wait for poll(2), or the room for more is used up.
     #[inline(always)]
     #[must_use]
