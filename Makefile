@@ -20,7 +20,7 @@ export IPC_DIRECT_LCORES := $(LCORES)
 endif
 E2E := exports conformance c pipes programs operator namespaces lab faults idle
 
-.PHONY: help setup build demo test test-all test-unit test-loom test-e2e test-each-queue test-lcores test-queues test-pci arm64 deb suites random matrix
+.PHONY: help setup build demo test test-all test-unit test-loom test-e2e test-each-queue test-lcores test-queues test-pci test-rdma arm64 deb suites random matrix
 .PHONY: simulate scale mutants
 .PHONY: bench bench-build bench-queues bench-quick criterion guard baseline fmt lint clean
 
@@ -38,7 +38,7 @@ demo: bench-build ## Measure redis over kernel TCP, AF_UNIX and IPC-Direct; writ
 
 test: test-unit test-loom test-e2e test-each-queue test-lcores ## Run every test but the long ones
 
-test-all: test test-pci suites random ## Also the long parts: the card behind PCI, programs' own tests, ten minutes of random programs
+test-all: test test-pci test-rdma suites random ## Also the long parts: the card behind PCI, two hosts with RDMA, programs' own tests, ten minutes of random programs
 
 test-unit: setup ## Unit, property and integration tests of every crate
 	$(CARGO) test --workspace --exclude ipc-direct-tests
@@ -64,12 +64,16 @@ test-queues: build ## Kill clients at random points under load, on each request 
 	QUEUE_SECONDS=$(or $(SECONDS),300) $(CARGO) test -p ipc-direct-tests --test faults -- queues:: --nocapture
 
 test-pci: build ## A card behind real PCI BARs: QEMU's ivshmem, agent and redis in a guest, the coordinator outside
-	@scripts/guest $(TARGET)/guest $(IPC_DIRECT_BIN_DIR)
+	@scripts/guest pci $(TARGET)/guest $(IPC_DIRECT_BIN_DIR)
 	IPC_DIRECT_GUEST_DIR=$(TARGET)/guest $(CARGO) test -p ipc-direct-tests --test pci
+
+test-rdma: build ## Two hosts with RDMA: guests of QEMU with soft-RoCE, joined by an Ethernet
+	@scripts/guest rdma $(TARGET)/guest-rdma $(IPC_DIRECT_BIN_DIR)
+	IPC_DIRECT_GUEST_DIR=$(TARGET)/guest-rdma $(CARGO) test -p ipc-direct-tests --test rdma
 
 arm64: build ## Cross-build the coordinator for 64-bit Arm; its tests and whole sessions with it under qemu-user
 	@scripts/arm64 $(TARGET)/arm64
-	@scripts/guest $(TARGET)/guest $(IPC_DIRECT_BIN_DIR)
+	@scripts/guest pci $(TARGET)/guest $(IPC_DIRECT_BIN_DIR)
 	@scripts/arm64-sessions $(TARGET)/arm64
 
 deb: setup ## Write the Debian package of the coordinator for the card, target/arm64/ipc-direct-card_*_arm64.deb

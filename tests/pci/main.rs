@@ -7,18 +7,16 @@
 //! `make test-pci` prepares the guest. `IPC_DIRECT_COORDINATOR` names another coordinator, as for `ipc-direct up`.
 
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::sync::mpsc::{self, Receiver};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
 
 use harness::child::Guarded;
 use harness::counters::Report;
 use harness::scratch::Scratch;
 use harness::suite::{self, Test};
-use harness::{Failure, Outcome, bins, ensure, fail};
+use harness::{Failure, Outcome, bins, ensure, fail, guest};
 use rustix::process::Signal;
 
 const TESTS: &[Test] = &[("redis_behind_pci", redis_behind_pci)];
@@ -58,30 +56,6 @@ impl Memory {
     }
 }
 
-/// Lines of a child's output, as they come.
-fn lines(pipe: impl std::io::Read + Send + 'static) -> Receiver<String> {
-    let (tell, told) = mpsc::channel();
-    thread::spawn(move || {
-        for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
-            let _ = tell.send(String::from_utf8_lossy(&line).trim_end().to_owned());
-        }
-    });
-    told
-}
-
-/// The next line that holds `word`, within [`BOUND`]; all lines so far go to `heard`.
-fn line_with(told: &Receiver<String>, word: &str, heard: &mut String) -> Outcome<String> {
-    let deadline = Instant::now() + BOUND;
-    while let Ok(line) = told.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-        heard.push_str(&line);
-        heard.push('\n');
-        if line.contains(word) {
-            return Ok(line);
-        }
-    }
-    fail(format!("no line with `{word}`; what came:\n{heard}"))
-}
-
 fn card(memory: &Memory) -> Outcome<Guarded> {
     let own = bins::product_dir()?.join("nic-coordinator");
     let program = std::env::var_os("IPC_DIRECT_COORDINATOR").map_or(own, PathBuf::from);
@@ -94,20 +68,9 @@ fn card(memory: &Memory) -> Outcome<Guarded> {
 }
 
 fn guest(memory: &Memory) -> Outcome<Guarded> {
-    let directory = std::env::var_os("IPC_DIRECT_GUEST_DIR")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest"), PathBuf::from);
-    for name in ["vmlinuz", "initrd"] {
-        let file = directory.join(name);
-        ensure(file.exists(), || format!("{} is missing: run `make test-pci`", file.display()))?;
-    }
-    let mut command = Command::new(bins::program("qemu-system-x86_64")?);
-    // KVM is not to be had everywhere, and this tests no speed.
-    command.args(["-machine", "q35,memory-backend=ram", "-cpu", "qemu64", "-accel", "tcg,thread=multi"]);
-    command.args(["-smp", "1", "-m", &format!("{}M", RAM_BYTES >> 20)]);
-    command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"]);
-    command.args(["-append", "console=ttyS0 panic=-1 quiet"]);
-    command.arg("-kernel").arg(directory.join("vmlinuz"));
-    command.arg("-initrd").arg(directory.join("initrd"));
+    let mut command = guest::qemu("guest", "test-pci", "")?;
+    command.args(["-machine", "memory-backend=ram", "-cpu", "qemu64", "-serial", "stdio"]);
+    command.args(["-m", &format!("{}M", RAM_BYTES >> 20)]);
     let file = |id: &str, path: &Path, bytes: u64| {
         format!("memory-backend-file,id={id},share=on,mem-path={},size={bytes}", path.display())
     };
@@ -118,20 +81,25 @@ fn guest(memory: &Memory) -> Outcome<Guarded> {
         command.args(["-object", &file(&id, &path, BAR_BYTES)]);
         command.args(["-device", &format!("ivshmem-plain,memdev={id},addr={:#x}", 0x10 + number)]);
     }
-    Guarded::spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()))
+    Guarded::spawn(&mut command)
+}
+
+/// The next line that holds `word`, within [`BOUND`]; all lines so far go to `heard`.
+fn line_with(told: &Receiver<String>, word: &str, heard: &mut String) -> Outcome<String> {
+    guest::line_with(told, word, BOUND, heard)
 }
 
 fn redis_behind_pci() -> Outcome {
     let memory = Memory::new()?;
     let mut card = card(&memory)?;
     let Some(log) = card.stderr() else { return fail("the coordinator's log is not piped") };
-    let log = lines(log);
+    let log = guest::lines(log);
     let mut heard = String::new();
     line_with(&log, "waiting for an agent", &mut heard)?;
 
     let mut guest = guest(&memory)?;
     let Some(console) = guest.stdout() else { return fail("the guest's console is not piped") };
-    let console = lines(console);
+    let console = guest::lines(console);
     let up = line_with(&console, "pci: ", &mut heard)?;
     ensure(up.contains("coordinator on the card"), || {
         format!("no agent in the guest:\n{heard}\n{}", rest(&console, &log))

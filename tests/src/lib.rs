@@ -8,6 +8,7 @@
 //! | [`child`] | processes with a bound on every wait, killed by pid when dropped |
 //! | [`census`] | what exists on the machine, to compare before and after |
 //! | [`net`] | free ports, waiting for a listener |
+//! | [`guest`] | machines of QEMU |
 //! | [`scratch`] | a directory of one's own |
 //! | [`redis`] | redis servers of one's own |
 //! | [`voice`] | programs of ours that say what they do |
@@ -21,6 +22,7 @@ pub mod bins;
 pub mod census;
 pub mod child;
 pub mod counters;
+pub mod guest;
 pub mod instance;
 pub mod net;
 pub mod redis;
