@@ -4,11 +4,17 @@ use std::process::ExitCode;
 
 use harness::suite::{self, Test};
 
+mod fabric;
 mod pair;
 mod pingpong;
 mod session;
 
-const TESTS: &[Test] = &[("pingpong", pingpong::messages), ("session", session::redis)];
+const TESTS: &[Test] = &[
+    ("pingpong", pingpong::messages),
+    ("session", session::redis),
+    ("fabric_writes", fabric::writes),
+    ("fabric_process_killed", fabric::process_killed),
+];
 
 fn main() -> ExitCode {
     let code = suite::main(TESTS);

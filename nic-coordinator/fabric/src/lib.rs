@@ -17,6 +17,9 @@
 //! Nothing here blocks and nothing here has a thread. Who wants to sleep asks [`endpoint::Endpoint::may_sleep`] and waits
 //! for [`endpoint::Endpoint::wait_fds`].
 //!
+//! A peer whose process dies is an event. A peer whose whole host goes without a word may be none: over verbs on soft-RoCE, a
+//! minute passed and a message that nobody acknowledged was still under way. A link needs signs of life of its own.
+//!
 //! ```no_run
 //! use fabric::endpoint::{Completion, Endpoint, Event, Settings};
 //! use fabric::provider::Fabric;

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fabric::endpoint::{Completion, Down, Endpoint, PostError};
+use fabric::endpoint::{Completion, Down, Endpoint, Event, PostError};
 use fabric::memory::{Access, Region, Remote};
 use fabric::provider::Fabric;
 
@@ -120,6 +120,10 @@ impl Peer {
             }
         })?;
         if count == 0 {
+            // With verbs, what is under way waits for a dead peer's acknowledgements, and only the event says that it is dead.
+            if matches!(self.endpoint.event()?, Some(Event::Ended)) {
+                return Err(Down::Ended.into());
+            }
             // A machine with fewer cores than ends: the other one may need this one.
             std::thread::yield_now();
         }
