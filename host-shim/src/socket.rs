@@ -11,7 +11,6 @@ use crate::handle::{self, Handle, Kind, NewStream, Stream, touched};
 use crate::segments::{self, Mapped};
 use crate::sock::{self, Sock, shut};
 use crate::spare::{self, Spare};
-use crate::stream::leave_news;
 use crate::sys::NoSignals;
 use crate::{
     bells, config, coordinator, epoll, fds, file, leave, listener, overlay, process, stamps, stats, sys,
@@ -257,7 +256,7 @@ pub fn wake_own_side(h: &Handle, s: &Stream) {
         return;
     };
     for watch in [&s.in_dir.rx_watch, &s.out_dir.tx_watch] {
-        let sleeper = leave_news(ours, wake::lane(watch.load(Ordering::Relaxed)), s.conn.slot());
+        let sleeper = ours.leave_news(wake::lane(watch.load(Ordering::Relaxed)), s.conn.slot());
         let _ = sleeper.bell().is_some_and(bells::ring);
     }
 }

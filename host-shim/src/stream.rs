@@ -7,7 +7,7 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{Ordering, fence};
 
-use ring::segment::{Direction, READER_SHUT, RING_BYTES, Side, state};
+use ring::segment::{Direction, READER_SHUT, RING_BYTES, state};
 use ring::stream::{self, Reader};
 use ring::urgent;
 use ring::wake::{self, Claimed, SleepWord};
@@ -29,16 +29,6 @@ const RELAX_BYTES: [u64; 2] = [64 * 1024, 1024 * 1024];
 /// Positions before and after a call lie in different spans of `every` bytes.
 fn passes(before: u64, after: u64, every: u64) -> bool {
     before / every != after / every
-}
-
-/// Leaves news of a slot for the lane of `watch` (plus one) of a side. Who sleeps on it.
-pub fn leave_news(side: &Side, watch: u32, slot: u16) -> Claimed {
-    let lane = (watch as usize).wrapping_sub(1);
-    let flag = side.news.get(lane).and_then(|news| news.get(usize::from(slot)));
-    match (flag, side.lanes.get(lane)) {
-        (Some(flag), Some(lane)) => wake::post(flag, wake::stamp(&lane.order), &lane.sleeping),
-        _ => Claimed::NONE,
-    }
 }
 
 /// How reading ends when there is nothing to read.
@@ -374,7 +364,7 @@ impl Handle {
         if watch != 0
             && let Some(theirs) = m.theirs()
         {
-            there = leave_news(theirs, watch, slot);
+            there = theirs.leave_news(watch, slot);
         }
         if each {
             m.ring();

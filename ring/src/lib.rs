@@ -13,6 +13,7 @@
 //! | [`msg`] | 3 | what the entries say, parsed and validated |
 //! | [`switch`] | 3.10 | how a connection that the kernel has made leaves it |
 //! | [`stream`] | 4 | one direction of a connection: records with inline headers |
+//! | [`relay`] | 4.10 | a direction whose ends are in two memories, on two hosts |
 //! | [`segment`] | 5 | the memory that two process groups share: slots, lanes, rings |
 //! | [`wake`] | 6 | sleeping and waking without a fence on the sender's side |
 //! | [`attach`] | 7 | messages between a process and the host agent |
@@ -20,6 +21,7 @@
 //! | [`stats`] | 9 | the counters that a process shows to the agent; reason codes |
 //! | [`image`] | 10 | what a process leaves for the program that it executes |
 //! | [`profile`] | | how long a bus takes that an emulated card imitates |
+//! | [`link`] | 14 | messages between the bridges of two hosts |
 //! | [`card`] | 12 | the bus of a real card: the same messages through function 0's memories |
 //! | [`hosts`] | 13 | datagrams between the coordinators of different hosts |
 //!
@@ -34,9 +36,11 @@ pub mod bus;
 pub mod card;
 pub mod hosts;
 pub mod image;
+pub mod link;
 pub mod msg;
 pub mod profile;
 pub mod queue;
+pub mod relay;
 pub mod segment;
 pub mod shared;
 pub mod side;

@@ -15,7 +15,7 @@
 use crate::VERSION;
 use crate::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use crate::shared::{Region, Shared};
-use crate::wake::SleepWord;
+use crate::wake::{self, Claimed, SleepWord};
 
 /// "IPDG".
 pub const SEGMENT_MAGIC: u32 = u32::from_le_bytes(*b"IPDG");
@@ -74,6 +74,19 @@ pub struct Side {
 }
 // SAFETY: atomics only, repr(C).
 unsafe impl Shared for Side {}
+
+impl Side {
+    /// Waker: leaves news of a slot for the lane of `watch` (plus one; [`wake::lane`]). Who sleeps on it.
+    #[must_use]
+    pub fn leave_news(&self, watch: u32, slot: u16) -> Claimed {
+        let lane = (watch as usize).wrapping_sub(1);
+        let flag = self.news.get(lane).and_then(|news| news.get(usize::from(slot)));
+        match (flag, self.lanes.get(lane)) {
+            (Some(flag), Some(lane)) => wake::post(flag, wake::stamp(&lane.order), &lane.sleeping),
+            _ => Claimed::NONE,
+        }
+    }
+}
 
 /// Stream states in [`Direction::state`].
 pub mod state {

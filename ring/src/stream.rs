@@ -24,10 +24,10 @@ use crate::shared::Region;
 /// on the first while the writer copies the next.
 pub const RECORD_MAX: usize = 16 * 1024;
 const HEADER: u64 = 8;
-const VALID: u64 = 1 << 63;
-const KIND_DATA: u64 = 1 << 32;
-const KIND_SKIP: u64 = 2 << 32;
-const KIND_URGENT: u64 = 3 << 32;
+pub(crate) const VALID: u64 = 1 << 63;
+pub(crate) const KIND_DATA: u64 = 1 << 32;
+pub(crate) const KIND_SKIP: u64 = 2 << 32;
+pub(crate) const KIND_URGENT: u64 = 3 << 32;
 const KIND_ANCILLARY: u64 = 4 << 32;
 
 /// The bytes of a ring, a power of two of them, as headers and payload. The shipped one is [`RingBytes`]; the loom tests
@@ -182,7 +182,7 @@ pub fn is_open(dir: &Direction, generation: u32) -> bool {
 
 /// Writer: bytes that the reader has freed, looking at its line only when the known space is below `want`.
 #[inline(always)]
-fn space(mem: &impl Memory, dir: &Direction, w: &mut Writer, want: u64) -> Result<u64, Violation> {
+pub(crate) fn space(mem: &impl Memory, dir: &Direction, w: &mut Writer, want: u64) -> Result<u64, Violation> {
     let free = mem.size().wrapping_sub(w.tail.wrapping_sub(w.seen));
     if free >= want {
         return Ok(free);
@@ -271,7 +271,7 @@ pub fn commit_urgent(mem: &impl Memory, w: &mut Writer) -> Result<(), Violation>
 }
 
 #[inline(always)]
-fn publish(mem: &impl Memory, tail: u64, header: u64, step: u64) -> Result<(), Violation> {
+pub(crate) fn publish(mem: &impl Memory, tail: u64, header: u64, step: u64) -> Result<(), Violation> {
     let mask = mem.size() - 1;
     let next = mem.header((tail + step) & mask).ok_or(Violation)?;
     let this = mem.header(tail & mask).ok_or(Violation)?;

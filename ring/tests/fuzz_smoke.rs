@@ -65,3 +65,8 @@ fn s8_2_bus() {
 fn s13_3_hosts() {
     feed(targets::hosts, 56);
 }
+
+#[test]
+fn s14_2_link() {
+    feed(targets::link, 96);
+}

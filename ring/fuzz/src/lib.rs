@@ -2,7 +2,7 @@
 //! the bytes get further than they should.
 //!
 //! `cargo test -p ipc-direct-ring --test fuzz_smoke` feeds them random bytes. With coverage, from `ring/`:
-//! `cargo install cargo-fuzz`, then `cargo +nightly fuzz run stream` (or `msg`, `attach`, `bus`, `hosts`, `queue`, `window`);
+//! `cargo install cargo-fuzz`, then `cargo +nightly fuzz run stream` (or `msg`, `attach`, `bus`, `hosts`, `queue`, `window`, `link`);
 //! `cargo fuzz run -s none stream` does without nightly.
 
 #[path = "../../tests/support/mod.rs"]
@@ -13,6 +13,7 @@ use ring::attach::{Call, Reply};
 use ring::bus::BusMsg;
 use ring::card;
 use ring::hosts::{Envelope, HostMsg, Incarnation};
+use ring::link;
 use ring::msg::{Completion, Request};
 use ring::queue::Key;
 use ring::queue::shared::{Found, Poster, Ring, Taker};
@@ -247,5 +248,28 @@ pub fn hosts(data: &[u8]) {
     if let Ok(message) = HostMsg::from_wire(data) {
         let (bytes, length) = message.to_wire();
         assert_eq!(&bytes[..length], data);
+    }
+}
+
+/// SPEC 14: messages of another host's bridge, as they are and behind an honest head. What parses is built again to the same.
+pub fn link(data: &[u8]) {
+    let mut framed = [&[0; link::HEAD_BYTES], data].concat();
+    link::seal(&mut framed, 7);
+    for bytes in [data, &framed] {
+        let Ok((taken, items)) = link::parse(bytes) else { continue };
+        let mut room = vec![0; bytes.len()];
+        let mut builder = link::Builder::new(&mut room, 0);
+        let mut whole = true;
+        for item in items {
+            let Ok(item) = item else {
+                whole = false;
+                break;
+            };
+            assert!(builder.add(item.connection, &item.body));
+        }
+        let len = builder.len();
+        link::seal(&mut room, taken);
+        assert_eq!(room[..len], bytes[..len]);
+        assert!(!whole || len == bytes.len());
     }
 }
