@@ -16,9 +16,11 @@
 //! | [`latency`] | the time that a real bus takes, added to the emulated one |
 //! | [`outbox`] | what waits for credit |
 //! | [`sleep`] | when nothing happens |
+//! | [`bridge`] | the bytes of connections to other hosts |
 //! | [`counters`] | what is counted and shown |
 #![deny(unsafe_code)]
 
+pub mod bridge;
 pub mod bus;
 pub mod card;
 pub mod counters;

@@ -309,7 +309,11 @@ impl Common {
     }
 }
 
-fn map_one(fd: BorrowedFd<'_>, expected: usize, what: &'static str) -> Result<(MmapRaw, Region), MapError> {
+pub(crate) fn map_one(
+    fd: BorrowedFd<'_>,
+    expected: usize,
+    what: &'static str,
+) -> Result<(MmapRaw, Region), MapError> {
     let kernel = |error: rustix::io::Errno| MapError::Kernel(what, error.into());
     // A memory that can shrink would kill us with SIGBUS at the next access.
     match fcntl_get_seals(fd) {

@@ -339,6 +339,18 @@ impl Endpoint {
         }
     }
 
+    /// Sends a few bytes, which are copied at once, at most as many as any provider takes so; [`Endpoint::outgoing`] stays as it is.
+    ///
+    /// # Errors
+    /// [`PostError`]; nothing was sent then.
+    pub fn send_short(&mut self, bytes: [u8; 8]) -> Result<(), PostError> {
+        if let Some(down) = self.down {
+            return Err(down.into());
+        }
+        // SAFETY: an open endpoint, and initialised bytes, which the provider has copied when it returns.
+        self.posted(unsafe { sys::shim_ep_inject(self.raw.ep.as_ptr(), bytes.as_ptr().cast(), bytes.len()) })
+    }
+
     /// Writes `len` bytes at `at` of `source` to `target_at` of the peer's memory. [`Completion::Written`] has the token.
     ///
     /// # Errors

@@ -1,0 +1,339 @@
+//! One connection: from the process's ring to the other bridge, and from the other bridge to the process's ring (SPEC 4.10).
+
+use std::sync::Arc;
+
+use fabric::memory::{Region, Remote};
+use ring::atomic::Ordering;
+use ring::link::{Body, ITEM_MAX};
+use ring::relay::{self, Run};
+use ring::segment::{RING_BYTES, state};
+use ring::stream::{Memory as _, Violation, Writer};
+
+use super::link::Link;
+use super::segment::{Outside, View, copy_in, copy_out};
+
+/// Bytes of one connection in one turn, so that the others get theirs.
+const BURST_BYTES: u64 = 128 * 1024;
+/// Bytes of one write: the first of a large burst are on their way while the process writes the rest.
+const WRITE_BYTES: u64 = 64 * 1024;
+/// Runs up to this size go inside of the message, instead of a write and a message behind it.
+const INLINE_BYTES: u64 = 6 * 1024;
+/// Consumed bytes that are told at once. Less is told with what goes anyway, or a little later.
+const TELL_BYTES: u64 = RING_BYTES as u64 / 4;
+
+/// The other host's end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Far {
+    /// The number that its bridge has given it.
+    pub connection: u32,
+    /// The registration of its slot's two rings.
+    pub rings: Remote,
+}
+
+/// What a turn of a connection has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// Nothing more to say.
+    Idle,
+    /// More, when the others had their turns.
+    More,
+    /// More, when the link has room.
+    Blocked,
+}
+
+/// A connection.
+#[allow(clippy::struct_excessive_bools)] // each is one fact
+pub(super) struct Connection {
+    pub(super) view: View,
+    pub(super) link: usize,
+    /// Both rings of our slot.
+    rings: Arc<Region>,
+    far: Option<Far>,
+    /// The process's records up to there are with the other bridge.
+    relayed: u64,
+    /// The other process has consumed that much, and ours was told.
+    credit: u64,
+    /// Our position in the ring that the process reads.
+    writer: Writer,
+    /// The other bridge was told that the process has consumed that much.
+    told: u64,
+    /// The process's state that the other bridge was told.
+    state_told: u32,
+    /// That the process does not read any more was told: shut down, or closed.
+    shut_told: bool,
+    closed_told: bool,
+    /// The other process has closed: what ours has written is lost.
+    far_closed: bool,
+    /// The process is dead.
+    gone: bool,
+    /// The connection is reset; the other bridge may have to be told.
+    pub(super) broken: bool,
+    done_told: bool,
+    /// The other bridge says and writes nothing more for it.
+    pub(super) far_done: bool,
+    /// It waits for a turn.
+    pub(super) queued: bool,
+    /// Small consumption is to be told, too.
+    pub(super) late: bool,
+    /// It is in the list of those that get another look.
+    pub(super) listed: bool,
+}
+
+impl Connection {
+    pub(super) fn new(view: View, link: usize, rings: Arc<Region>) -> Connection {
+        view.open();
+        Connection {
+            view,
+            link,
+            rings,
+            far: None,
+            relayed: 0,
+            credit: 0,
+            writer: Writer::default(),
+            told: 0,
+            state_told: state::OPEN,
+            shut_told: false,
+            closed_told: false,
+            far_closed: false,
+            gone: false,
+            broken: false,
+            done_told: false,
+            far_done: false,
+            queued: false,
+            late: false,
+            listed: false,
+        }
+    }
+
+    pub(super) fn join(&mut self, far: Far) {
+        self.far = Some(far);
+    }
+
+    pub(super) fn process_is_gone(&mut self) {
+        self.gone = true;
+    }
+
+    /// Neither bridge says anything more: the slots may be used again.
+    pub(super) fn is_over(&self) -> bool {
+        self.done_told && self.far_done
+    }
+
+    /// Something of the other bridge's may have to be answered without our process doing anything.
+    pub(super) fn wants_turn(&self) -> bool {
+        self.broken || self.far_closed || self.far_done
+    }
+
+    /// Ends it at our process as a reset, and says so to the other bridge.
+    pub(super) fn reset(&mut self, outside: &mut impl Outside) {
+        if !self.broken {
+            self.broken = true;
+            self.view.reset(outside);
+        }
+    }
+
+    /// Its turn: says what there is to say. True beside the turn: a look behind a heavy barrier is due.
+    pub(super) fn turn(&mut self, link: &mut Link, outside: &mut impl Outside) -> (Turn, bool) {
+        let Some(far) = self.far.filter(|_| !self.done_told) else { return (Turn::Idle, false) };
+        if !self.broken {
+            match self.relay(&far, link) {
+                Ok(turn) => return turn,
+                // The process, or the other host, says what can't be.
+                Err(Violation) => self.reset(outside),
+            }
+        }
+        self.done_told = say(link, &far, &Body::Reset);
+        (if self.done_told { Turn::Idle } else { Turn::Blocked }, false)
+    }
+
+    fn relay(&mut self, far: &Far, link: &mut Link) -> Result<(Turn, bool), Violation> {
+        // The state before the records: what is published before an end is seen by whoever saw the end (SPEC 4.5.2).
+        let open = self.view.is_open();
+        let state = if open { self.view.out_state() } else { state::OPEN };
+        let turn = if open { self.relay_records(far, link)? } else { Turn::Idle };
+        let consumed = relay::consumed(self.view.input().0, &mut self.writer)?;
+        let closed = if self.gone { Some(false) } else { self.view.reader_closed() };
+        if turn == Turn::Blocked || !self.say_consumed(far, link, consumed, closed.is_some()) {
+            return Ok((Turn::Blocked, false));
+        }
+        let state = match state {
+            // As the kernel does for the dead: what they have not read makes it a reset.
+            state::OPEN if self.gone && consumed != self.writer.tail => state::RST,
+            state::OPEN if self.gone => state::FIN,
+            state => state,
+        };
+        if !self.say_ends(far, link, closed, state, turn == Turn::Idle) {
+            return Ok((Turn::Blocked, false));
+        }
+        let at = (self.told + TELL_BYTES).min(self.writer.tail);
+        let armed = self.view.watch_consumption(at);
+        Ok((turn, armed || consumed != self.told))
+    }
+
+    /// Relays what the process has written, up to a burst.
+    fn relay_records(&mut self, far: &Far, link: &mut Link) -> Result<Turn, Violation> {
+        let mut burst = 0;
+        while burst < BURST_BYTES {
+            let (out, ring) = self.view.out();
+            let Some(run) = relay::next_run(ring, self.relayed, self.credit, WRITE_BYTES)? else {
+                return Ok(Turn::Idle);
+            };
+            if self.far_closed {
+                // Lost, as on a network.
+                self.credit = self.relayed + run.len;
+                out.consumed.store(self.credit, Ordering::Release);
+            } else if !self.send(far, link, &run)? {
+                return Ok(Turn::Blocked);
+            }
+            self.relayed += run.len;
+            burst += run.len;
+        }
+        Ok(Turn::More)
+    }
+
+    /// Relays one run. False: the link has no room now.
+    fn send(&self, far: &Far, link: &mut Link, run: &Run) -> Result<bool, Violation> {
+        let (out, ring) = self.view.out();
+        let (start, first, urgent) = (self.relayed, run.first, run.urgent);
+        if urgent {
+            // Relaxed: seen with the record (Acquire), or a later one.
+            let word = out.urgent.load(Ordering::Relaxed);
+            if !say(link, far, &Body::Urgent(word)) {
+                return Ok(false);
+            }
+        }
+        // Behind the first header.
+        let (at, rest) = ((start & (ring.size() - 1)) + 8, run.len - 8);
+        let (at_ring, bytes) = (self.view.out_ring_at(), usize::try_from(rest).unwrap_or(0));
+        if run.len <= INLINE_BYTES {
+            return Ok(link.say(ITEM_MAX + bytes, |message| {
+                message
+                    .add_inline(far.connection, start, first, urgent, bytes, |room| copy_out(ring, at, room))
+            }));
+        }
+        // First the room for saying it: what is written and not said would have to be written again.
+        if !link.reserve(ITEM_MAX) {
+            return Ok(false);
+        }
+        let at = at_ring + usize::try_from(at).unwrap_or(0);
+        let written = link.write(&self.rings, at, bytes, &far.rings, at as u64);
+        Ok(written.map_err(|_| Violation)?
+            && say(link, far, &Body::Run { start, first, len: run.len, urgent }))
+    }
+
+    /// Tells how far the process has read, if that is due. False: the link has no room now.
+    fn say_consumed(&mut self, far: &Far, link: &mut Link, consumed: u64, closed: bool) -> bool {
+        let due = self.late || closed || link.is_gathering() || consumed - self.told >= TELL_BYTES;
+        if consumed != self.told && due {
+            if !say(link, far, &Body::Consumed(consumed)) {
+                return false;
+            }
+            self.told = consumed;
+        }
+        self.late = false;
+        true
+    }
+
+    /// Tells that the process does not read any more, and, behind all records, that it does not write any more.
+    fn say_ends(&mut self, far: &Far, link: &mut Link, closed: Option<bool>, state: u32, all: bool) -> bool {
+        if let Some(shut) = closed {
+            let told = if shut { &mut self.shut_told } else { &mut self.closed_told };
+            *told = *told || say(link, far, &Body::ReaderClosed { shut });
+            if !*told {
+                return false;
+            }
+        }
+        if !all {
+            return true;
+        }
+        if state != self.state_told {
+            if !say(link, far, &Body::State(state)) {
+                return false;
+            }
+            self.state_told = state;
+        }
+        if self.closed_told && state != state::OPEN {
+            self.done_told = say(link, far, &Body::Done);
+            return self.done_told;
+        }
+        true
+    }
+
+    /// Takes an item of the other bridge's.
+    ///
+    /// # Errors
+    /// [`Violation`]: it is impossible.
+    pub(super) fn take(&mut self, body: &Body<'_>, outside: &mut impl Outside) -> Result<(), Violation> {
+        if self.far_done {
+            return Err(Violation);
+        }
+        match *body {
+            Body::Reset => {
+                self.reset(outside);
+                self.far_done = true;
+            }
+            Body::Done => (self.far_done, self.far_closed) = (true, true),
+            // What was on its way when we ended it.
+            _ if self.broken => {}
+            Body::Run { start, first, len, urgent } => self.place(start, first, len, urgent, &[], outside)?,
+            Body::Inline { start, first, urgent, rest } => {
+                self.place(start, first, rest.len() as u64 + 8, urgent, rest, outside)?;
+            }
+            // Our process's records are not kept for somebody who has closed.
+            Body::Consumed(_) if self.far_closed => {}
+            Body::Consumed(position) => {
+                if position < self.credit || position > self.relayed {
+                    return Err(Violation);
+                }
+                self.credit = position;
+                // Release: the bytes before it are not read here any more.
+                self.view.out().0.consumed.store(position, Ordering::Release);
+                self.view.tell_writer(outside, Some(position));
+            }
+            Body::State(state) => {
+                self.view.end_input(state);
+                self.view.tell_reader(outside, false);
+                if state != state::FIN {
+                    self.view.tell_writer(outside, None);
+                }
+            }
+            // Relaxed: published by the record behind it.
+            Body::Urgent(word) => self.view.input().0.urgent.store(word, Ordering::Relaxed),
+            Body::ReaderClosed { shut } => {
+                self.view.close_out(shut);
+                self.far_closed |= !shut;
+                self.view.tell_writer(outside, None);
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a run into the ring that the process reads: `inline`, or written there before.
+    fn place(
+        &mut self,
+        start: u64,
+        first: u64,
+        len: u64,
+        urgent: bool,
+        inline: &[u8],
+        outside: &mut impl Outside,
+    ) -> Result<(), Violation> {
+        if start != self.writer.tail {
+            return Err(Violation);
+        }
+        let (input, ring) = self.view.input();
+        relay::place(ring, input, &mut self.writer, first, len, |at| copy_in(ring, at, inline))?;
+        self.view.tell_reader(outside, urgent);
+        Ok(())
+    }
+
+    /// The link is over: a reset here, and nobody to tell it to.
+    pub(super) fn link_is_down(&mut self, outside: &mut impl Outside) {
+        self.reset(outside);
+        (self.done_told, self.far_done) = (true, true);
+    }
+}
+
+/// Says one thing. False: the link has no room now.
+fn say(link: &mut Link, far: &Far, body: &Body<'_>) -> bool {
+    link.say(ITEM_MAX, |message| message.add(far.connection, body))
+}
