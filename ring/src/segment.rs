@@ -78,6 +78,7 @@ unsafe impl Shared for Side {}
 impl Side {
     /// Waker: leaves news of a slot for the lane of `watch` (plus one; [`wake::lane`]). Who sleeps on it.
     #[must_use]
+    #[inline]
     pub fn leave_news(&self, watch: u32, slot: u16) -> Claimed {
         let lane = (watch as usize).wrapping_sub(1);
         let flag = self.news.get(lane).and_then(|news| news.get(usize::from(slot)));
