@@ -323,7 +323,7 @@ impl Handle {
     }
 
     /// After a publication: leaves its time if the other side wants that, and [`Handle::notify_reader`].
-    #[cold]
+    #[inline(always)]
     fn tell_reader(&self, s: &Stream) {
         if s.out_dir.rx_watch.load(Ordering::Relaxed) & wake::STAMP != 0 {
             stamps::leave(s);
