@@ -193,10 +193,11 @@ impl Model {
             Request::Attach { .. } => {
                 self.open.insert((f, token), request);
             }
-            Request::StandsFor { function, pid, uid, name } if self.processes.contains_key(&function) => {
-                if self.stands.iter().filter(|(f, _)| *f == function).count() < STANDS_MAX {
-                    self.stands.insert((function, (pid, uid, name)));
-                }
+            Request::StandsFor { function, pid, uid, name }
+                if self.processes.contains_key(&function)
+                    && self.stands.iter().filter(|(f, _)| *f == function).count() < STANDS_MAX =>
+            {
+                self.stands.insert((function, (pid, uid, name)));
             }
             _ if !alive => {}
             Request::Retract { serial } => drop(self.offers.remove(&(f, serial))),
