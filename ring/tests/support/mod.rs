@@ -3,9 +3,10 @@
 //! `unsafe` is allowed here to allocate it and to copy between slices and a ring.
 #![allow(unsafe_code, dead_code)] // each test binary uses its part of this
 
+use ring::rings::Rings;
 use ring::segment::{Direction, Slot};
 use ring::shared::Region;
-use ring::stream::{RingBytes, Span};
+use ring::stream::Span;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 
@@ -42,15 +43,15 @@ unsafe impl Send for Memory {}
 // SAFETY: as above; access goes through `Region`.
 unsafe impl Sync for Memory {}
 
-/// A ring and its control lines.
-pub struct StreamMemory {
+/// The two rings of a direction, of so many bytes, and its control lines.
+pub struct StreamMemory<const FIRST: usize, const MAIN: usize> {
     slot: Memory,
-    ring: Memory,
+    rings: Memory,
 }
 
-impl StreamMemory {
-    pub fn new(ring_bytes: usize) -> Self {
-        StreamMemory { slot: Memory::zeroed(512), ring: Memory::zeroed(ring_bytes) }
+impl<const FIRST: usize, const MAIN: usize> StreamMemory<FIRST, MAIN> {
+    pub fn new() -> Self {
+        StreamMemory { slot: Memory::zeroed(size_of::<Slot>()), rings: Memory::zeroed(FIRST + MAIN) }
     }
 
     pub fn direction(&self) -> &Direction {
@@ -58,27 +59,28 @@ impl StreamMemory {
         &slot.directions[0]
     }
 
-    pub fn ring(&self) -> RingBytes {
-        RingBytes::new(self.ring.region()).expect("a power of two")
+    pub fn rings(&self) -> Rings<FIRST, MAIN> {
+        Rings::new(self.rings.region(), 0, FIRST)
     }
 
-    pub fn ring_region(&self) -> Region {
-        self.ring.region()
+    /// The first ring, and behind it the second one.
+    pub fn region(&self) -> Region {
+        self.rings.region()
     }
 }
 
 /// Copies `bytes` to the start of a reserved span.
-pub fn copy_in(ring: &RingBytes, span: Span, bytes: &[u8]) {
+pub fn copy_in<const F: usize, const M: usize>(rings: &Rings<F, M>, span: Span, bytes: &[u8]) {
     assert!(bytes.len() <= span.len);
     // SAFETY: the slice is readable.
-    unsafe { ring.copy_in(span.at, bytes.as_ptr(), bytes.len()) }
+    unsafe { rings.copy_in(span.at, bytes.as_ptr(), bytes.len()) }
 }
 
 /// Copies the first `n` bytes of a span out.
-pub fn copy_out(ring: &RingBytes, span: Span, n: usize) -> Vec<u8> {
+pub fn copy_out<const F: usize, const M: usize>(rings: &Rings<F, M>, span: Span, n: usize) -> Vec<u8> {
     assert!(n <= span.len);
     let mut out = vec![0; n];
     // SAFETY: the vector is writable for its length.
-    unsafe { ring.copy_out(span.at, out.as_mut_ptr(), n) };
+    unsafe { rings.copy_out(span.at, out.as_mut_ptr(), n) };
     out
 }
