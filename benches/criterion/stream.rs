@@ -11,10 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use ring::rings::Rings;
 use ring::segment::{Direction, RING_BYTES, SEGMENT_BYTES, Segment};
 use ring::shared::Region;
-use ring::stream::{self, Reader, Writer};
+use ring::stream::{self, Reader, RingBytes, Writer};
 
 /// Message sizes in bytes: a word, a page, and a write of many records.
 const SIZES: [usize; 3] = [8, 4096, 65_536];
@@ -37,12 +36,12 @@ impl Memory {
     }
 
     /// One direction of slot 0: its control lines and its ring.
-    fn direction(&self, direction: usize) -> Option<(&Direction, Rings)> {
+    fn direction(&self, direction: usize) -> Option<(&Direction, RingBytes)> {
         // SAFETY: the memory is ours, page-aligned, and lives as long as `self`, which every user borrows.
         let region = unsafe { Region::new(self.base, SEGMENT_BYTES) };
         let segment = Segment::over(region)?;
         let control = segment.slots.first()?.directions.get(direction)?;
-        let ring = segment.rings(0, u32::try_from(direction).ok()?)?;
+        let ring = RingBytes::new(segment.ring(0, u32::try_from(direction).ok()?)?)?;
         stream::open(&ring, control, 1);
         Some((control, ring))
     }
@@ -56,7 +55,7 @@ impl Drop for Memory {
 }
 
 /// Sends all of `data`, polling while the ring is full; false if the other side stopped.
-fn send(ring: &Rings, dir: &Direction, w: &mut Writer, data: &[u8], stop: &AtomicBool) -> bool {
+fn send(ring: &RingBytes, dir: &Direction, w: &mut Writer, data: &[u8], stop: &AtomicBool) -> bool {
     let mut left = data;
     while !left.is_empty() {
         match stream::reserve(ring, dir, w, left.len()) {
@@ -68,7 +67,6 @@ fn send(ring: &Rings, dir: &Direction, w: &mut Writer, data: &[u8], stop: &Atomi
                 }
                 left = left.get(span.len..).unwrap_or(&[]);
             }
-            Ok(None) if stream::grow(ring, w) == Ok(true) => {}
             Ok(None) if stop.load(Ordering::Relaxed) => return false,
             Ok(None) => spin_loop(),
             Err(_) => return false,
@@ -78,7 +76,7 @@ fn send(ring: &Rings, dir: &Direction, w: &mut Writer, data: &[u8], stop: &Atomi
 }
 
 /// Fills all of `room`, polling while the ring is empty; false if the other side stopped.
-fn receive(ring: &Rings, dir: &Direction, r: &mut Reader, room: &mut [u8], stop: &AtomicBool) -> bool {
+fn receive(ring: &RingBytes, dir: &Direction, r: &mut Reader, room: &mut [u8], stop: &AtomicBool) -> bool {
     let mut filled = 0;
     while filled < room.len() {
         let Some(left) = room.get_mut(filled..) else { return false };

@@ -3,8 +3,7 @@
 //! `unsafe` is allowed here: copying from them.
 #![allow(unsafe_code)]
 
-use ring::rings::Rings;
-use ring::stream::Span;
+use ring::stream::{RingBytes, Span};
 
 /// A buffer of the application: where, and how long.
 #[derive(Clone, Copy)]
@@ -121,7 +120,7 @@ impl Buffers<'_> {
     /// Copies from where `at` is into the span, from several buffers if they fit: what one call sends becomes visible at once, as
     /// far as a record goes. How many bytes; 0: the next buffer is nowhere.
     #[inline(always)]
-    pub fn fill(&self, ring: &Rings, span: &Span, at: &mut Cursor) -> usize {
+    pub fn fill(&self, ring: &RingBytes, span: &Span, at: &mut Cursor) -> usize {
         let mut filled = 0;
         while filled < span.len {
             let Some(b) = self.get(at.index) else { break };

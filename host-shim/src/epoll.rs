@@ -429,12 +429,14 @@ pub fn look(e: &Handle, out: &mut [libc::epoll_event], settled: bool) -> Look {
     let instance = e.place.load(Ordering::Relaxed) as usize;
     let Some(mut st) = STATE.take() else { return Look { n: 0, kernel: true, listeners: true } };
     let n = st.harvest(instance, out, settled);
-    let inst = st.instances.get(instance).copied().unwrap_or(NO_INSTANCE);
+    let inst = st.instances.get(instance).unwrap_or(&NO_INSTANCE);
+    let look = Look { n, kernel: inst.kernel, listeners: inst.listeners };
+    let unsettled = inst.fresh > FRESH_MAX || inst.fresh_inputs > FRESH_INPUTS_MAX;
     st.finish();
-    if inst.fresh > FRESH_MAX || inst.fresh_inputs > FRESH_INPUTS_MAX {
+    if unsettled {
         settle(instance);
     }
-    Look { n, kernel: inst.kernel, listeners: inst.listeners }
+    look
 }
 
 /// Many new watches: one barrier for all of them, then each is looked at once more. Fresh ones are all in the ready list.

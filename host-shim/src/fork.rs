@@ -22,6 +22,8 @@ static NONCE: AtomicU64 = AtomicU64::new(0);
 static PARENT: AtomicU32 = AtomicU32::new(0);
 /// The child attaches when it needs to.
 static LATER: AtomicBool = AtomicBool::new(false);
+/// The parent ends as soon as it has forked.
+static PARENT_ENDS: AtomicBool = AtomicBool::new(false);
 /// The thread that forks.
 static FORKER: AtomicU32 = AtomicU32::new(0);
 
@@ -74,11 +76,19 @@ extern "C" fn before() {
     }
 }
 
+/// daemon(3): the child goes on alone with what its parent has, and with the clients that come meanwhile.
+pub fn as_daemon(daemon: impl FnOnce() -> i32) -> i32 {
+    PARENT_ENDS.store(true, Ordering::Relaxed);
+    let r = daemon();
+    PARENT_ENDS.store(false, Ordering::Relaxed);
+    r
+}
+
 /// May the child attach when it has something to ask for? Many, like those that serve a connection that stays in the kernel, never
 /// have. Not with a connection of ours, whose other side is to hear at once of the child's end; and not if it may soon be another user,
 /// whom the agent does not take for our child.
 fn may_wait(has_connections: bool) -> bool {
-    !has_connections && !rustix::process::geteuid().is_root()
+    !has_connections && !PARENT_ENDS.load(Ordering::Relaxed) && !rustix::process::geteuid().is_root()
 }
 
 extern "C" fn after_in_parent() {

@@ -7,10 +7,10 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use ring::msg::ConnId;
-use ring::rings::Rings;
-use ring::segment::{Direction, SEGMENT_BYTES};
+use ring::segment::{Direction, RING_BYTES};
 use ring::shared::Region;
 use ring::stats::{Reason, SOCKETS_MAX, SocketState};
+use ring::stream::RingBytes;
 
 use crate::holds::{self, Noted};
 use crate::places::Places;
@@ -51,11 +51,8 @@ pub struct Handle {
     sock: AtomicPtr<Sock>,
     out_dir: AtomicPtr<Direction>,
     in_dir: AtomicPtr<Direction>,
-    /// The segment.
-    memory: AtomicPtr<u8>,
-    /// Offsets there of the two rings, each.
-    out_rings: [AtomicU32; 2],
-    in_rings: [AtomicU32; 2],
+    out_ring: AtomicPtr<u8>,
+    in_ring: AtomicPtr<u8>,
     /// Stream: its connection id. Kernel socket: that of the claimed offer, or 0.
     pub conn: AtomicU64,
     /// Stream: index of the mapped segment in [`crate::segments`]. Listener: the coordinator's number for it, 0: none.
@@ -142,9 +139,9 @@ pub struct Stream {
     /// We read.
     pub in_dir: &'static Direction,
     /// We write.
-    pub out_ring: Rings,
+    pub out_ring: RingBytes,
     /// We read.
-    pub in_ring: Rings,
+    pub in_ring: RingBytes,
     /// Which connection.
     pub conn: ConnId,
 }
@@ -161,10 +158,8 @@ pub struct NewStream {
     pub side: u32,
     /// Written by us, written by the peer.
     pub dirs: [&'static Direction; 2],
-    /// The segment.
-    pub memory: Region,
     /// Written by us, written by the peer.
-    pub rings: [Rings; 2],
+    pub rings: [Region; 2],
 }
 
 impl Handle {
@@ -177,9 +172,8 @@ impl Handle {
             sock: AtomicPtr::new(core::ptr::null_mut()),
             out_dir: AtomicPtr::new(core::ptr::null_mut()),
             in_dir: AtomicPtr::new(core::ptr::null_mut()),
-            memory: AtomicPtr::new(core::ptr::null_mut()),
-            out_rings: [const { AtomicU32::new(0) }; 2],
-            in_rings: [const { AtomicU32::new(0) }; 2],
+            out_ring: AtomicPtr::new(core::ptr::null_mut()),
+            in_ring: AtomicPtr::new(core::ptr::null_mut()),
             conn: AtomicU64::new(0),
             place: AtomicU32::new(0),
             side: AtomicU32::new(0),
@@ -257,17 +251,15 @@ impl Handle {
         // SAFETY: set together before the kind became Stream; arenas are never unmapped, and segments stay mapped while
         // the rule above is kept.
         unsafe {
-            let memory = Region::new(NonNull::new(self.memory.load(Ordering::Relaxed))?, SEGMENT_BYTES);
-            let rings = |[first, main]: &[AtomicU32; 2]| {
-                let at = |offset: &AtomicU32| offset.load(Ordering::Relaxed) as usize;
-                Rings::new(memory, at(first), at(main))
+            let ring = |p: &AtomicPtr<u8>| {
+                RingBytes::new(Region::new(NonNull::new(p.load(Ordering::Relaxed))?, RING_BYTES))
             };
             Some(Stream {
                 sock: self.sock.load(Ordering::Relaxed).as_ref()?,
                 out_dir: self.out_dir.load(Ordering::Relaxed).as_ref()?,
                 in_dir: self.in_dir.load(Ordering::Relaxed).as_ref()?,
-                out_ring: rings(&self.out_rings),
-                in_ring: rings(&self.in_rings),
+                out_ring: ring(&self.out_ring)?,
+                in_ring: ring(&self.in_ring)?,
                 conn,
             })
         }
@@ -277,15 +269,12 @@ impl Handle {
     pub fn become_stream(&self, new: &NewStream) {
         self.turns.store(0, Ordering::Relaxed);
         let [out_dir, in_dir] = new.dirs;
+        let [out_ring, in_ring] = new.rings;
         self.set_sock(new.sock);
         self.out_dir.store(core::ptr::from_ref(out_dir).cast_mut(), Ordering::Relaxed);
         self.in_dir.store(core::ptr::from_ref(in_dir).cast_mut(), Ordering::Relaxed);
-        self.memory.store(new.memory.base().as_ptr(), Ordering::Relaxed);
-        for (words, rings) in [&self.out_rings, &self.in_rings].into_iter().zip(&new.rings) {
-            for (word, offset) in words.iter().zip(rings.offsets()) {
-                word.store(u32::try_from(offset).unwrap_or(u32::MAX), Ordering::Relaxed);
-            }
-        }
+        self.out_ring.store(out_ring.base().as_ptr(), Ordering::Relaxed);
+        self.in_ring.store(in_ring.base().as_ptr(), Ordering::Relaxed);
         self.conn.store(new.conn.0, Ordering::Relaxed);
         self.place.store(new.segment, Ordering::Relaxed);
         self.side.store(new.side, Ordering::Relaxed);

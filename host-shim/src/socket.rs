@@ -116,10 +116,9 @@ fn join_mapped(
     let slot = segment.slots.get(usize::from(conn.slot()))?;
     let [d0, d1] = &slot.directions;
     let (out_dir, in_dir) = if side == 0 { (d0, d1) } else { (d1, d0) };
-    let rings = [segment.rings(conn.slot(), side)?, segment.rings(conn.slot(), 1 - side)?];
-    let memory = segment.region();
+    let rings = [segment.ring(conn.slot(), side)?, segment.ring(conn.slot(), 1 - side)?];
     sock.conn.store(conn.0, Ordering::Relaxed);
-    h.become_stream(&NewStream { sock, conn, segment: index, side, dirs: [out_dir, in_dir], memory, rings });
+    h.become_stream(&NewStream { sock, conn, segment: index, side, dirs: [out_dir, in_dir], rings });
     if fresh {
         // What the last connection in this slot left behind of ours.
         in_dir.rx_wait.reset();

@@ -49,6 +49,7 @@ fn now_ns() -> u64 {
 }
 
 /// After a publication that the peer wants the time of.
+#[cold]
 pub fn leave(s: &Stream) {
     // Relaxed: a hint beside the records, compared with the last one.
     s.out_dir.sent_at_ns.store(now_ns(), Ordering::Relaxed);

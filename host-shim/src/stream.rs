@@ -8,7 +8,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{Ordering, fence};
 
 use ring::segment::{Direction, READER_SHUT, RING_BYTES, state};
-use ring::stream::{self, Reader, Span, Violation, Writer};
+use ring::stream::{self, Reader};
 use ring::urgent;
 use ring::wake::{self, Claimed, SleepWord};
 
@@ -76,7 +76,10 @@ impl Handle {
         let mut full = false;
         let total = from.total();
         while at.done < total {
-            let Some(span) = s.reserve(&mut w, total - at.done)? else {
+            let Ok(span) = stream::reserve(&s.out_ring, s.out_dir, &mut w, total - at.done) else {
+                return Err(s.violated());
+            };
+            let Some(span) = span else {
                 full = true;
                 break;
             };
@@ -134,7 +137,7 @@ impl Handle {
             return Err(Errno(libc::EPIPE));
         }
         let mut w = s.sock.writer();
-        let span = s.reserve(&mut w, n)?;
+        let Ok(span) = stream::reserve(&s.out_ring, s.out_dir, &mut w, n) else { return Err(s.violated()) };
         s.sock.set_writer(w);
         let Some(span) = span else { return Ok(None) };
         let Some(place) = s.out_ring.at(span.at, span.len) else { return Err(s.violated()) };
@@ -173,8 +176,9 @@ impl Handle {
             return Err(Errno(libc::EPIPE));
         }
         let mut w = s.sock.writer();
-        let span = s.reserve(&mut w, from.total())?;
+        let span = stream::reserve(&s.out_ring, s.out_dir, &mut w, from.total());
         s.sock.set_writer(w);
+        let Ok(span) = span else { return Err(s.violated()) };
         let Some(span) = span else { return Ok(false) };
         let before = *at;
         let filled = from.fill(&s.out_ring, &span, at);
@@ -273,9 +277,7 @@ impl Handle {
                         (r.left, r.len) = (0, 0);
                         break;
                     }
-                    Met::Hole if stream::distance(start.pos, r.pos) > RING_BYTES as u64 => {
-                        return Err(s.violated());
-                    }
+                    Met::Hole if r.pos - start.pos > RING_BYTES as u64 => return Err(s.violated()),
                     Met::Hole => {
                         stream::take(&mut r, 1);
                         passed = true;
@@ -321,7 +323,7 @@ impl Handle {
     }
 
     /// After a publication: leaves its time if the other side wants that, and [`Handle::notify_reader`].
-    #[cold]
+    #[inline(always)]
     fn tell_reader(&self, s: &Stream) {
         if s.out_dir.rx_watch.load(Ordering::Relaxed) & wake::STAMP != 0 {
             stamps::leave(s);
@@ -397,26 +399,6 @@ fn wake_is_due(dir: &Direction) -> bool {
 }
 
 impl Stream {
-    /// Under `tx`: room for up to `want` bytes, in the second ring if the first has not enough. `None`: full.
-    #[inline(always)]
-    fn reserve(&self, w: &mut Writer, want: usize) -> Result<Option<Span>> {
-        match stream::reserve(&self.out_ring, self.out_dir, w, want) {
-            Ok(None) => self.reserve_more(w, want),
-            Ok(span) => Ok(span),
-            Err(Violation) => Err(self.violated()),
-        }
-    }
-
-    #[cold]
-    fn reserve_more(&self, w: &mut Writer, want: usize) -> Result<Option<Span>> {
-        if !stream::grow(&self.out_ring, w).map_err(|Violation| self.violated())? {
-            return Ok(None);
-        }
-        // At once: should this process be killed, a relative goes on in the second ring.
-        self.sock.set_writer(*w);
-        stream::reserve(&self.out_ring, self.out_dir, w, want).map_err(|Violation| self.violated())
-    }
-
     /// Nobody will ever read what we write from now on.
     #[inline(always)]
     #[must_use]
@@ -454,19 +436,6 @@ impl Stream {
             // A violation counts as readable: the read reports it.
             _ => true,
         }
-    }
-
-    /// Nothing has come, ended or failed: no event, but for room to write. False says nothing.
-    #[inline(always)]
-    #[must_use]
-    pub fn is_quiet(&self) -> bool {
-        let plain = self.sock.modes.load(Ordering::Relaxed) & !(modes::UNIX | modes::OOB_INLINE) == 0;
-        plain
-            && self.sock.shut.load(Ordering::Relaxed) == 0
-            && self.sock.dead.load(Ordering::Relaxed) == 0
-            && self.in_dir.state.load(Ordering::Acquire) == state::OPEN
-            && self.in_dir.urgent.load(Ordering::Relaxed) == 0
-            && !self.has_data()
     }
 
     /// Enough bytes wait for poll(2), or the room for more is used up.
@@ -602,7 +571,7 @@ impl Stream {
     /// Bytes that the peer's half of the buffer does not hold (`SIOCOUTQ`): in Linux they would wait to be acknowledged.
     #[must_use]
     pub fn unacknowledged(&self) -> u64 {
-        let unread = stream::distance(self.out_dir.consumed.load(Ordering::Relaxed), self.sock.writer().tail);
+        let unread = self.sock.writer().tail.saturating_sub(self.out_dir.consumed.load(Ordering::Relaxed));
         unread.min(RING_BYTES as u64).saturating_sub(RING_BYTES as u64 / 2)
     }
 
@@ -614,7 +583,7 @@ impl Stream {
             return 0;
         }
         // What a relative reads at this moment may look like anything: one look in vain comes of it.
-        stream::unread(&self.in_ring, &r).map_or(u64::MAX, |there| there.end)
+        stream::unread(&self.in_ring, &r).map_or(u64::MAX, |there| r.pos + there.ring_bytes)
     }
 
     /// Payload bytes that can be read now (`FIONREAD`).

@@ -60,8 +60,8 @@ impl Stream {
         if self.inline() {
             return true;
         }
-        let start = r.pos;
-        while stream::distance(start, r.pos) < RING_BYTES as u64 {
+        let end = r.pos + RING_BYTES as u64;
+        while r.pos < end {
             stream::take(&mut r, 1);
             match stream::next(&self.in_ring, &mut r) {
                 Ok(None) => return false,
@@ -81,8 +81,8 @@ impl Stream {
 
     /// `r` behind urgent bytes that are gone, since a later one came while the reader stood before them.
     fn behind_holes(&self, mut r: Reader) -> Reader {
-        let start = r.pos;
-        while stream::distance(start, r.pos) < RING_BYTES as u64 && !self.inline() {
+        let end = r.pos + RING_BYTES as u64;
+        while r.pos < end && !self.inline() {
             let mut next = r;
             match stream::next(&self.in_ring, &mut next) {
                 Ok(Some(span)) if span.urgent && self.ahead(&next).is_none_or(|u| u.pos != next.pos) => {

@@ -113,7 +113,8 @@ impl Spin {
     pub fn learn(slept: Duration) {
         let max = config::spin_us_max();
         let now = SPIN_US.load(Ordering::Relaxed).min(max);
-        let next = if slept < Duration::from_micros(u64::from(max)) { max } else { now / 2 };
+        let next =
+            if slept < Duration::from_micros(u64::from(max)) { max } else { (now / 2).max(max.min(2)) };
         SPIN_US.store(next, Ordering::Relaxed);
     }
 }

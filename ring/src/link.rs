@@ -22,7 +22,7 @@ pub struct Malformed;
 /// One thing that is said about a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Body<'a> {
-    /// A run of records at ring position `start` (SPEC 4.11). All but its first header has been written to the ring.
+    /// A run of records at ring position `start` (SPEC 4.10). All but its first header has been written to the ring.
     Run {
         /// Position of its first header.
         start: u64,

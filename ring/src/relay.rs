@@ -1,13 +1,11 @@
-//! A direction of a connection whose two ends are in two memories (SPEC 4.11): a relay reads the writer's rings as a reader does, and
-//! whole runs of records are put into the reader's rings, at the same positions, by somebody who copies memory.
+//! A direction of a connection whose two ends are in two memories (SPEC 4.10): a relay reads the writer's ring as a reader does, and
+//! whole runs of records are put into the reader's ring, at the same positions, by somebody who copies memory.
 //!
 //! The run's first header stays out of the copy. It is what makes the rest visible, and is published last, by [`place`].
 
 use crate::atomic::Ordering;
 use crate::segment::Direction;
-use crate::stream::{
-    self, GROWN, KIND_DATA, KIND_GROWN, KIND_SKIP, KIND_URGENT, LEN, Memory, Part, VALID, Violation, Writer,
-};
+use crate::stream::{self, KIND_DATA, KIND_SKIP, KIND_URGENT, Memory, VALID, Violation, Writer};
 
 const HEADER: u64 = 8;
 
@@ -16,24 +14,19 @@ const HEADER: u64 = 8;
 pub struct Run {
     /// The first one's header.
     pub first: u64,
-    /// Bytes from that header to the last record's end; a multiple of 8.
+    /// Bytes from that header to the word behind the last record; a multiple of 8.
     pub len: u64,
-    /// Position behind the run.
-    pub next: u64,
     /// A record in it is urgent.
     pub urgent: bool,
 }
 
-/// Bytes of the record with `header` at `offset` of a ring, header and padding included. `None`: no valid header, or one of what does
-/// not go to another memory (SPEC 4.9).
-fn step(part: &Part, offset: u64, header: u64) -> Option<u64> {
-    let len = header & LEN;
-    let room = part.size - offset - HEADER;
+/// Bytes of the record with `header` at `offset`, header and padding included. `None`: no valid header, or one of what does not go
+/// to another memory (SPEC 4.9).
+fn step(size: u64, offset: u64, header: u64) -> Option<u64> {
+    let len = header & 0xffff_ffff;
+    let room = size - offset - HEADER;
     if header == KIND_SKIP | VALID {
         return (room == 0).then_some(HEADER);
-    }
-    if header == KIND_GROWN | VALID {
-        return (part.from < GROWN).then_some(HEADER);
     }
     let known = header == KIND_DATA | VALID | len || header == KIND_URGENT | VALID | 1;
     (known && len > 0 && len <= room).then(|| HEADER + ((len + 7) & !7))
@@ -45,45 +38,39 @@ fn step(part: &Part, offset: u64, header: u64) -> Option<u64> {
 /// # Errors
 /// [`Violation`] if a header is impossible, or the writer had no room for what it wrote.
 pub fn next_run(mem: &impl Memory, pos: u64, consumed: u64, max: u64) -> Result<Option<Run>, Violation> {
-    let part = mem.part(pos);
-    let end = consumed.max(part.from) + part.size;
-    let mut run = Run { first: 0, len: 0, next: pos, urgent: false };
+    let (size, mask) = (mem.size(), mem.size() - 1);
+    let mut run = Run { first: 0, len: 0, urgent: false };
     // Ends: each step moves on by 8 bytes at least, and never over the ring's end.
-    while run.len == 0 || part.offset(run.next) != 0 {
-        let offset = part.offset(run.next);
+    while run.len == 0 || (pos + run.len) & mask != 0 {
+        let offset = (pos + run.len) & mask;
         // Acquire: pairs with the Release in `publish`: the copy is made after this, and finds the payload.
-        let header = mem.header(part.place(run.next)).ok_or(Violation)?.load(Ordering::Acquire);
+        let header = mem.header(offset).ok_or(Violation)?.load(Ordering::Acquire);
         if header == 0 {
             break;
         }
-        let step = step(&part, offset, header).ok_or(Violation)?;
-        let grown = header == KIND_GROWN | VALID;
-        if run.len > 0 && (grown || run.len + step > max) {
+        let step = step(size, offset, header).ok_or(Violation)?;
+        if run.len > 0 && run.len + step > max {
             break;
         }
-        // The word behind it is the writer's, too; behind a grown header it is in the other ring.
-        if run.next + step + if grown { 0 } else { HEADER } > end {
+        // The word behind it is the writer's, too.
+        if pos + run.len + step + HEADER > consumed + size {
             return Err(Violation);
         }
         if run.len == 0 {
             run.first = header;
         }
         run.len += step;
-        run.next = if grown { GROWN } else { pos + run.len };
         run.urgent |= header == KIND_URGENT | VALID | 1;
-        if grown {
-            break;
-        }
     }
     Ok((run.len > 0).then_some(run))
 }
 
 /// Writer of the reader's ring: the `len` bytes at its position are in place, but for the first word, once `fill` has been called
-/// with the place of the second. Publishes the first one, which is `first`.
+/// with the offset of the second. Publishes the first one, which is `first`.
 ///
 /// # Errors
-/// [`Violation`]: no run of that length, first header and place is possible, or the reader's position isn't. Nothing is filled in
-/// or published.
+/// [`Violation`]: no run of that length, first header and place is possible, or the reader's position isn't. Nothing is filled in or
+/// published.
 pub fn place(
     mem: &impl Memory,
     dir: &Direction,
@@ -92,23 +79,17 @@ pub fn place(
     len: u64,
     fill: impl FnOnce(u64),
 ) -> Result<(), Violation> {
-    let part = mem.part(w.tail);
-    let offset = part.offset(w.tail);
-    let step = step(&part, offset, first).ok_or(Violation)?;
-    if !len.is_multiple_of(HEADER) || step > len || len > part.size - offset {
+    let size = mem.size();
+    let offset = w.tail & (size - 1);
+    let step = step(size, offset, first).ok_or(Violation)?;
+    if !len.is_multiple_of(HEADER) || step > len || len > size - offset {
         return Err(Violation);
     }
-    if first == KIND_GROWN | VALID {
-        let grown = len == HEADER && stream::grow(mem, w)?;
-        return if grown { Ok(()) } else { Err(Violation) };
-    }
-    // Not `stream::space`, which has none where a writer of its own would go on in the second ring.
-    let seen = consumed(dir, w)?.max(part.from);
-    if w.tail - seen + len + HEADER > part.size {
+    if stream::space(mem, dir, w, len + HEADER)? < len + HEADER {
         return Err(Violation);
     }
-    fill(part.place(w.tail) + HEADER);
-    stream::publish(mem, w.tail, first, w.tail + len)?;
+    fill(offset + HEADER);
+    stream::publish(mem, w.tail, first, len)?;
     w.tail += len;
     Ok(())
 }
@@ -120,11 +101,9 @@ pub fn place(
 pub fn consumed(dir: &Direction, w: &mut Writer) -> Result<u64, Violation> {
     // Acquire: as in `stream::reserve`: what is freed is copied out.
     let consumed = dir.consumed.load(Ordering::Acquire);
-    // A writer that has gone on has seen the beginning of the second ring, to which its reader may not have come.
-    let seen = if w.tail >= GROWN && consumed < GROWN { 0 } else { w.seen };
-    if consumed < seen || consumed > w.tail {
+    if consumed < w.seen || consumed > w.tail {
         return Err(Violation);
     }
-    w.seen = w.seen.max(consumed);
+    w.seen = consumed;
     Ok(consumed)
 }

@@ -4,21 +4,16 @@
 //! 0        SegmentHeader
 //! 4096     Side 0 (clients): lanes, news
 //! 28672    Side 1 (servers): lanes, news
-//! 65536    Slot[256]: control lines and first rings of both directions
-//! 524288   second rings: slot 0 client-to-server, slot 0 server-to-client, slot 1 ...
+//! 65536    Slot[256]: control lines of both directions
+//! 262144   rings: slot 0 client-to-server, slot 0 server-to-client, slot 1 ...
 //! ```
 //! The memory is sparse: pages that no connection touches cost nothing.
 //!
 //! `unsafe` is allowed here for the `Shared` markers only.
 #![allow(unsafe_code)]
 
-#[cfg(not(loom))]
-use core::mem::{offset_of, size_of};
-
 use crate::VERSION;
 use crate::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-#[cfg(not(loom))]
-use crate::rings::Rings;
 use crate::shared::{Region, Shared};
 use crate::wake::{self, Claimed, SleepWord};
 
@@ -26,9 +21,7 @@ use crate::wake::{self, Claimed, SleepWord};
 pub const SEGMENT_MAGIC: u32 = u32::from_le_bytes(*b"IPDG");
 /// Connections in one segment.
 pub const SLOTS: u16 = 256;
-/// Bytes of one direction's first ring, in the slot: what a connection with little to say needs.
-pub const FIRST_BYTES: usize = 512;
-/// Bytes of its second ring.
+/// Bytes of one direction's ring.
 pub const RING_BYTES: usize = 256 * 1024;
 /// Lanes of one side: epoll instances that are told of news separately.
 pub const LANES: usize = 64;
@@ -38,8 +31,8 @@ pub const SIDES_OFFSET: usize = 4096;
 pub const SIDE_STRIDE: usize = 24_576;
 /// First byte of the slots.
 pub const SLOTS_OFFSET: usize = 65_536;
-/// First byte of the second rings.
-pub const RINGS_OFFSET: usize = 524_288;
+/// First byte of the rings.
+pub const RINGS_OFFSET: usize = 262_144;
 /// Bytes of a segment.
 pub const SEGMENT_BYTES: usize = RINGS_OFFSET + SLOTS as usize * 2 * RING_BYTES;
 
@@ -85,6 +78,7 @@ unsafe impl Shared for Side {}
 impl Side {
     /// Waker: leaves news of a slot for the lane of `watch` (plus one; [`wake::lane`]). Who sleeps on it.
     #[must_use]
+    #[inline]
     pub fn leave_news(&self, watch: u32, slot: u16) -> Claimed {
         let lane = (watch as usize).wrapping_sub(1);
         let flag = self.news.get(lane).and_then(|news| news.get(usize::from(slot)));
@@ -171,25 +165,18 @@ impl Direction {
     }
 }
 
-/// A connection's first ring ([`crate::rings`]).
-#[repr(C, align(64))]
-pub struct FirstRing([AtomicU64; FIRST_BYTES / 8]);
-// SAFETY: atomics only, repr(C).
-unsafe impl Shared for FirstRing {}
-
 /// Both directions of a connection: 0 from client to server, 1 back.
-#[repr(C, align(64))]
+#[repr(C, align(512))]
 pub struct Slot {
     /// Direction `d` is written by side `d`.
     pub directions: [Direction; 2],
-    /// That of direction `d`.
-    pub first: [FirstRing; 2],
 }
-// SAFETY: atomics only, repr(C).
+// SAFETY: atomics only, repr(C); the tail padding is never looked at.
 unsafe impl Shared for Slot {}
 
 #[cfg(not(loom))]
 const _: () = {
+    use core::mem::{offset_of, size_of};
     assert!(size_of::<SleepWord>() == 8 && size_of::<Lane>() == 64);
     assert!(size_of::<Side>() == 64 * LANES + LANES * SLOTS as usize);
     assert!(size_of::<Side>() <= SIDE_STRIDE);
@@ -199,11 +186,10 @@ const _: () = {
     assert!(offset_of!(Direction, rx_wait) == 128);
     assert!(offset_of!(Direction, rx_watch) == 144);
     assert!(offset_of!(Direction, tx_wake_at) == 160);
-    assert!(size_of::<FirstRing>() == FIRST_BYTES);
-    assert!(offset_of!(Slot, first) == 384 && size_of::<Slot>() == 384 + 2 * FIRST_BYTES);
+    assert!(size_of::<Slot>() == 512);
     assert!(SIDES_OFFSET + 2 * SIDE_STRIDE <= SLOTS_OFFSET);
     assert!(SLOTS_OFFSET + SLOTS as usize * size_of::<Slot>() <= RINGS_OFFSET);
-    assert!(SLOTS.is_power_of_two());
+    assert!(RING_BYTES.is_power_of_two() && SLOTS.is_power_of_two());
 };
 
 /// A checked view of a segment's control parts.
@@ -241,17 +227,13 @@ impl<'a> Segment<'a> {
         self.region.get(SIDES_OFFSET + side as usize * SIDE_STRIDE)
     }
 
-    /// Both rings of `slot`, direction 0 or 1.
-    #[cfg(not(loom))]
+    /// Ring memory of `slot`, direction 0 or 1.
     #[must_use]
-    pub fn rings(&self, slot: u16, direction: u32) -> Option<Rings> {
+    pub fn ring(&self, slot: u16, direction: u32) -> Option<Region> {
         if slot >= SLOTS || direction > 1 {
             return None;
         }
-        let (slot, direction) = (usize::from(slot), direction as usize);
-        let first =
-            SLOTS_OFFSET + slot * size_of::<Slot>() + offset_of!(Slot, first) + direction * FIRST_BYTES;
-        Some(Rings::new(self.region, first, RINGS_OFFSET + (slot * 2 + direction) * RING_BYTES))
+        self.region.part(RINGS_OFFSET + (usize::from(slot) * 2 + direction as usize) * RING_BYTES, RING_BYTES)
     }
 }
 

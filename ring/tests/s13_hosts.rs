@@ -87,7 +87,7 @@ proptest! {
 #[test]
 fn s13_2_the_bytes_on_the_wire() {
     let head = Envelope::head(Incarnation(*b"0123456789abcdef"), 0x0807_0605_0403_0201);
-    assert_eq!(&head[..8], b"IPDH\x01\0\0\0");
+    assert_eq!(head[..8], [&b"IPDH"[..], &ring::VERSION.to_le_bytes()].concat());
     assert_eq!(&head[8..], b"0123456789abcdef\x01\x02\x03\x04\x05\x06\x07\x08");
     assert_eq!(Envelope::nonce(&head), head[8..]);
     assert_eq!(associated_data(&head, [10, 0, 0, 1]), [&head[..], &[10, 0, 0, 1]].concat()[..]);

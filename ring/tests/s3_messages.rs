@@ -151,7 +151,7 @@ fn raw() -> impl Strategy<Value = Raw> {
 fn datagram(magic: [u8; 4], bytes: usize) -> impl Strategy<Value = Vec<u8>> {
     let honest = (0..70u32, prop::collection::vec(any::<u8>(), bytes - 12), 0..10u32).prop_map(
         move |(kind, rest, version)| {
-            let version = if version == 0 { ring::VERSION + 1 } else { ring::VERSION };
+            let version = if version == 0 { 2u32 } else { 1 };
             [&magic[..], &version.to_le_bytes(), &kind.to_le_bytes(), &rest].concat()
         },
     );

@@ -7,7 +7,7 @@
 mod support;
 
 use ring::atomic::{Heavy, Ordering};
-use ring::segment::{FIRST_BYTES, RING_BYTES, state};
+use ring::segment::state;
 use ring::stream::{self, Reader, Writer};
 use ring::wake::{EVERYBODY, FUTEX, SleepWord};
 use ring::window::{Consumer, Entry, Producer, Raw};
@@ -94,16 +94,13 @@ impl Wait for Sleep {
 }
 
 /// Writes `total` bytes and FIN.
-fn write_all<const F: usize, const M: usize>(mem: &StreamMemory<F, M>, total: u64, how: &impl Wait) {
-    let (ring, dir) = (mem.rings(), mem.direction());
+fn write_all(mem: &StreamMemory, total: u64, how: &impl Wait) {
+    let (ring, dir) = (mem.ring(), mem.direction());
     let (mut w, mut sent, mut seed) = (Writer::default(), 0, 1);
     while sent < total {
         let mut want = length(&mut seed).min(usize::try_from(total - sent).unwrap());
         while want > 0 {
             let Some(span) = stream::reserve(&ring, dir, &mut w, want).unwrap() else {
-                if stream::grow(&ring, &mut w).unwrap() {
-                    continue;
-                }
                 let mut copy = w;
                 how.wait(&dir.tx_wait, &mut || stream::has_room(&ring, dir, &mut copy, 1).unwrap());
                 continue;
@@ -121,8 +118,8 @@ fn write_all<const F: usize, const M: usize>(mem: &StreamMemory<F, M>, total: u6
 }
 
 /// Reads to the end; returns the bytes read, each checked.
-fn read_all<const F: usize, const M: usize>(mem: &StreamMemory<F, M>, how: &impl Wait) -> u64 {
-    let (ring, dir) = (mem.rings(), mem.direction());
+fn read_all(mem: &StreamMemory, how: &impl Wait) -> u64 {
+    let (ring, dir) = (mem.ring(), mem.direction());
     let (mut r, mut got, mut seed) = (Reader::default(), 0, 2);
     loop {
         let ended = dir.state.load(Ordering::Acquire) == state::FIN;
@@ -148,9 +145,9 @@ fn read_all<const F: usize, const M: usize>(mem: &StreamMemory<F, M>, how: &impl
     }
 }
 
-fn run<const F: usize, const M: usize>(total: u64, writer: impl Wait, reader: &impl Wait) {
-    let mem = Arc::new(StreamMemory::<F, M>::new());
-    stream::open(&mem.rings(), mem.direction(), 1);
+fn run<W: Wait>(ring_bytes: usize, total: u64, writer: W, reader: &W) {
+    let mem = Arc::new(StreamMemory::new(ring_bytes));
+    stream::open(&mem.ring(), mem.direction(), 1);
     let thread = std::thread::spawn({
         let mem = mem.clone();
         move || write_all(&mem, total, &writer)
@@ -161,17 +158,17 @@ fn run<const F: usize, const M: usize>(total: u64, writer: impl Wait, reader: &i
 
 #[test]
 fn s4_2_a_long_stream_arrives_whole() {
-    run::<64, 64>(20_000, Poll, &Poll);
-    run::<64, 1024>(500_000, Poll, &Poll);
-    run::<FIRST_BYTES, RING_BYTES>(20_000_000, Poll, &Poll);
+    for (ring_bytes, total) in [(64, 20_000), (1024, 500_000), (ring::segment::RING_BYTES, 20_000_000)] {
+        run(ring_bytes, total, Poll, &Poll);
+    }
 }
 
 #[test]
 fn s6_2_a_long_stream_between_sleepers_loses_no_wake_up() {
     Membarrier::register();
-    run::<64, 64>(50_000, Sleep, &Sleep);
-    run::<64, 1024>(500_000, Sleep, &Sleep);
-    run::<FIRST_BYTES, RING_BYTES>(5_000_000, Sleep, &Sleep);
+    for (ring_bytes, total) in [(64, 50_000), (1024, 500_000), (ring::segment::RING_BYTES, 5_000_000)] {
+        run(ring_bytes, total, Sleep, &Sleep);
+    }
 }
 
 #[test]

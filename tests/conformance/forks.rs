@@ -203,6 +203,8 @@ fn child_shutdown(t: &Duo) {
 fn child_accepts(t: &Duo) {
     let (l, addr) = t.listener();
     let Some(child) = t.s.fork("k") else { return };
+    // An ordinary user's child attaches when it shows that it is going to serve.
+    child.poll(&[(l, POLLIN)], 0);
     t.s.close(l);
     let c = t.c.tcp();
     t.c.connect(c, &addr);

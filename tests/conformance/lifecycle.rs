@@ -349,6 +349,9 @@ fn pre_fork(t: &Duo) {
     let (l, addr) = t.listener();
     let Some(one) = t.s.fork("k1") else { return };
     let Some(two) = t.s.fork("k2") else { return };
+    for worker in [&one, &two] {
+        worker.poll(&[(l, POLLIN)], 0);
+    }
     t.s.close(l);
     for worker in [&one, &two, &one, &two] {
         let c = t.c.tcp();

@@ -71,7 +71,9 @@ static const char *swept(int fd, int server) {
         if (event < 0) return "no more descriptors";
         if (read(event, text, 8) != -1 || errno != EAGAIN) return "somebody wrote to a descriptor of the program's";
     }
-    if (write(fd, "y", 1) != 1 || read(server, text, 16) != 1 || text[0] != 'y') return "a byte got lost";
+    /* What says that a process lives is among those numbers, so its connections are over. */
+    if (write(fd, "y", 1) == 1 && read(server, text, 16) != -1) return "a connection outlived its process's wires";
+    if (errno != ECONNRESET && errno != EPIPE) return "the connection ended in another way than by a reset";
     return "ok";
 }
 

@@ -75,7 +75,8 @@ const SOON: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Guest {
     name: String,
-    qemu: Guarded,
+    /// Killed with this value.
+    _qemu: Guarded,
     shell: ChildStdin,
     told: Receiver<String>,
     /// Its kernel's messages.
@@ -98,7 +99,7 @@ impl Guest {
         let (Some(shell), Some(output)) = (qemu.stdin(), qemu.stdout()) else {
             return fail("QEMU's standard streams are not piped");
         };
-        Ok(Guest { name: name.to_owned(), qemu, shell, told: lines(output), console, commands: 0 })
+        Ok(Guest { name: name.to_owned(), _qemu: qemu, shell, told: lines(output), console, commands: 0 })
     }
 
     /// The next line that holds `word`.

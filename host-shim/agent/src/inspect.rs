@@ -16,7 +16,6 @@ use ring::segment::{
     Direction, RINGS_OFFSET, SIDE_STRIDE, SIDES_OFFSET, SLOTS, SLOTS_OFFSET, Side, Slot, state,
 };
 use ring::stats::{Sleep, SocketState, Stats};
-use ring::stream::distance;
 use ring::wake;
 use ring::window::{HostMemory, Progress, Window};
 use rustix::time::{ClockId, clock_gettime};
@@ -241,7 +240,7 @@ impl DirectionReport {
             },
             tail,
             head,
-            fill: tail.map(|t| distance(head, t)),
+            fill: tail.map(|t| t.saturating_sub(head)),
             reader_sleeps: sleeps(d.rx_wait.bits()),
             writer_sleeps: sleeps(d.tx_wait.bits()),
             writer_wakes_at: d.tx_wake_at.load(Ordering::Relaxed),

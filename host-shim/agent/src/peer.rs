@@ -82,6 +82,9 @@ fn option<T: Plain>(socket: impl AsFd, name: i32) -> io::Result<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::linux::net::SocketAddrExt as _;
+    use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+
     use super::*;
     use emulator::packet;
     use rustix::net::SocketType;
@@ -89,14 +92,14 @@ mod tests {
     #[test]
     fn a_listener_says_who_made_it() {
         let name = format!("ipc-direct-test-{}", std::process::id());
-        let address = std::os::linux::net::SocketAddrExt::from_abstract_name(&name).unwrap();
-        let made = std::os::unix::net::UnixListener::bind_addr(&address).unwrap();
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let made = UnixListener::bind_addr(&address).unwrap();
         let netns = netns_cookie(&made).unwrap();
         let bytes = [&[0], name.as_bytes()].concat();
         let me = (std::process::id(), rustix::process::geteuid().as_raw(), ring::msg::name_hash(&bytes));
         assert_eq!(listener(&made, netns), Some(me));
         assert_eq!(listener(&made, netns + 1), None);
-        let connected = std::os::unix::net::UnixStream::connect_addr(&address).unwrap();
+        let connected = UnixStream::connect_addr(&address).unwrap();
         let (accepted, _) = made.accept().unwrap();
         assert!(listener(connected, netns).is_none() && listener(accepted, netns).is_none());
     }

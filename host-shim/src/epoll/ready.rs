@@ -248,13 +248,12 @@ impl State {
                 if r.interest.events & ONESHOT != 0 {
                     r.off = true;
                     r.idle = false;
+                    joined.inspect(|joined| joined.note(r));
+                    continue;
                 }
             }
             if let Some(joined) = joined {
                 joined.note(r);
-            }
-            if r.off {
-                continue;
             }
             let (fresh, h) = (r.fresh, self.handle_of(index));
             let ready = level && (events != 0 || fresh);

@@ -7,7 +7,7 @@ use core::ptr::null_mut;
 
 use super::{fail, write};
 use crate::file::{self, File};
-use crate::{real, socket, sys, table};
+use crate::{fork, real, socket, sys, table};
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fdopen(fd: c_int, mode: *const c_char) -> *mut File {
@@ -53,7 +53,7 @@ pub unsafe extern "C" fn fclose(file: *mut File) -> c_int {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn daemon(stay: c_int, keep_open: c_int) -> c_int {
     // SAFETY: as above.
-    let r = unsafe { real::daemon(stay, keep_open) };
+    let r = fork::as_daemon(|| unsafe { real::daemon(stay, keep_open) });
     if r == 0 && keep_open == 0 {
         for fd in 0..3 {
             socket::closing(fd);

@@ -1,4 +1,4 @@
-//! The bytes of connections to other hosts: from a process's ring here into a process's ring there, and back (SPEC 4.11, 14).
+//! The bytes of connections to other hosts: from a process's ring here into a process's ring there, and back (SPEC 4.10, 14).
 //!
 //! | module | what |
 //! |---|---|

@@ -13,13 +13,12 @@ use fabric::memory::{Access, Memory, Region as Registered, RegisterError};
 use fabric::provider::Fabric;
 use memmap2::MmapRaw;
 use ring::atomic::{AtomicU64, Ordering, fence, light_barrier};
-use ring::rings::Rings;
 use ring::segment::{
     Direction, READER_SHUT, RING_BYTES, RINGS_OFFSET, SEGMENT_BYTES, SEGMENT_MAGIC, SIDE_STRIDE,
     SIDES_OFFSET, SLOTS, Segment, Side, Slot, state,
 };
 use ring::shared::Region;
-use ring::stream;
+use ring::stream::{self, RingBytes};
 use ring::wake::{self, SleepWord};
 
 use crate::mapping::{MapError, map_one};
@@ -79,7 +78,7 @@ impl SegmentMemory {
         self.number
     }
 
-    /// Registers the large rings of `slot`: what the bridge of the other host needs to write to one of them, and this one to read the
+    /// Registers both rings of `slot`: what the bridge of the other host needs to write to one of them, and this one to read the
     /// other one. With an RDMA card this keeps 512 KiB in place, so it is for slots that have a connection.
     ///
     /// # Errors
@@ -162,7 +161,7 @@ pub(super) struct View {
     generation: u32,
     // As in `Lane`.
     directions: &'static [Direction; 2],
-    rings: [Rings; 2],
+    rings: [RingBytes; 2],
     theirs: &'static Side,
 }
 
@@ -170,13 +169,14 @@ impl View {
     pub(super) fn new(memory: &Arc<SegmentMemory>, slot: u16, side: u32, generation: u32) -> Option<View> {
         let segment = Segment::over(memory.region)?;
         let slots: &'static [Slot] = segment.slots;
+        let ring = |direction| segment.ring(slot, direction).and_then(RingBytes::new);
         Some(View {
             memory: Arc::clone(memory),
             slot,
             side: if side > 1 { return None } else { side },
             generation,
             directions: &slots.get(usize::from(slot))?.directions,
-            rings: [segment.rings(slot, 0)?, segment.rings(slot, 1)?],
+            rings: [ring(0)?, ring(1)?],
             theirs: segment.side(side)?,
         })
     }
@@ -187,14 +187,14 @@ impl View {
     }
 
     /// What the process writes.
-    pub(super) fn out(&self) -> (&Direction, &Rings) {
+    pub(super) fn out(&self) -> (&Direction, &RingBytes) {
         let [zero, one] = self.directions;
         let [ring_zero, ring_one] = &self.rings;
         if self.side == 0 { (zero, ring_zero) } else { (one, ring_one) }
     }
 
     /// What the process reads.
-    pub(super) fn input(&self) -> (&Direction, &Rings) {
+    pub(super) fn input(&self) -> (&Direction, &RingBytes) {
         let [zero, one] = self.directions;
         let [ring_zero, ring_one] = &self.rings;
         if self.side == 0 { (one, ring_one) } else { (zero, ring_zero) }
@@ -323,13 +323,13 @@ impl View {
 const LANE_PLUS_ONE: u32 = LANE as u32 + 1;
 
 /// Copies from a ring into a message.
-pub(super) fn copy_out(ring: &Rings, at: u64, into: &mut [u8]) {
+pub(super) fn copy_out(ring: &RingBytes, at: u64, into: &mut [u8]) {
     // SAFETY: a slice of that length; outside of the ring nothing is copied.
     unsafe { ring.copy_out(usize::try_from(at).unwrap_or(usize::MAX), into.as_mut_ptr(), into.len()) }
 }
 
 /// Copies from a message into a ring.
-pub(super) fn copy_in(ring: &Rings, at: u64, from: &[u8]) {
+pub(super) fn copy_in(ring: &RingBytes, at: u64, from: &[u8]) {
     // SAFETY: as above.
     unsafe { ring.copy_in(usize::try_from(at).unwrap_or(usize::MAX), from.as_ptr(), from.len()) }
 }

@@ -14,10 +14,9 @@ use fabric::provider::Fabric;
 use memmap2::{MmapOptions, MmapRaw};
 use nic_coordinator::bridge::{Bridge, Far, LinkId, Local, Outside, SegmentMemory};
 use ring::atomic::{Ordering, light_barrier};
-use ring::rings::Rings;
 use ring::segment::{self, Direction, SEGMENT_BYTES, SLOTS, Segment, Side, state};
 use ring::shared::Region;
-use ring::stream::{self, Reader, Violation, Writer};
+use ring::stream::{self, Reader, RingBytes, Violation, Writer};
 use ring::urgent;
 use ring::wake::{self, SleepWord};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
@@ -231,11 +230,11 @@ impl Process {
     pub fn input(&self) -> &Direction {
         &self.segment().slots[usize::from(self.slot)].directions[1 - self.side as usize]
     }
-    pub fn out_ring(&self) -> Rings {
-        self.segment().rings(self.slot, self.side).unwrap()
+    pub fn out_ring(&self) -> RingBytes {
+        RingBytes::new(self.segment().ring(self.slot, self.side).unwrap()).unwrap()
     }
-    pub fn input_ring(&self) -> Rings {
-        self.segment().rings(self.slot, 1 - self.side).unwrap()
+    pub fn input_ring(&self) -> RingBytes {
+        RingBytes::new(self.segment().ring(self.slot, 1 - self.side).unwrap()).unwrap()
     }
     fn theirs(&self) -> &Side {
         self.segment().side(1 - self.side).unwrap()
@@ -269,13 +268,7 @@ impl Process {
             let span =
                 stream::reserve(&ring, self.out(), &mut w, bytes.len() - done).expect("an honest bridge");
             self.w = w;
-            let Some(span) = span else {
-                if stream::grow(&ring, &mut self.w).unwrap() {
-                    self.notify_reader();
-                    continue;
-                }
-                break;
-            };
+            let Some(span) = span else { break };
             // SAFETY: a slice of that length.
             unsafe { ring.copy_in(span.at, bytes[done..].as_ptr(), span.len) };
             stream::commit(&ring, &mut self.w, span.len).unwrap();

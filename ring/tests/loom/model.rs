@@ -3,7 +3,7 @@
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::AtomicU64;
 use ring::atomic::{Heavy, Ordering, fence};
-use ring::stream::{GROWN, Memory, Part, Span};
+use ring::stream::{Memory, Span};
 
 /// Explores every interleaving with at most `preemptions` involuntary switches.
 pub fn explore(preemptions: usize, f: impl Fn() + Sync + Send + 'static) {
@@ -30,12 +30,12 @@ impl Heavy for Nothing {
     fn heavy_barrier(&self) {}
 }
 
-/// Two rings of 64 bytes. Each word exists twice: as the atomic that headers are read from, and as a cell
+/// A ring of 64 bytes. Each word exists twice: as the atomic that headers are read from, and as a cell
 /// that fails the model when a payload copy overlaps another one. A payload copy also writes the atomic
 /// (it is the same memory), so old payload can be mistaken for a header, as in real memory.
 pub struct ModelRing {
-    words: [AtomicU64; 16],
-    cells: [UnsafeCell<u64>; 16],
+    words: [AtomicU64; 8],
+    cells: [UnsafeCell<u64>; 8],
 }
 
 // SAFETY: the cells are accessed as the stream protocol allows; loom checks exactly that.
@@ -74,14 +74,10 @@ impl ModelRing {
 }
 
 impl Memory for ModelRing {
-    fn part(&self, pos: u64) -> Part {
-        if pos < GROWN {
-            Part { from: 0, start: 0, size: 64 }
-        } else {
-            Part { from: GROWN, start: 64, size: 64 }
-        }
+    fn size(&self) -> u64 {
+        64
     }
-    fn header(&self, place: u64) -> Option<&AtomicU64> {
-        self.words.get(usize::try_from(place).ok()? / 8)
+    fn header(&self, offset: u64) -> Option<&AtomicU64> {
+        self.words.get(usize::try_from(offset).ok()? / 8)
     }
 }

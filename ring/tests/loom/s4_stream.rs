@@ -4,10 +4,9 @@ use crate::futex::Futex;
 use crate::model::{Full, ModelRing, explore};
 use loom::sync::Arc;
 use loom::thread;
-use ring::atomic::AtomicU64;
 use ring::atomic::Ordering;
 use ring::segment::{Direction, state};
-use ring::stream::{self, GROWN, Memory as _, Reader, Span, Writer};
+use ring::stream::{self, Reader, Span, Writer};
 use ring::wake::{EVERYBODY, FUTEX};
 
 struct Stream {
@@ -26,24 +25,14 @@ fn stream_at(start: u64) -> (Arc<Stream>, Writer, Reader) {
         space_queue: Futex::new(),
     };
     stream::open(&s.mem, &s.dir, 1);
-    header_at(&s, start).store(0, Ordering::Relaxed);
+    ring::stream::Memory::header(&s.mem, start % 64).unwrap().store(0, Ordering::Relaxed);
     s.dir.consumed.store(start, Ordering::Relaxed);
     (Arc::new(s), Writer { tail: start, seen: start }, Reader { pos: start, left: 0, len: 0 })
-}
-
-/// The word at a position, in its ring.
-fn header_at(s: &Stream, pos: u64) -> &AtomicU64 {
-    s.mem.header(s.mem.part(pos).start + pos % 64).unwrap()
 }
 
 impl Stream {
     fn reserve(&self, w: &mut Writer) -> Option<Span> {
         stream::reserve(&self.mem, &self.dir, w, 8).unwrap()
-    }
-
-    /// Goes on in the second ring when the first is full.
-    fn write_on(&self, w: &mut Writer, value: u64) -> bool {
-        self.write(w, value) || (stream::grow(&self.mem, w).unwrap() && self.write(w, value))
     }
 
     fn write(&self, w: &mut Writer, value: u64) -> bool {
@@ -109,10 +98,8 @@ fn s4_2_messages_pass_in_order_and_space_is_used_again() {
 
 #[test]
 fn s4_3_messages_pass_over_a_skip_at_the_end() {
-    for ring in [0, GROWN] {
-        messages_pass(ring + 56, 2, Stream::write_on);
-    }
-    messages_pass(GROWN + 40, 4, Stream::write);
+    messages_pass(56, 2, Stream::write);
+    messages_pass(40, 4, Stream::write);
 }
 
 #[test]
@@ -132,7 +119,7 @@ fn s4_2_twin_that_publishes_before_the_payload() {
 fn s4_2_twin_that_does_not_zero_the_next_header() {
     let write: Write = |s, w, value| {
         let Some(span) = s.reserve(w) else { return false };
-        let next = header_at(s, w.tail + 16);
+        let next = ring::stream::Memory::header(&s.mem, (w.tail + 16) % 64).unwrap();
         let old = next.load(Ordering::Relaxed);
         s.mem.write(span, value);
         stream::commit(&s.mem, w, 8).unwrap();
@@ -142,30 +129,10 @@ fn s4_2_twin_that_does_not_zero_the_next_header() {
     messages_pass(0, 2, write);
 }
 
-#[test]
-fn s4_10_messages_pass_on_to_the_second_ring() {
-    messages_pass(40, 4, Stream::write_on);
-}
-
-#[test]
-#[should_panic(expected = "Causality violation")]
-fn s4_10_twin_that_does_not_zero_the_first_header_of_the_second_ring() {
-    let write: Write = |s, w, value| {
-        let first = header_at(s, GROWN);
-        let old = first.load(Ordering::Relaxed);
-        s.write(w, value) || {
-            assert!(stream::grow(&s.mem, w).unwrap());
-            first.store(old, Ordering::Relaxed);
-            s.write(w, value)
-        }
-    };
-    messages_pass(0, 4, write);
-}
-
 /// Two messages are read while the writer waits for their space.
 fn space_is_freed(copy_before_release: bool) {
     explore(3, move || {
-        let (s, mut w, mut r) = stream_at(GROWN);
+        let (s, mut w, mut r) = stream_at(0);
         for value in 1..=3 {
             assert!(s.write(&mut w, value));
         }
@@ -256,7 +223,7 @@ fn s4_5_twin_that_asks_for_the_end_after_looking() {
 /// A full ring: the writer sleeps for space, and says how much (SPEC 4.7). `look_again`: after announcing.
 fn writer_waits_for_space(look_again: bool) {
     explore(3, move || {
-        let (s, mut w, mut r) = stream_at(GROWN);
+        let (s, mut w, mut r) = stream_at(0);
         for value in 1..=3 {
             assert!(s.write(&mut w, value));
         }

@@ -3,10 +3,9 @@
 //! `unsafe` is allowed here to allocate it and to copy between slices and a ring.
 #![allow(unsafe_code, dead_code)] // each test binary uses its part of this
 
-use ring::rings::Rings;
 use ring::segment::{Direction, Slot};
 use ring::shared::Region;
-use ring::stream::Span;
+use ring::stream::{RingBytes, Span};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 
@@ -43,15 +42,15 @@ unsafe impl Send for Memory {}
 // SAFETY: as above; access goes through `Region`.
 unsafe impl Sync for Memory {}
 
-/// The two rings of a direction, of so many bytes, and its control lines.
-pub struct StreamMemory<const FIRST: usize, const MAIN: usize> {
+/// A ring and its control lines.
+pub struct StreamMemory {
     slot: Memory,
-    rings: Memory,
+    ring: Memory,
 }
 
-impl<const FIRST: usize, const MAIN: usize> StreamMemory<FIRST, MAIN> {
-    pub fn new() -> Self {
-        StreamMemory { slot: Memory::zeroed(size_of::<Slot>()), rings: Memory::zeroed(FIRST + MAIN) }
+impl StreamMemory {
+    pub fn new(ring_bytes: usize) -> Self {
+        StreamMemory { slot: Memory::zeroed(512), ring: Memory::zeroed(ring_bytes) }
     }
 
     pub fn direction(&self) -> &Direction {
@@ -59,28 +58,27 @@ impl<const FIRST: usize, const MAIN: usize> StreamMemory<FIRST, MAIN> {
         &slot.directions[0]
     }
 
-    pub fn rings(&self) -> Rings<FIRST, MAIN> {
-        Rings::new(self.rings.region(), 0, FIRST)
+    pub fn ring(&self) -> RingBytes {
+        RingBytes::new(self.ring.region()).expect("a power of two")
     }
 
-    /// The first ring, and behind it the second one.
-    pub fn region(&self) -> Region {
-        self.rings.region()
+    pub fn ring_region(&self) -> Region {
+        self.ring.region()
     }
 }
 
 /// Copies `bytes` to the start of a reserved span.
-pub fn copy_in<const F: usize, const M: usize>(rings: &Rings<F, M>, span: Span, bytes: &[u8]) {
+pub fn copy_in(ring: &RingBytes, span: Span, bytes: &[u8]) {
     assert!(bytes.len() <= span.len);
     // SAFETY: the slice is readable.
-    unsafe { rings.copy_in(span.at, bytes.as_ptr(), bytes.len()) }
+    unsafe { ring.copy_in(span.at, bytes.as_ptr(), bytes.len()) }
 }
 
 /// Copies the first `n` bytes of a span out.
-pub fn copy_out<const F: usize, const M: usize>(rings: &Rings<F, M>, span: Span, n: usize) -> Vec<u8> {
+pub fn copy_out(ring: &RingBytes, span: Span, n: usize) -> Vec<u8> {
     assert!(n <= span.len);
     let mut out = vec![0; n];
     // SAFETY: the vector is writable for its length.
-    unsafe { rings.copy_out(span.at, out.as_mut_ptr(), n) };
+    unsafe { ring.copy_out(span.at, out.as_mut_ptr(), n) };
     out
 }

@@ -13,7 +13,7 @@ use ring::atomic::{AtomicU64, Ordering};
 use ring::attach::{BYTES, Call, Reply, WELCOME_FDS};
 use ring::msg::{Completion, ConnId, Request};
 use ring::queue::{COMMON_BYTES, CommonMemory, Requests};
-use ring::segment::{RING_BYTES, RINGS_OFFSET, SEGMENT_BYTES, SLOTS_OFFSET, Slot};
+use ring::segment::{RING_BYTES, RINGS_OFFSET, SEGMENT_BYTES, SLOTS_OFFSET};
 use ring::shared::Region;
 use ring::window::{Consumer, HOST_BYTES, HostMemory, Raw, WINDOW_BYTES, Window};
 use rustix::net::{
@@ -207,12 +207,8 @@ impl Attached {
     pub fn scribble(&mut self, conn: ConnId, side: u32, random: &mut Random, end: Instant) -> Outcome {
         let (mapped, wire) = self.segment(conn, side)?;
         let region = mapped.region()?;
-        let spots = [
-            64..4096,
-            4096..SLOTS_OFFSET,
-            SLOTS_OFFSET..SLOTS_OFFSET + size_of::<Slot>(),
-            RINGS_OFFSET..SCRIBBLE_BYTES,
-        ];
+        let spots =
+            [64..4096, 4096..SLOTS_OFFSET, SLOTS_OFFSET..SLOTS_OFFSET + 512, RINGS_OFFSET..SCRIBBLE_BYTES];
         while Instant::now() < end {
             for _ in 0..1000 {
                 for spot in &spots {

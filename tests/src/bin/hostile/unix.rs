@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use ring::atomic::Ordering;
 use ring::msg::{Completion, ConnId, Request, Status};
 use ring::segment::Segment;
-use ring::stream::{self, Writer};
+use ring::stream::{self, RingBytes, Writer};
 use rustix::net::{
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, bind, send, sendmsg, sockopt,
 };
@@ -335,7 +335,7 @@ impl Liar<'_> {
         let slot = segment.slots.get(usize::from(conn.slot())).ok_or("no such slot")?;
         let [to, from] = if side == 0 { [0, 1] } else { [1, 0] };
         let (out, back) = (&slot.directions[to], &slot.directions[from]);
-        let ring = segment.rings(conn.slot(), side).ok_or("no ring")?;
+        let ring = segment.ring(conn.slot(), side).and_then(RingBytes::new).ok_or("no ring")?;
         let mut stream = self.talk.stream.try_clone()?;
         stream.set_nonblocking(true)?;
         let mut w = Writer::default();
@@ -352,11 +352,7 @@ impl Liar<'_> {
                 3 => back.reader_closed.store(conn.generation() * (small & 1), Ordering::Release),
                 4 => back.consumed.store(random.next() % 4096, Ordering::Release),
                 kind @ 5..8 => {
-                    let room = stream::reserve(&ring, out, &mut w, 1 + random.below(64));
-                    if room == Ok(None) {
-                        let _ = stream::grow(&ring, &mut w);
-                    }
-                    if let Ok(Some(span)) = room {
+                    if let Ok(Some(span)) = stream::reserve(&ring, out, &mut w, 1 + random.below(64)) {
                         let published = match kind {
                             7 => stream::commit_ancillary(&ring, &mut w, span.len),
                             _ => stream::commit(&ring, &mut w, span.len),

@@ -1,33 +1,28 @@
-//! Random requests of many functions, malformed and dead ones among them, against a small model of who holds what.
-
-mod common;
+//! What the coordinator is to do, kept in the simplest way: who holds what, and what each completion must say.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::lo;
 use nic_coordinator::logic::forks::{ATTACH_LATER_US_MAX, ATTACH_US_MAX};
 use nic_coordinator::logic::{Limits, Logic, Out};
-use proptest::prelude::*;
 use ring::msg::{Addr, Completion, ConnId, Request, Status};
-use ring::window::Raw;
 
 /// Who holds something, in the model: a function, or a fork by parent and nonce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Who {
+pub enum Who {
     Function(u32),
     Fork(u32, u64),
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Process {
-    group: u32,
-    uid: u32,
-    pid: u32,
-    netns: u64,
+pub struct Process {
+    pub group: u32,
+    pub uid: u32,
+    pub pid: u32,
+    pub netns: u64,
 }
 
 #[derive(Debug)]
-struct ModelListener {
+pub struct ModelListener {
     holders: BTreeSet<Who>,
     netns: u64,
     addr: Addr,
@@ -47,7 +42,7 @@ enum End {
 }
 
 #[derive(Debug)]
-struct ModelConn {
+pub struct ModelConn {
     holders: [BTreeSet<Who>; 2],
     listener: u32,
     queued: bool,
@@ -70,42 +65,49 @@ impl ModelConn {
     }
 }
 
+/// Process and user that have called listen(2), and the listener's name.
+pub type Stand = (u32, u32, u64);
+/// Listeners of others that a process may stand for.
+const STANDS_MAX: usize = 64;
+
 /// Sides of connections, or offers, of one process.
 const CONNS_MAX: usize = 8;
 
 #[derive(Default)]
-struct Model {
-    logic: Logic,
-    now_us: u64,
-    token: u32,
-    processes: BTreeMap<u32, Process>,
-    forks: BTreeMap<(u32, u64), (u32, u64)>, // to group and deadline
-    listeners: BTreeMap<u32, ModelListener>,
-    conns: BTreeMap<ConnId, ModelConn>,
+pub struct Model {
+    pub logic: Logic,
+    pub now_us: u64,
+    pub token: u32,
+    pub processes: BTreeMap<u32, Process>,
+    pub forks: BTreeMap<(u32, u64), (u32, u64)>, // to group and deadline
+    pub listeners: BTreeMap<u32, ModelListener>,
+    pub conns: BTreeMap<ConnId, ModelConn>,
     /// Requests that must be answered once: what they asked for.
-    open: BTreeMap<(u32, u32), Request>,
-    making: Vec<u32>,
-    /// Ends of connections that may be claimed, by function and its number for them: pid and uid of the peer.
-    offers: BTreeMap<(u32, u32), (u32, u32)>,
+    pub open: BTreeMap<(u32, u32), Request>,
+    pub making: Vec<u32>,
+    /// Ends of connections that may be claimed, by function and its number for them: who the peer is.
+    pub offers: BTreeMap<(u32, u32), Stand>,
+    /// Which functions accept on others' listeners.
+    pub stands: BTreeSet<(u32, Stand)>,
     /// Claims by those who were meant, of what those have offered who they know to be their peers.
-    honest: BTreeSet<(u32, u32)>,
+    pub honest: BTreeSet<(u32, u32)>,
     /// Who has claimed what in this step.
-    paired: Option<(u32, u32, ConnId)>,
+    pub paired: Option<(u32, u32, ConnId)>,
     /// Segments, by the functions (which are groups here) that asked and that listened, while both live.
-    pairs: BTreeMap<u32, [u32; 2]>,
+    pub pairs: BTreeMap<u32, [u32; 2]>,
     /// Who heard that the other side is gone.
-    told_gone: BTreeSet<(u32, ConnId)>,
+    pub told_gone: BTreeSet<(u32, ConnId)>,
     /// Who believes what about a listener: that something waits.
-    waits: BTreeMap<(Who, u32), bool>,
+    pub waits: BTreeMap<(Who, u32), bool>,
     /// What came into a queue by the present request.
-    arrived: BTreeSet<ConnId>,
+    pub arrived: BTreeSet<ConnId>,
     /// Everything that was ever named, for picking.
-    listener_ids: Vec<u32>,
-    conn_ids: Vec<ConnId>,
+    pub listener_ids: Vec<u32>,
+    pub conn_ids: Vec<ConnId>,
 }
 
 impl Model {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let limits = Limits {
             listeners_per_function: 4,
             conns_per_function: CONNS_MAX,
@@ -183,12 +185,19 @@ impl Model {
             Request::Detach { function } => {
                 self.processes.remove(&function);
                 self.offers.retain(|(owner, _), _| *owner != function);
+                self.stands.retain(|(holder, _)| *holder != function);
                 self.release(Who::Function(function));
                 self.open.retain(|(owner, _), _| *owner != function);
             }
             Request::SegmentMade { segment, .. } => self.making.retain(|s| *s != segment),
             Request::Attach { .. } => {
                 self.open.insert((f, token), request);
+            }
+            Request::StandsFor { function, pid, uid, name }
+                if self.processes.contains_key(&function)
+                    && self.stands.iter().filter(|(f, _)| *f == function).count() < STANDS_MAX =>
+            {
+                self.stands.insert((function, (pid, uid, name)));
             }
             _ if !alive => {}
             Request::Retract { serial } => drop(self.offers.remove(&(f, serial))),
@@ -251,7 +260,7 @@ impl Model {
         self.sweep();
     }
 
-    fn ask(&mut self, f: u32, request: Request) {
+    pub fn ask(&mut self, f: u32, request: Request) {
         self.token += 1;
         let token = self.token;
         if request.agent_only() && f != 0 {
@@ -267,7 +276,7 @@ impl Model {
         self.check();
     }
 
-    fn tick(&mut self, us: u64) {
+    pub fn tick(&mut self, us: u64) {
         self.now_us += us;
         let now_us = self.now_us;
         for key in self.forks.keys().copied().collect::<Vec<_>>() {
@@ -386,12 +395,13 @@ impl Model {
                 self.listener_ids.push(value);
             }
             Request::Listen { .. } => assert_eq!(value, 0),
-            Request::Offer { serial, pid, uid, .. } => {
-                let known = self.family_of((pid, uid)).is_some();
+            Request::Offer { serial, pid, uid, name } => {
+                let offer = (pid, uid, name);
+                let known = self.family_of((pid, uid)).is_some() || self.groups_for(offer).next().is_some();
                 let full = self.offers.keys().filter(|(owner, _)| *owner == f).count() >= CONNS_MAX;
                 assert_eq!((status == Status::Ok, status == Status::NoListener), (known && !full, !known));
                 if status == Status::Ok {
-                    self.offers.insert((f, serial), (pid, uid));
+                    self.offers.insert((f, serial), offer);
                 }
             }
             Request::Unlisten { .. } => assert_eq!((status, value), (Status::Ok, 0)),
@@ -434,8 +444,15 @@ impl Model {
             return false;
         };
         let me = self.processes[&f];
-        let both = [self.family_of(*offered), self.family_of(peer)];
-        me.netns == other.netns && both == [Some(me.group), Some(other.group)]
+        let meant = self.family_of((offered.0, offered.1)) == Some(me.group)
+            || self.groups_for(*offered).any(|group| group == me.group);
+        me.netns == other.netns && meant && self.family_of(peer) == Some(other.group)
+    }
+
+    /// Groups of those who accept on that listener.
+    fn groups_for(&self, stand: Stand) -> impl Iterator<Item = u32> {
+        let holders = self.stands.iter().filter(move |(_, of)| *of == stand);
+        holders.filter_map(|(f, _)| self.processes.get(f)).map(|p| p.group)
     }
 
     /// Whose process it is: of that user, or of one that was root.
@@ -541,7 +558,7 @@ impl Model {
     }
 
     /// The agent's work is done, everybody leaves, time passes: nothing is left.
-    fn end(mut self) {
+    pub fn end(mut self) {
         for segment in self.making.clone() {
             self.ask(0, Request::SegmentMade { segment, ok: true });
         }
@@ -551,133 +568,5 @@ impl Model {
         }
         self.tick(ATTACH_US_MAX);
         assert!(self.logic.is_empty(), "{:?}", self.logic);
-    }
-}
-
-/// A step, in numbers that shrink well.
-type Step = (u8, u8, u8, u8);
-
-fn addr(n: u8) -> Addr {
-    match n % 8 {
-        0..=2 => lo(2000),
-        3 => lo(80),
-        4 => Addr::v4([0; 4], 2000),
-        5 => Addr { ip: Addr::V6_ANY, port: 2000 },
-        6 => Addr::v4([10, 0, 0, 1], 2000),
-        _ => Addr { ip: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1], port: 2000 },
-    }
-}
-
-fn source(n: u8) -> Addr {
-    match n % 8 {
-        0..=3 => lo(40000),
-        4 => Addr::v4([10, 0, 0, 1], 40000),
-        5 => lo(1000),
-        6 => lo(0),
-        _ => Addr { ip: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1], port: 40000 },
-    }
-}
-
-fn pick<T: Copy>(all: &[T], n: u8, none: T) -> T {
-    // The latest ones are the likeliest to be alive.
-    if all.is_empty() { none } else { all[all.len() - 1 - usize::from(n) % all.len()] }
-}
-
-fn step(m: &mut Model, (kind, a, b, c): Step) {
-    let f = u32::from(a % 6);
-    let listener = pick(&m.listener_ids, b, 77);
-    let conn = pick(&m.conn_ids, b, ConnId(77));
-    match kind % 24 {
-        0 | 1 => {
-            let (uid, netns) = (u32::from(b % 3) * 500, 1 + u64::from(b % 5 == 4));
-            m.ask(
-                0,
-                Request::Attach { function: f, group: f, parent: 0, nonce: 0, uid, pid: 100 + f, netns },
-            );
-        }
-        2 => {
-            let (parent, nonce) = pick(&m.forks.keys().copied().collect::<Vec<_>>(), b, (9, 9));
-            let group = m.forks.get(&(parent, nonce)).map_or(9, |(group, _)| group + u32::from(c % 4 == 3));
-            m.ask(0, Request::Attach { function: f, group, parent, nonce, uid: 0, pid: 100 + f, netns: 1 });
-        }
-        3 => m.ask(0, Request::Detach { function: f }),
-        4 | 5 => m.ask(
-            f,
-            Request::Listen { addr: addr(b), backlog: u32::from(c % 4), flags: u32::from(c % 8 == 7) },
-        ),
-        6 => m.ask(f, Request::Unlisten { listener }),
-        7..=10 => m.ask(f, Request::Connect { dst: addr(b), src: source(c) }),
-        11..=13 => m.ask(f, Request::Accept { listener, flags: u32::from(c % 2) }),
-        14 => {
-            let accepts: Vec<_> = m.open.keys().copied().collect();
-            let (f, token) = pick(&accepts, b, (f, 5));
-            m.ask(f, Request::CancelAccept { listener, token });
-        }
-        15 | 16 => m.ask(f, Request::Close { conn, side: u32::from(c % 2), finished: c % 4 < 2 }),
-        17 => {
-            if c % 3 == 0 {
-                m.ask(f, Request::Requeue { conn });
-            } else {
-                m.tick(u64::from(c) * 10_000);
-            }
-        }
-        18 => match c % 4 {
-            0 => m.ask(f, Request::ForkFailed { nonce: u64::from(b % 4) }),
-            1 => m.ask(f, Request::Lend { nonce: u64::from(b % 4), conn, side: u32::from(b % 2) }),
-            _ => m.ask(f, Request::Fork { nonce: u64::from(b % 4) }),
-        },
-        19 | 20 => {
-            let (pid, uid) = m.processes.get(&u32::from(b % 6)).map_or((1, 0), |p| (p.pid, p.uid));
-            m.ask(f, Request::Offer { serial: u32::from(c % 3), pid, uid, name: 0 });
-        }
-        21 => {
-            // Mostly an honest claim: the offer says who may make it, and the claimer who offers.
-            let offers: Vec<_> = m.offers.iter().map(|(key, peer)| (*key, *peer)).collect();
-            let ((function, serial), offered) = pick(&offers, b, ((f, 0), (1, 0)));
-            let claimer = m.processes.iter().find(|(_, p)| (p.pid, p.uid) == offered).map_or(f, |(n, _)| *n);
-            let (pid, uid) = m.processes.get(&function).map_or((1, 0), |p| (p.pid, p.uid));
-            let claimer = if c % 8 == 7 { f } else { claimer };
-            m.ask(claimer, Request::Claim { function, serial, pid: pid + u32::from(c % 16 == 6), uid });
-        }
-        22 if c % 4 == 0 => m.ask(f, Request::Retract { serial: u32::from(b % 3) }),
-        _ => {
-            let segment = pick(&m.making, b, 78);
-            m.ask(0, Request::SegmentMade { segment, ok: c % 4 != 0 });
-        }
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn what_the_model_says_holds(
-        steps in prop::collection::vec(any::<Step>(), 1..250),
-    ) {
-        let mut model = Model::new();
-        for s in steps {
-            step(&mut model, s);
-        }
-        model.end();
-    }
-
-    /// Entries with any content, from any function: no panic, no answer to the wrong one, no leak.
-    #[test]
-    fn random_entries(
-        steps in prop::collection::vec((any::<Step>(), any::<[u64; 6]>(), any::<u8>(), any::<bool>()), 1..150),
-    ) {
-        let mut model = Model::new();
-        for (s, body, kind, small) in steps {
-            if s.3 % 2 == 0 {
-                step(&mut model, s);
-                continue;
-            }
-            let body = if small { body.map(|w| w % 4) } else { body };
-            let raw = Raw { kind: kind % 36, status: 0, token: 0, body };
-            if let Ok(request) = Request::from_raw(&raw) {
-                model.ask(u32::from(s.0 % 7), request);
-            }
-        }
-        model.end();
     }
 }
