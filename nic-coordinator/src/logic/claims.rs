@@ -5,7 +5,7 @@ use ring::bus::AGENT_FUNCTION;
 use ring::msg::{Addr, Completion, ConnId, Status};
 
 use super::functions::{CLIENT, Holder, SERVER, Stand};
-use super::segments::{Asker, Conn, Room, Waiting, Wanted};
+use super::segments::{Asker, Conn, Waiting, Wanted};
 use super::{Logic, Out, announce, reply};
 
 /// Who the kernel says is at the other end (`SO_PEERCRED`).
@@ -105,11 +105,7 @@ impl Logic {
         }
         let asker = Asker::Process { function: f, token };
         let waiting = Waiting { asker, wanted: Wanted::Claim { offerer, serial, id: offer.id } };
-        match self.segments.room(theirs.group, mine.group) {
-            Room::Ready(segment) => self.pair(segment, waiting, out),
-            Room::Making(segment) => self.wait_for(segment, waiting),
-            Room::Full(of_pair) => self.make_segment([theirs.group, mine.group], of_pair, waiting, out),
-        }
+        self.find_room([theirs.group, mine.group], waiting, out)
     }
 
     /// A new segment for two groups, if they may have one more, and whoever waits for it.

@@ -22,23 +22,41 @@ impl Logic {
         src: Addr,
         out: &mut Vec<Out>,
     ) -> Result<(), Status> {
-        let function = self.functions.get(f).ok_or(Status::BadRequest)?;
-        let identity = function.identity;
+        let identity = self.functions.get(f).ok_or(Status::BadRequest)?.identity;
         if self.is_elsewhere(identity.netns, &dst) {
             return self.try_call(f, token, dst, src, out);
         }
         policy::may_connect(&identity, &dst, &src)?;
-        if function.holdings.conns.len() + function.connecting >= self.limits.conns_per_function {
+        if !self.may_hold_more(f) {
             return Err(Status::Quota);
         }
         let listener = self.listeners.find(identity.netns, &dst)?;
         let server_group = self.listeners.get(listener).map(|l| l.group).ok_or(Status::NoListener)?;
         let asker = Asker::Process { function: f, token };
         let waiting = Waiting { asker, wanted: Wanted::Connect { listener, client: src, server: dst } };
-        match self.segments.room(identity.group, server_group) {
-            Room::Ready(segment) => self.establish(segment, waiting, out),
+        self.find_room([identity.group, server_group], waiting, out)
+    }
+
+    /// Does what is wanted in a segment of the two groups, now or when there is one.
+    pub(super) fn find_room(
+        &mut self,
+        groups: [u32; 2],
+        waiting: Waiting,
+        out: &mut Vec<Out>,
+    ) -> Result<(), Status> {
+        let [client, server] = groups;
+        match self.segments.room(client, server) {
+            Room::Ready(segment) => self.begin_in(segment, waiting, out),
             Room::Making(segment) => self.wait_for(segment, waiting),
-            Room::Full(of_pair) => self.make_segment([identity.group, server_group], of_pair, waiting, out),
+            Room::Full(of_pair) => self.make_segment(groups, of_pair, waiting, out),
+        }
+    }
+
+    fn begin_in(&mut self, segment: u32, waiting: Waiting, out: &mut Vec<Out>) -> Result<(), Status> {
+        match waiting.wanted {
+            Wanted::Claim { .. } => self.pair(segment, waiting, out),
+            Wanted::Call { .. } => self.call(segment, waiting),
+            Wanted::Connect { .. } => self.establish(segment, waiting, out),
         }
     }
 
@@ -58,12 +76,7 @@ impl Logic {
     }
 
     /// Opens the connection, tells the client, and brings it to the listener.
-    pub(super) fn establish(
-        &mut self,
-        segment: u32,
-        waiting: Waiting,
-        out: &mut Vec<Out>,
-    ) -> Result<(), Status> {
+    fn establish(&mut self, segment: u32, waiting: Waiting, out: &mut Vec<Out>) -> Result<(), Status> {
         let Wanted::Connect { listener, client, server } = waiting.wanted else {
             return Err(Status::BadRequest);
         };
@@ -99,18 +112,8 @@ impl Logic {
                 }
                 Asker::Remote(id) => self.remote_waits(id, false),
             }
-            // Time has passed: the listener may be gone, or left to children, or full.
-            let outcome = match waiting.wanted {
-                _ if !ok => Err(Status::NoSegment),
-                Wanted::Claim { .. } => self.pair(segment, waiting, out),
-                Wanted::Call { .. } => self.call(segment, waiting),
-                Wanted::Connect { listener, .. } => match self.listeners.get(listener) {
-                    None => Err(Status::NoListener),
-                    Some(listener) if !listener.is_served() => Err(Status::NoListener),
-                    Some(listener) if !listener.has_space() => Err(Status::BacklogFull),
-                    Some(_) => self.establish(segment, waiting, out),
-                },
-            };
+            let outcome = if ok { self.may_still_begin(&waiting) } else { Err(Status::NoSegment) };
+            let outcome = outcome.and_then(|()| self.begin_in(segment, waiting, out));
             let Err(status) = outcome else { continue };
             match (waiting.asker, waiting.wanted) {
                 (Asker::Remote(id), _) => self.remote_refused(id, status),
@@ -125,6 +128,13 @@ impl Logic {
         } else {
             self.drop_segment_if_orphaned(segment, out);
         }
+    }
+
+    /// Time has passed: the listener may be gone, or left to children, or full.
+    fn may_still_begin(&self, waiting: &Waiting) -> Result<(), Status> {
+        let Wanted::Connect { listener, .. } = waiting.wanted else { return Ok(()) };
+        let listener = self.listeners.get(listener).filter(|l| l.is_served()).ok_or(Status::NoListener)?;
+        if listener.has_space() { Ok(()) } else { Err(Status::BacklogFull) }
     }
 
     /// Frees the slot of a connection that nobody holds any more.

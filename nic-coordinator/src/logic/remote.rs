@@ -7,7 +7,7 @@ use ring::msg::{Addr, Completion, ConnId, Status};
 
 use super::connect::refuse;
 use super::functions::{CLIENT, Holder, SERVER, Side};
-use super::segments::{Asker, Conn, End, Room, Waiting, Wanted};
+use super::segments::{Asker, Conn, End, Waiting, Wanted};
 use super::{Logic, Out, policy, reply};
 use crate::hosts::calls::CallId;
 
@@ -173,11 +173,7 @@ impl Logic {
         let group = self.listeners.get(listener).map(|l| l.group).ok_or(Status::NoListener)?;
         let wanted = Wanted::Connect { listener, client: src, server: dst };
         let waiting = Waiting { asker: Asker::Remote(id), wanted };
-        match self.segments.room(REMOTE_GROUP, group) {
-            Room::Ready(segment) => self.establish(segment, waiting, out),
-            Room::Making(segment) => self.wait_for(segment, waiting),
-            Room::Full(of_pair) => self.make_segment([REMOTE_GROUP, group], of_pair, waiting, out),
-        }
+        self.find_room([REMOTE_GROUP, group], waiting, out)
     }
 
     /// Another host's client waits for a segment, or does so no more.
@@ -231,11 +227,7 @@ impl Logic {
         }
         let wanted = Wanted::Call { client: src, server: dst };
         let waiting = Waiting { asker: Asker::Process { function: f, token }, wanted };
-        match self.segments.room(identity.group, REMOTE_GROUP) {
-            Room::Ready(segment) => self.call(segment, waiting),
-            Room::Making(segment) => self.wait_for(segment, waiting),
-            Room::Full(of_pair) => self.make_segment([identity.group, REMOTE_GROUP], of_pair, waiting, out),
-        }
+        self.find_room([identity.group, REMOTE_GROUP], waiting, out)
     }
 
     /// Opens the process's end, and asks the other host. The process holds it once that has said yes.
