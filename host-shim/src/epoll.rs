@@ -101,7 +101,7 @@ pub fn moved(h: &Handle, kept: i32) {
 }
 
 fn is_shared(h: &Handle) -> bool {
-    h.kind() == Kind::Stream && h.sock().is_some_and(|s| s.processes.load(Ordering::Relaxed) > 1)
+    h.kind() == Kind::Stream && shared::has_relatives(h)
 }
 
 fn barrier() {

@@ -247,11 +247,12 @@ fn wait_in_kernel(
     timeout: Option<Duration>,
     mask: *const libc::sigset_t,
 ) -> Result<core::result::Result<usize, Option<Duration>>> {
-    if epoll::has_gained(e) {
-        return Ok(Err(timeout));
-    }
     if timeout == Some(Duration::ZERO) {
-        return ask_kernel(ep, out, timeout, mask).map(|(n, _)| Ok(n));
+        return if epoll::has_gained(e) {
+            Ok(Err(timeout))
+        } else {
+            ask_kernel(ep, out, timeout, mask).map(|(n, _)| Ok(n))
+        };
     }
     let start = sys::now();
     let left = || timeout.map(|t| t.saturating_sub(sys::now() - start));

@@ -91,7 +91,7 @@ fn key(h: &Handle) -> Option<Key> {
 }
 
 /// Could another process have it, too?
-fn has_relatives(h: &Handle) -> bool {
+pub(super) fn has_relatives(h: &Handle) -> bool {
     h.sock().is_some_and(|s| s.processes.load(Ordering::Relaxed) > 1)
 }
 

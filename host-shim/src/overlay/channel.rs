@@ -169,13 +169,19 @@ impl Channel {
         }
         self.tx.reset();
         self.rx.reset();
-        for word in [&self.tail, &self.head, &self.looked] {
+        for word in [&self.tail, &self.head, &self.looked, &self.wrote] {
             word.store(0, Ordering::Relaxed);
         }
         self.is_emptied_at(0);
-        for word in
-            [&self.busy_readers, &self.busy_writers, &self.score, &self.served, &self.agreed, &self.wanted]
-        {
+        for word in [
+            &self.busy_readers,
+            &self.busy_writers,
+            &self.score,
+            &self.served,
+            &self.agreed,
+            &self.wanted,
+            &self.pace,
+        ] {
             word.store(0, Ordering::Relaxed);
         }
         self.index.store(index, Ordering::Relaxed);
