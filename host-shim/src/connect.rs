@@ -54,7 +54,7 @@ pub fn connect(fd: i32, addr: *const libc::sockaddr, len: libc::socklen_t) -> Pa
     let _no_signals = NoSignals::new();
     // Another thread may close it meanwhile.
     let Some(_pinned) = h.pin() else { return Path::Kernel };
-    h.touched.fetch_or(touched::CONNECTING, Ordering::Relaxed);
+    h.touch(touched::CONNECTING);
     let connected = through_coordinator(fd, h, dst);
     // Release: pairs with the Acquire in `settled`: who waited sees the connection.
     h.touched.fetch_and(!touched::CONNECTING, Ordering::Release);
@@ -99,7 +99,7 @@ fn disconnect(fd: i32, h: &'static Handle) -> Path {
             let Some(s) = h.stream() else { return Path::User(Err(Errno(libc::EBADF))) };
             let _no_signals = NoSignals::new();
             if is_error_left(h, &s) && leave_error(fd, h, &s).is_some() {
-                h.touched.fetch_or(touched::ERROR | touched::WORN, Ordering::Relaxed);
+                h.touch(touched::ERROR | touched::WORN);
             }
             socket::dissolve(h, &s);
         }
@@ -199,7 +199,7 @@ fn through_coordinator(fd: i32, h: &'static Handle, dst: Addr) -> core::result::
         // kernel's connection after all, choosing it is its business.
         let any = if domain == libc::AF_INET { Addr::V4_ANY } else { Addr::V6_ANY };
         options::kernel_bind(fd, domain, Addr { ip: any, port: 0 }).map_err(|_| Reason::Source)?;
-        h.touched.fetch_or(touched::BOUND, Ordering::Relaxed);
+        h.touch(touched::BOUND);
     }
     if h.was(touched::ERROR) {
         // As in Linux, a new attempt forgets how the last connection ended.

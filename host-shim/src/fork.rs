@@ -50,22 +50,12 @@ extern "C" fn before() {
     NONCE.store(0, Ordering::Relaxed);
     LATER.store(false, Ordering::Relaxed);
     if socket::has_shared() && process::is_known() {
-        let nonce = sys::random() | 1;
-        if coordinator::post_quietly(Request::Fork { nonce }).is_ok() {
-            NONCE.store(nonce, Ordering::Relaxed);
-        }
-        PARENT.store(process::function(), Ordering::Relaxed);
-        LATER.store(may_wait(socket::has_connections()), Ordering::Relaxed);
+        announce(may_wait(socket::has_connections()));
         epoll::before_fork();
         socket::count_child();
     } else if unix::is_inherited() {
         // It may have something to say to the coordinator some day: then it shall be known whose child it is.
-        let nonce = sys::random() | 1;
-        if coordinator::post_quietly(Request::Fork { nonce }).is_ok() {
-            NONCE.store(nonce, Ordering::Relaxed);
-        }
-        PARENT.store(process::function(), Ordering::Relaxed);
-        LATER.store(may_wait(false) || !unix::listens(), Ordering::Relaxed);
+        announce(may_wait(false) || !unix::listens());
     }
     unix::count_child();
     socket::leave_unconnected_to_kernel();
@@ -74,6 +64,16 @@ extern "C" fn before() {
     for lock in locks() {
         core::mem::forget(lock.take());
     }
+}
+
+/// Tells the coordinator of a child, which attaches at once, or `later`.
+fn announce(later: bool) {
+    let nonce = sys::random() | 1;
+    if coordinator::post_quietly(Request::Fork { nonce }).is_ok() {
+        NONCE.store(nonce, Ordering::Relaxed);
+    }
+    PARENT.store(process::function(), Ordering::Relaxed);
+    LATER.store(later, Ordering::Relaxed);
 }
 
 /// daemon(3): the child goes on alone with what its parent has, and with the clients that come meanwhile.

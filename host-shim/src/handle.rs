@@ -332,6 +332,11 @@ impl Handle {
         self.set_kind(Kind::Free);
     }
 
+    /// Notes [`touched`] bits.
+    pub fn touch(&self, bits: u32) {
+        self.touched.fetch_or(bits, Ordering::Relaxed);
+    }
+
     /// Has any of these [`touched`] bits been set?
     #[must_use]
     pub fn was(&self, bits: u32) -> bool {

@@ -75,7 +75,7 @@ pub fn closes_on_exec(fd: i32) -> bool {
 /// A vfork child is about to close or has duplicated a descriptor of `h`: the next program may find it under any number.
 pub fn moves(h: &Handle) {
     note_inode(h);
-    h.touched.fetch_or(touched::MOVED, Ordering::Relaxed);
+    h.touch(touched::MOVED);
 }
 
 /// Inode of a handle's descriptors, remembered: a vfork child may turn numbers around later.
@@ -265,7 +265,7 @@ pub fn give_to_kernel() {
             by_inode(fd)
         };
         if let Some(h) = h {
-            h.touched.fetch_or(touched::LEAVES, Ordering::Relaxed);
+            h.touch(touched::LEAVES);
         }
     });
     for h in ours().filter(|h| h.was(touched::LEAVES)) {

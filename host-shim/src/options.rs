@@ -190,10 +190,10 @@ pub fn take_over(fd: i32, h: &Handle, sock: &Sock) {
     let flags = kernel_flags(fd);
     sock.nonblock.store(u32::from(flags & libc::O_NONBLOCK != 0), Ordering::Relaxed);
     if flags & libc::O_ASYNC != 0 {
-        h.touched.fetch_or(touched::SIGNALS, Ordering::Relaxed);
+        h.touch(touched::SIGNALS);
     }
     if h.was(touched::OPTIONS) {
-        reload(fd, sock);
+        reload_all(fd, sock);
     }
 }
 
@@ -202,7 +202,7 @@ pub fn take_over_listener(fd: i32, h: &Handle, sock: &Sock) {
     sock.nonblock.store(u32::from(kernel_flags(fd) & libc::O_NONBLOCK != 0), Ordering::Relaxed);
     sock.options.store(h.options.load(Ordering::Relaxed), Ordering::Relaxed);
     if h.was(touched::OPTIONS) {
-        reload(fd, sock);
+        reload_all(fd, sock);
     }
 }
 
@@ -222,7 +222,21 @@ fn reload(fd: i32, sock: &Sock) {
     sock.tx_timeout_us.store(timeout_us(fd, libc::SO_SNDTIMEO), Ordering::Relaxed);
     let [on, seconds] = kernel_option::<[i32; 2]>(fd, libc::SOL_SOCKET, libc::SO_LINGER).unwrap_or([0, 1]);
     sock.linger_reset.store(u32::from(on != 0 && seconds == 0), Ordering::Relaxed);
+}
+
+/// What of ours is set in the kernel.
+fn reload_all(fd: i32, sock: &Sock) {
+    reload(fd, sock);
     stamps::reload(fd, sock);
+}
+
+/// What [`concerns_us`] was set: no more is asked for than that may have changed.
+fn reload_after(fd: i32, sock: &Sock, level: i32, name: i32) {
+    if stamps::is_option(level, name) {
+        stamps::reload(fd, sock);
+    } else {
+        reload(fd, sock);
+    }
 }
 
 /// More than this can't be asked for: a stream of small messages fills the ring with less.
@@ -233,7 +247,7 @@ fn timeout_us(fd: i32, name: i32) -> u64 {
     seconds.unsigned_abs().saturating_mul(1_000_000).saturating_add(us.unsigned_abs())
 }
 
-/// What [`reload`] loads: `SO_RCVTIMEO` and `SO_SNDTIMEO` under all their numbers, and the rest.
+/// What [`reload_all`] loads: `SO_RCVTIMEO` and `SO_SNDTIMEO` under all their numbers, and the rest.
 fn concerns_us(level: i32, name: i32) -> bool {
     stamps::is_option(level, name)
         || level == libc::SOL_SOCKET
@@ -262,18 +276,19 @@ pub fn option_set(fd: i32, h: &Handle, level: i32, name: i32) {
             sock.options.fetch_or(inherit::bit(level, name), Ordering::Relaxed);
             spare::forget(h);
             if ours {
-                reload(fd, sock);
+                reload_after(fd, sock, level, name);
             }
         }
         (Kind::Stream, Some(sock)) => {
-            match inherit::renewable(level, name) {
-                Some(bit) => h.options.fetch_or(bit, Ordering::Relaxed),
-                None => u64::from(h.touched.fetch_or(touched::WORN, Ordering::Relaxed)),
-            };
+            if let Some(bit) = inherit::renewable(level, name) {
+                h.options.fetch_or(bit, Ordering::Relaxed);
+            } else {
+                h.touch(touched::WORN);
+            }
             if !ours {
                 return;
             }
-            reload(fd, sock);
+            reload_after(fd, sock, level, name);
             if let Some(s) = h.stream().filter(|s| !s.is_unix()) {
                 stamps::follow(&s);
             }
@@ -292,7 +307,7 @@ pub fn option_set(fd: i32, h: &Handle, level: i32, name: i32) {
             let alone = inherit::is_for_kernel_only(level, name);
             let bits = [(ours, touched::OPTIONS), (alone, touched::KERNEL_ONLY)];
             for (_, bit) in bits.iter().filter(|(on, _)| *on) {
-                h.touched.fetch_or(*bit, Ordering::Relaxed);
+                h.touch(*bit);
             }
         }
         _ => {}
@@ -322,7 +337,7 @@ pub fn name(
 /// fcntl(2) that concerns our own state. `None`: the kernel's answer stands.
 pub fn fcntl(fd: i32, h: &Handle, cmd: i32, arg: core::ffi::c_ulong) -> Option<i32> {
     if h.kind() == Kind::Kernel && cmd != libc::F_SETFL && arrivals::concerns(cmd) {
-        h.touched.fetch_or(touched::SIGNALS, Ordering::Relaxed);
+        h.touch(touched::SIGNALS);
     }
     let sock = h.sock()?;
     match (h.kind(), cmd) {
@@ -332,7 +347,7 @@ pub fn fcntl(fd: i32, h: &Handle, cmd: i32, arg: core::ffi::c_ulong) -> Option<i
             let r = unsafe { real::fcntl(fd, cmd, arg | forced) };
             if r == 0 {
                 if arg & !flag_word(libc::O_NONBLOCK | libc::O_ACCMODE | libc::O_LARGEFILE) != 0 {
-                    h.touched.fetch_or(touched::WORN, Ordering::Relaxed);
+                    h.touch(touched::WORN);
                 }
                 let nonblocking = arg & flag_word(libc::O_NONBLOCK) != 0;
                 sock.nonblock.store(u32::from(nonblocking), Ordering::Relaxed);
@@ -346,7 +361,7 @@ pub fn fcntl(fd: i32, h: &Handle, cmd: i32, arg: core::ffi::c_ulong) -> Option<i
             Some(if r < 0 || sock.is_nonblocking() { r } else { r & !libc::O_NONBLOCK })
         }
         (Kind::Stream, _) if arrivals::concerns(cmd) => {
-            h.touched.fetch_or(touched::WORN, Ordering::Relaxed);
+            h.touch(touched::WORN);
             // SAFETY: the application's own arguments.
             let r = unsafe { real::fcntl(fd, cmd, arg) };
             arrivals::follow(fd, h);
@@ -398,7 +413,7 @@ pub fn ioctl(
         // SAFETY: the application's own arguments.
         let r = unsafe { real::ioctl(fd, request, arg) };
         if kind == Kind::Stream {
-            h.touched.fetch_or(touched::WORN, Ordering::Relaxed);
+            h.touch(touched::WORN);
             arrivals::follow(fd, h);
         } else {
             flags_set(fd, h, h.sock()?, arrivals::is_async(fd));

@@ -52,7 +52,7 @@ pub fn open(h: &'static Handle) -> Option<OwnedFd> {
 }
 
 fn ask(h: &Handle, nonce: u64, placeholder: BorrowedFd<'_>, kernel: BorrowedFd<'_>) -> Option<()> {
-    h.touched.fetch_or(touched::WORN, Ordering::Relaxed);
+    h.touch(touched::WORN);
     let image = leave::new_image()?;
     let mut arenas = [ArenaRef::default(); ARENAS_MAX];
     let entry = leave::entry_of(h, &mut arenas)?;
@@ -141,7 +141,7 @@ pub fn replace(h: &'static Handle) {
 /// A listener that a foreign program will accept on: new clients come through the kernel.
 pub fn withdraw(h: &'static Handle) {
     let Some(sock) = h.sock() else { return };
-    h.touched.fetch_or(touched::WITHDRAWN, Ordering::Relaxed);
+    h.touch(touched::WITHDRAWN);
     if h.is_current() {
         let listener = h.place.load(Ordering::Relaxed);
         let _ = coordinator::post(Request::Withdraw { listener });

@@ -80,7 +80,7 @@ fn reappeared(fd: i32) {
 
 /// The kernel connected this socket, or accepted it.
 pub fn went_to_kernel(fd: i32, h: &Handle, reason: Reason) {
-    h.touched.fetch_or(touched::CONNECTED, Ordering::Relaxed);
+    h.touch(touched::CONNECTED);
     let (local, peer) = (crate::options::kernel_name(fd, true), crate::options::kernel_name(fd, false));
     stats::set_state(h.index(), SocketState::Kernel, reason, Some((local, peer)));
 }
@@ -376,7 +376,7 @@ pub fn duplicated(old: i32, new: i32) {
     let _no_signals = NoSignals::new();
     forget(new);
     let Some(h) = table::get(old).filter(|h| h.retain()) else { return };
-    h.touched.fetch_or(touched::WORN, Ordering::Relaxed);
+    h.touch(touched::WORN);
     if !table::set(new, h) {
         release(h);
         return;
@@ -388,7 +388,7 @@ pub fn duplicated(old: i32, new: i32) {
 /// Before fork: everything that the child inherits gets one more process.
 pub fn count_child() {
     for h in handle::all().filter(|h| h.kind() == Kind::Stream) {
-        h.touched.fetch_or(touched::WORN, Ordering::Relaxed);
+        h.touch(touched::WORN);
     }
     for sock in shared() {
         sock.processes.fetch_add(1, Ordering::AcqRel);
@@ -411,7 +411,7 @@ fn shared() -> impl Iterator<Item = &'static Sock> {
 /// the kernel can show it that.
 pub fn leave_unconnected_to_kernel() {
     for h in handle::all().filter(|h| h.kind() == Kind::Kernel && h.is_tcp() && !h.was(touched::CONNECTED)) {
-        h.touched.fetch_or(touched::SHARED, Ordering::Relaxed);
+        h.touch(touched::SHARED);
     }
 }
 

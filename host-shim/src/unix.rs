@@ -48,7 +48,7 @@ pub fn lock() -> &'static Lock {
 /// The kernel has connected this socket, or accepted it.
 pub fn connected(h: &Handle, accepted: bool) {
     let role = if accepted { touched::ACCEPTED } else { 0 };
-    h.touched.fetch_or(touched::CONNECTED | touched::YOUNG | role, Ordering::Relaxed);
+    h.touch(touched::CONNECTED | touched::YOUNG | role);
     if accepted && process::is_announced() && !h.was(touched::PAIR) {
         // A child that serves its parent's listener is a server, and shown as one.
         process::is_known();
@@ -64,7 +64,7 @@ pub fn paired_by_kernel(ends: [i32; 2], domain: i32, ty: i32) {
     for (fd, accepted) in ends.into_iter().zip([false, true]) {
         socket::made(fd, domain, ty);
         if let Some(h) = table::get(fd).filter(|h| h.is_unix()) {
-            h.touched.fetch_or(touched::PAIR, Ordering::Relaxed);
+            h.touch(touched::PAIR);
             connected(h, accepted);
         }
     }
@@ -104,7 +104,7 @@ pub fn vouch(fd: i32, l: &Handle) {
 
 /// After listen(2). Who accepts there may be a child, which the coordinator must know to be one.
 pub fn listening(h: &Handle) {
-    h.touched.fetch_or(touched::LISTENS, Ordering::Relaxed);
+    h.touch(touched::LISTENS);
     let reason = if process::ensure_attached() { Reason::None } else { Reason::NoAgent };
     h.epoch.store(0, Ordering::Relaxed);
     stats::set_state(h.index(), SocketState::Listening, reason, None);
@@ -308,7 +308,7 @@ fn offer(fd: i32, h: &'static Handle) -> Result<(), Not> {
         _ => return Err(Not::Ever(Reason::CoordinatorGone)),
     }
     // It has a name then, and can't have another.
-    h.touched.fetch_or(touched::BOUND, Ordering::Relaxed);
+    h.touch(touched::BOUND);
     if token::bind(fd, process::function(), serial) { Ok(()) } else { Err(Not::Ever(Reason::Source)) }
 }
 

@@ -2,7 +2,6 @@
 #![allow(unsafe_code, clippy::missing_safety_doc, missing_docs)]
 
 use core::slice;
-use core::sync::atomic::Ordering;
 use core::time::Duration;
 
 use libc::{c_int, epoll_event, fd_set, nfds_t, pollfd, sigset_t, size_t, timespec, timeval};
@@ -215,7 +214,7 @@ pub unsafe extern "C" fn epoll_ctl(ep: c_int, op: c_int, fd: c_int, event: *mut 
     let Some(e) = instance(ep) else {
         if let Some(h) = table::get(fd) {
             // A set that we don't know remembers the placeholder.
-            h.touched.fetch_or(touched::WORN, Ordering::Relaxed);
+            h.touch(touched::WORN);
         }
         unix::stays(fd, ring::stats::Reason::Operation);
         // SAFETY: as above.

@@ -1,8 +1,6 @@
 //! Sockets: made, named, connected, accepted.
 #![allow(unsafe_code, clippy::missing_safety_doc, missing_docs)]
 
-use core::sync::atomic::Ordering;
-
 use libc::{c_int, c_void, sockaddr, socklen_t};
 
 use ring::stats::Reason;
@@ -47,7 +45,7 @@ pub unsafe extern "C" fn bind(fd: c_int, addr: *const sockaddr, len: socklen_t) 
     // SAFETY: as above.
     let r = unsafe { real::bind(fd, addr, len) };
     if let (0, Some(h)) = (r, table::get(fd)) {
-        h.touched.fetch_or(touched::BOUND, Ordering::Relaxed);
+        h.touch(touched::BOUND);
     }
     r
 }

@@ -71,7 +71,7 @@ pub fn get(
         },
         (SOL_SOCKET, libc::SO_COOKIE) => {
             // No other socket has it.
-            h.touched.fetch_or(touched::WORN, Ordering::Relaxed);
+            h.touch(touched::WORN);
             return None;
         }
         (IPPROTO_TCP, libc::TCP_INFO) => return Some(info(fd, h, s, value.cast(), len)),
