@@ -24,6 +24,8 @@ pub enum CardEvent {
     Mapped(u32),
     /// The function could not be mapped.
     MapFailed(u32),
+    /// The segment is mapped, or could not be.
+    Segment(u32, bool),
 }
 
 /// The coordinator is gone, or no longer makes sense.
@@ -64,6 +66,7 @@ pub struct Card {
     common: Option<OwnedFd>,
     queue: Kind,
     profile: Profile,
+    meets_hosts: bool,
     ring: AgentRing,
     link: Link,
 }
@@ -83,7 +86,8 @@ impl Card {
             // The only one that a card's bus carries (SPEC 12.9).
             let queue = Kind::PerProcess;
             let (profile, link) = (Profile::NONE, Link::Pci(link));
-            return Ok(Card { epoch, doorbell, common: None, queue, profile, ring, link });
+            let (common, meets_hosts) = (None, false);
+            return Ok(Card { epoch, doorbell, common, queue, profile, meets_hosts, ring, link });
         }
         let program = launch::find_coordinator(options.coordinator.as_deref())?;
         let deadline = Instant::now() + options.up_timeout;
@@ -108,7 +112,9 @@ impl Card {
         };
         let ring = AgentRing::new(AGENT_FUNCTION, &memory, None, doorbell.try_clone()?)?;
         let (queue, profile) = (options.request_queue, options.pcie_profile);
-        Ok(Card { epoch, doorbell, common, queue, profile, ring, link: Link::Emulated(link) })
+        let meets_hosts = options.uplink.as_ref().is_some_and(|uplink| uplink.fabric.is_some());
+        let link = Link::Emulated(link);
+        Ok(Card { epoch, doorbell, common, queue, profile, meets_hosts, ring, link })
     }
 
     /// Incarnation of the coordinator.
@@ -188,6 +194,12 @@ impl Card {
         self.profile
     }
 
+    /// Whether connections to other hosts are worth asking it for.
+    #[must_use]
+    pub fn meets_hosts(&self) -> bool {
+        self.meets_hosts
+    }
+
     /// Readable when the coordinator has ended.
     #[must_use]
     pub fn death(&self) -> BorrowedFd<'_> {
@@ -255,6 +267,15 @@ impl Card {
         }
     }
 
+    /// Gives the card its side of a segment: the memory, and its end of the wire. It answers by [`CardEvent::Segment`].
+    ///
+    /// # Errors
+    /// The bus is full or gone, or it is a real card's, which can't.
+    pub fn give_segment(&mut self, number: u32, memory: BorrowedFd<'_>, wire: OwnedFd) -> io::Result<()> {
+        let Link::Emulated(link) = &mut self.link else { return Err(io::ErrorKind::Unsupported.into()) };
+        packet::send(&link.bus, &BusMsg::Segment { segment: number }.to_wire(), &[memory, wire.as_fd()])
+    }
+
     /// What the card says next; `None`: nothing for now. Never blocks.
     ///
     /// # Errors
@@ -268,6 +289,8 @@ impl Card {
             None => Ok(None),
             Some(BusMsg::Mapped { function }) => Ok(Some(CardEvent::Mapped(function))),
             Some(BusMsg::MapFailed { function }) => Ok(Some(CardEvent::MapFailed(function))),
+            Some(BusMsg::SegmentMapped { segment }) => Ok(Some(CardEvent::Segment(segment, true))),
+            Some(BusMsg::SegmentFailed { segment }) => Ok(Some(CardEvent::Segment(segment, false))),
             Some(_) => Err(CardGone::Nonsense),
         }
     }

@@ -67,6 +67,19 @@ pub struct Uplink {
     pub peers: Vec<Ipv4Addr>,
     /// Addresses that reach this host.
     pub host_addresses: Vec<IpAddr>,
+    /// What carries connections with other hosts, if anything does.
+    pub fabric: Option<Fabric>,
+}
+
+/// What carries connections with other hosts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fabric {
+    /// libfabric's provider.
+    pub provider: String,
+    /// Address of this machine on the network that it uses.
+    pub address: IpAddr,
+    /// The host's network namespace, as the kernel numbers it.
+    pub netns: u64,
 }
 
 impl Uplink {
@@ -86,6 +99,11 @@ impl Uplink {
         arguments.extend(self.gateway.iter().flat_map(|g| ["--gateway".into(), g.to_string()]));
         arguments.extend(self.peers.iter().flat_map(|p| ["--peer".into(), p.to_string()]));
         arguments.extend(self.host_addresses.iter().flat_map(|a| ["--host-address".into(), a.to_string()]));
+        if let Some(Fabric { provider, address, netns }) = &self.fabric {
+            arguments.extend(["--fabric".into(), provider.clone()]);
+            arguments.extend(["--fabric-address".into(), address.to_string()]);
+            arguments.extend(["--host-netns".into(), netns.to_string()]);
+        }
         arguments
     }
 }

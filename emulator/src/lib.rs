@@ -33,5 +33,5 @@ pub mod runtime_dir;
 pub use agent_ring::AgentRing;
 pub use card::{Card, CardEvent, CardGone};
 pub use function::FunctionMemory;
-pub use launch::{BootError, BootOptions, Lcores, Uplink};
+pub use launch::{BootError, BootOptions, Fabric, Lcores, Uplink};
 pub use pci::PciId;

@@ -6,13 +6,11 @@
 
 use core::sync::atomic::{AtomicI32, Ordering};
 
-use ring::wake::EVERYBODY;
+use ring::wake::{self, EVERYBODY};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::{fds, process, sys};
 
-/// In front of the number, in a bell's name.
-const NAME: &[u8] = b"ipc-direct/bell/";
 /// Numbers tried for a new bell: a taken one is one in 2^32.
 const TRIES: u32 = 4;
 
@@ -33,15 +31,7 @@ fn socket() -> Option<i32> {
 }
 
 fn address(number: u32) -> Option<SocketAddrUnix> {
-    let mut name = [0u8; NAME.len() + 8];
-    for (to, from) in name.iter_mut().zip(NAME) {
-        *to = *from;
-    }
-    for (i, to) in name.iter_mut().skip(NAME.len()).enumerate() {
-        let digit = u8::try_from(number >> (28 - 4 * i) & 0xf).unwrap_or(0);
-        *to = b'a' + digit;
-    }
-    SocketAddrUnix::new_abstract_name(&name).ok()
+    SocketAddrUnix::new_abstract_name(&wake::bell_name(number)).ok()
 }
 
 /// A bell of our own: its descriptor and number. (-1, [`EVERYBODY`]) without: its sleeper hears the wires only.

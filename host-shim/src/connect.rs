@@ -47,15 +47,15 @@ pub fn connect(fd: i32, addr: *const libc::sockaddr, len: libc::socklen_t) -> Pa
         stats::set_reason(h.index(), Reason::Namespace);
         return Path::Kernel;
     }
-    if dst.port == 0 || !is_local(dst) {
+    let Some(from) = source_for(dst).filter(|_| dst.port != 0) else {
         stats::set_reason(h.index(), Reason::Remote);
         return Path::Kernel;
-    }
+    };
     let _no_signals = NoSignals::new();
     // Another thread may close it meanwhile.
     let Some(_pinned) = h.pin() else { return Path::Kernel };
     h.touch(touched::CONNECTING);
-    let connected = through_coordinator(fd, h, dst);
+    let connected = through_coordinator(fd, h, dst, from);
     // Release: pairs with the Acquire in `settled`: who waited sees the connection.
     h.touched.fetch_and(!touched::CONNECTING, Ordering::Release);
     match connected {
@@ -156,18 +156,13 @@ fn is_local(dst: Addr) -> bool {
     {
         return true;
     }
-    let domain = if dst.is_v4() { libc::AF_INET } else { libc::AF_INET6 };
-    let numbering = fds::numbering().take();
-    // SAFETY: no pointers.
-    let probe = unsafe { real::socket(domain, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
-    if probe < 0 {
-        return false;
-    }
-    // Only what this thread would find where the coordinator looks.
-    let local =
-        process::is_home(probe) && options::kernel_bind(probe, domain, Addr { port: 0, ..dst }).is_ok();
-    sys::close(probe);
-    drop(numbering);
+    let local = with_probe(dst, |probe, domain| {
+        // Only what this thread would find where the coordinator looks.
+        let bound =
+            process::is_home(probe) && options::kernel_bind(probe, domain, Addr { port: 0, ..dst }).is_ok();
+        bound.then_some(())
+    })
+    .is_some();
     if local {
         a.store(halves[0], Ordering::Relaxed);
         b.store(halves[1], Ordering::Relaxed);
@@ -176,20 +171,54 @@ fn is_local(dst: Addr) -> bool {
     local
 }
 
-/// The address that the kernel would connect from.
-fn source_for(dst: Addr) -> Addr {
-    let ip = if !dst.is_loopback() {
-        dst.ip
-    } else if dst.is_v4() {
-        Addr::v4([127, 0, 0, 1], 0).ip
+/// The address that the kernel would connect from, if the coordinator may know somebody at `dst`.
+fn source_for(dst: Addr) -> Option<Addr> {
+    let ip = if is_local(dst) {
+        if !dst.is_loopback() {
+            dst.ip
+        } else if dst.is_v4() {
+            Addr::v4([127, 0, 0, 1], 0).ip
+        } else {
+            LOOPBACK_V6
+        }
+    } else if process::meets_hosts() {
+        routed_source(dst)?
     } else {
-        LOOPBACK_V6
+        return None;
     };
-    Addr { ip, port: 0 }
+    Some(Addr { ip, port: 0 })
+}
+
+/// The address from which this thread's network reaches `dst`: the kernel answers by connecting a socket that sends nothing.
+fn routed_source(dst: Addr) -> Option<[u8; 16]> {
+    with_probe(dst, |probe, domain| {
+        let connected = process::is_home(probe) && options::kernel_connect(probe, domain, dst).is_ok();
+        connected.then(|| options::kernel_name(probe, true).ip)
+    })
+}
+
+/// Asks the kernel by a datagram socket of `dst`'s family.
+fn with_probe<T>(dst: Addr, ask: impl FnOnce(i32, i32) -> Option<T>) -> Option<T> {
+    let domain = if dst.is_v4() { libc::AF_INET } else { libc::AF_INET6 };
+    let numbering = fds::numbering().take();
+    // SAFETY: no pointers.
+    let probe = unsafe { real::socket(domain, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if probe < 0 {
+        return None;
+    }
+    let answer = ask(probe, domain);
+    sys::close(probe);
+    drop(numbering);
+    answer
 }
 
 /// The connection, made. True if the socket is non-blocking.
-fn through_coordinator(fd: i32, h: &'static Handle, dst: Addr) -> core::result::Result<bool, Reason> {
+fn through_coordinator(
+    fd: i32,
+    h: &'static Handle,
+    dst: Addr,
+    from: Addr,
+) -> core::result::Result<bool, Reason> {
     let (domain, _) = h.family();
     if (domain == libc::AF_INET) != dst.is_v4() && domain == libc::AF_INET {
         return Err(Reason::Remote);
@@ -208,7 +237,7 @@ fn through_coordinator(fd: i32, h: &'static Handle, dst: Addr) -> core::result::
     }
     let mut src = options::kernel_name(fd, true);
     if src.is_wildcard() {
-        src.ip = source_for(dst).ip;
+        src.ip = from.ip;
     }
     let sock = socket::new_sock().ok_or(Reason::TooMany)?;
     let conn = match coordinator::call(Request::Connect { dst, src }) {
@@ -218,6 +247,7 @@ fn through_coordinator(fd: i32, h: &'static Handle, dst: Addr) -> core::result::
             return Err(match other {
                 Ok(Completion::Connected { status, .. }) => match status {
                     Status::NoListener => Reason::NoListener,
+                    Status::NoHost => Reason::Remote,
                     Status::BacklogFull => Reason::BacklogFull,
                     Status::Quota => Reason::Quota,
                     Status::NoSegment => Reason::NoSegment,

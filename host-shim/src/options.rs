@@ -116,6 +116,19 @@ pub fn kernel_bind(fd: i32, domain: i32, addr: Addr) -> Result<()> {
     }
 }
 
+/// Connects the kernel socket.
+///
+/// # Errors
+/// As connect(2).
+pub fn kernel_connect(fd: i32, domain: i32, addr: Addr) -> Result<()> {
+    let (storage, len) = encode(addr, domain);
+    // SAFETY: a valid address of that length.
+    match unsafe { real::connect(fd, ptr::from_ref(&storage).cast(), len) } {
+        0 => Ok(()),
+        _ => Err(sys::errno()),
+    }
+}
+
 /// The kernel's own (`local`) or peer address of a descriptor; all zero if it has none.
 pub fn kernel_name(fd: i32, local: bool) -> Addr {
     let (mut storage, mut len) = empty_storage();

@@ -44,12 +44,19 @@ static RETRY_PAUSE_S: AtomicU64 = AtomicU64::new(1);
 const RETRY_PAUSE_MAX_S: u64 = 64;
 /// Network namespace that the agent saw us in, by its cookie.
 static HOME: AtomicU64 = AtomicU64::new(0);
+/// Non-zero: the card meets other hosts'.
+static HOSTS: AtomicU32 = AtomicU32::new(0);
 static IRQ: [AtomicI32; 2] = [const { AtomicI32::new(-1) }; 2];
 static DOORBELL: AtomicI32 = AtomicI32::new(-1);
 
 /// Remembers whose memory this is. Called when the library is loaded, and in a forked child.
 pub fn set_pid() {
     PID.store(sys::getpid(), Ordering::Relaxed);
+}
+
+/// Whether connections to other hosts are worth asking the coordinator for.
+pub fn meets_hosts() -> bool {
+    HOSTS.load(Ordering::Relaxed) != 0
 }
 
 /// Whose memory this is, as [`set_pid`] found.
@@ -250,7 +257,8 @@ fn try_attach(parent: u32, nonce: u64) -> Result<(), Why> {
     // The agent looks at the other end of this socket, and sees the same.
     HOME.store(options::kernel_netns(agent::fd()).ok_or(Why::Kernel)?, Ordering::Relaxed);
     let answer = agent::call(Call::Hello { parent, nonce }).map_err(Why::Agent)?;
-    let Reply::Welcome { function, epoch, pid, .. } = answer.reply else { return Err(Why::Answer) };
+    let Reply::Welcome { function, epoch, pid, hosts, .. } = answer.reply else { return Err(Why::Answer) };
+    HOSTS.store(u32::from(hosts), Ordering::Relaxed);
     let [window, host, counters, doorbell, irq0, irq1, common] = answer.fds;
     let maps = (map(window, WINDOW_BYTES), map(host, HOST_BYTES), map(counters, STATS_BYTES));
     // There is none (-1) if the rings are private.

@@ -69,6 +69,15 @@ pub struct Options {
     /// Address that reaches this card's host; may be given several times
     #[arg(long, value_name = "ADDRESS", requires = "uplink_address")]
     pub host_address: Vec<IpAddr>,
+    /// Carry connections with other hosts over this libfabric provider, as tcp or verbs
+    #[arg(long, value_name = "NAME", requires_all = ["uplink_address", "fabric_address", "host_netns"], conflicts_with = "windows")]
+    pub fabric: Option<String>,
+    /// Address of this machine, on the network that the provider uses
+    #[arg(long, value_name = "ADDRESS", requires = "fabric")]
+    pub fabric_address: Option<IpAddr>,
+    /// The host's own network namespace, as the agent names it: who is in another one does not reach other hosts
+    #[arg(long, value_name = "N", requires = "fabric")]
+    pub host_netns: Option<u64>,
     /// What to log to stderr: off, error, warn, info, debug or a filter as in RUST_LOG, which it overrides
     #[arg(long, value_name = "FILTER")]
     pub log: Option<String>,

@@ -84,6 +84,8 @@ counters! {
     refused_bad_request,
     /// Requests refused: the agent could not make a segment.
     refused_no_segment,
+    /// Connects refused: the address is another host's, without a coordinator.
+    refused_no_host,
     /// Accepts that found nothing.
     accepts_empty,
     /// Connections whose other side went, told to a holder.
@@ -133,6 +135,7 @@ impl Counters {
             Status::Empty => self.accepts_empty.add(1),
             Status::BadRequest => self.refused_bad_request.add(1),
             Status::NoSegment => self.refused_no_segment.add(1),
+            Status::NoHost => self.refused_no_host.add(1),
         }
     }
 }

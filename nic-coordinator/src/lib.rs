@@ -17,12 +17,14 @@
 //! | [`outbox`] | what waits for credit |
 //! | [`sleep`] | when nothing happens |
 //! | [`bridge`] | the bytes of connections to other hosts |
+//! | [`carrier`] | and all that it needs: links, segments, waking |
 //! | [`counters`] | what is counted and shown |
 #![deny(unsafe_code)]
 
 pub mod bridge;
 pub mod bus;
 pub mod card;
+pub mod carrier;
 pub mod counters;
 pub mod exchange;
 pub mod hosts;

@@ -1,12 +1,15 @@
-//! Meeting other hosts' coordinators: [`Hosts`] on the Ethernet port.
+//! Meeting other hosts' coordinators: [`Hosts`] on the Ethernet port, and connections with their hosts over libfabric.
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use nic_coordinator::carrier::Carrier;
 use nic_coordinator::counters::{Counters, HostsShown, PeerShown, Shown};
-use nic_coordinator::hosts::calls::{Limits, News};
+use nic_coordinator::exchange::{Exchange, Nowhere};
+use nic_coordinator::hosts::calls::Limits;
 use nic_coordinator::hosts::{Destination, Hosts, Settings};
+use nic_coordinator::logic::remote::RemoteSettings;
+use nic_coordinator::poll::Poller;
 use ring::hosts::{ADDRESSES_MAX, Addresses, Incarnation};
-use ring::msg::Status;
 use smoltcp::wire::Ipv4Cidr;
 
 use crate::cli::Options;
@@ -23,6 +26,11 @@ const SHOW_EVERY_US: u64 = 200_000;
 pub struct Meeting {
     udp: Udp,
     hosts: Hosts,
+    exchange: Exchange,
+    /// Without, other hosts' clients, and ours to them, use the kernel.
+    pub carrier: Option<Carrier>,
+    /// What makes our host reachable then.
+    reachable: Option<RemoteSettings>,
     /// When there is something to do that does not come over the port.
     due_us: u64,
     shown_us: Option<u64>,
@@ -46,49 +54,81 @@ impl Meeting {
         check_hosts("--uplink-address", [cidr.address()])?;
         check_hosts("--peer", options.peer.iter().copied())?;
         check_hosts("--gateway", options.gateway)?;
-        let (incarnation, seed) = random()?;
+        let (incarnation, seed): ([u8; 16], [u8; 8]) = (random()?, random()?);
+        let addresses = addresses(&options.host_address)?;
+        let carrier = match (&options.fabric, options.fabric_address) {
+            (Some(provider), Some(at)) => {
+                let opened = Carrier::open(provider, at, cidr.address(), random()?);
+                Some(opened.map_err(|e| format!("--fabric {provider}: {e}"))?)
+            }
+            _ => None,
+        };
+        let reachable = options.host_netns.map(|netns| {
+            let addresses = addresses.as_slice().iter().copied().collect();
+            RemoteSettings { netns, addresses }
+        });
         let settings = Settings {
             card: cidr.address(),
-            incarnation,
+            incarnation: Incarnation(incarnation),
             epoch,
             key: key::read(key)?,
-            addresses: addresses(&options.host_address)?,
+            addresses,
             peers: options.peer.iter().copied().filter(|p| *p != cidr.address()).collect(),
             announce: true,
             limits: Limits::default(),
         };
-        let udp = Udp::new(ethernet, cidr, options.gateway, seed)?;
-        Ok(Some(Meeting { udp, hosts: Hosts::new(settings, 0), due_us: 0, shown_us: None }))
+        let udp = Udp::new(ethernet, cidr, options.gateway, u64::from_le_bytes(seed))?;
+        let (hosts, exchange, due_us, shown_us) = (Hosts::new(settings, 0), Exchange::default(), 0, None);
+        Ok(Some(Meeting { udp, hosts, exchange, carrier, reachable, due_us, shown_us }))
     }
 
-    /// One turn. `arrived`: the port has frames.
+    /// What makes our host reachable for others, if anything does; once.
+    pub fn take_reachable(&mut self) -> Option<RemoteSettings> {
+        self.reachable.take()
+    }
+
+    /// One turn. `arrived`: the port has frames. True: there was something to do for connections.
     pub fn turn(
         &mut self,
         now_us: u64,
         arrived: bool,
         ethernet: &mut Ethernet<'_>,
+        poller: &mut Poller<'_>,
         (shown, counters): (&Shown, &Counters),
-    ) {
-        if !arrived && now_us < self.due_us {
-            return;
+    ) -> bool {
+        let carried = self.carrier.as_mut().is_some_and(|carrier| carrier.turn(now_us));
+        let words =
+            poller.logic().remote().has_words() || self.carrier.as_ref().is_some_and(Carrier::has_news);
+        if !arrived && now_us < self.due_us && !words && !carried {
+            return false;
         }
         self.udp.turn(now_us, ethernet, counters);
         while let Some((from, datagram)) = self.udp.receive() {
             self.hosts.receive(now_us, from, datagram);
         }
-        // No data path is there yet: other hosts' clients use the kernel.
-        while let Some(news) = self.hosts.next_news(now_us) {
-            if let News::Connect { id, .. } = news {
-                self.hosts.answer(now_us, id, Err(Status::NoListener));
+        let (hosts, exchange) = (&mut self.hosts, &mut self.exchange);
+        match &mut self.carrier {
+            Some(carrier) => {
+                poller.exchange(now_us, |logic, out| exchange.turn(now_us, (logic, hosts), carrier, out))
+            }
+            None => {
+                poller.exchange(now_us, |logic, out| exchange.turn(now_us, (logic, hosts), &mut Nowhere, out))
             }
         }
         self.send(now_us, ethernet, counters);
-        self.due_us =
-            self.hosts.next_us().into_iter().chain(self.udp.next_us(now_us)).min().unwrap_or(u64::MAX);
+        self.due_us = self
+            .hosts
+            .next_us()
+            .into_iter()
+            .chain(self.udp.next_us(now_us))
+            .chain(self.exchange.due_us(now_us))
+            .min()
+            .unwrap_or(u64::MAX);
         if self.shown_us.is_none_or(|at| now_us >= at + SHOW_EVERY_US) {
             self.shown_us = Some(now_us);
             shown.publish_hosts(self.picture(now_us));
         }
+        words || carried
     }
 
     fn send(&mut self, now_us: u64, ethernet: &mut Ethernet<'_>, counters: &Counters) {
@@ -121,7 +161,8 @@ impl Meeting {
 
     /// When a sleeper should look again.
     pub fn wake_at_us(&self, now_us: u64) -> u64 {
-        self.due_us.min(now_us + LOOK_EVERY_US)
+        let carrier = self.carrier.as_ref().and_then(|carrier| carrier.due_us(now_us));
+        self.due_us.min(now_us + LOOK_EVERY_US).min(carrier.unwrap_or(u64::MAX))
     }
 
     fn picture(&self, now_us: u64) -> HostsShown {
@@ -136,14 +177,11 @@ impl Meeting {
     }
 }
 
-/// An incarnation, and a seed for the stack.
-fn random() -> Result<(Incarnation, u64), String> {
-    let (mut incarnation, mut seed) = ([0; 16], [0; 8]);
-    for bytes in [&mut incarnation[..], &mut seed[..]] {
-        rustix::rand::getrandom(bytes, rustix::rand::GetRandomFlags::empty())
-            .map_err(|e| format!("no random numbers: {e}"))?;
-    }
-    Ok((Incarnation(incarnation), u64::from_le_bytes(seed)))
+fn random<const N: usize>() -> Result<[u8; N], String> {
+    let mut bytes = [0; N];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|e| format!("no random numbers: {e}"))?;
+    Ok(bytes)
 }
 
 /// The stack must not be given an address that no host can have.

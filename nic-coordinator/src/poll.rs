@@ -206,6 +206,13 @@ impl<'r> Poller<'r> {
         worked || self.local.is_under_way()
     }
 
+    /// Lets `talk` bring the logic words of other hosts, and take what it has for them. What it says to functions here goes on its way.
+    pub fn exchange(&mut self, now_us: u64, talk: impl FnOnce(&mut Logic, &mut Vec<Out>)) {
+        talk(&mut self.logic, &mut self.out);
+        self.route_and_hear(now_us);
+        self.flush();
+    }
+
     /// The earliest time at which there is something to do without being called.
     #[must_use]
     pub fn next_deadline_us(&self) -> Option<u64> {

@@ -10,6 +10,7 @@ use dpdk::lcore::LaunchError;
 use dpdk::mbuf::PoolError;
 use dpdk::telemetry::RegisterError;
 use nic_coordinator::bus::{Bus, BusError, Host, Incoming, Payload};
+use nic_coordinator::carrier::Carrier;
 use nic_coordinator::counters::{Counters, Shown};
 use nic_coordinator::intake::Intake;
 use nic_coordinator::link::LinkError;
@@ -171,9 +172,13 @@ fn with_host(
     let rhythm = Rhythm { idle: options.idle, spin_us: options.spin_us, started: Instant::now(), everywhere };
     let (shards, workers) = lcores::shards(eal, options, common.as_ref(), shown)?;
     let intake = Intake::new(options.request_queue, common)?;
+    let mut logic = Logic::new(Limits::default());
+    if let Some(reachable) = net.as_mut().and_then(|net| net.meeting.as_mut()?.take_reachable()) {
+        logic.meet_hosts(reachable);
+    }
     eal.lcore_scope(|scope| {
         // Ours, so that the shards end with this block, whatever ends it.
-        let poller = Poller::new(Logic::new(Limits::default()), shown, epoch, intake, shards);
+        let poller = Poller::new(logic, shown, epoch, intake, shards);
         let poller = poller.with_profile(options.pcie_profile);
         lcores::launch(scope, workers, rhythm)?;
         bus.send(BusMsg::Up { epoch })?;
@@ -209,11 +214,15 @@ struct Net<'a, 'eal> {
 }
 
 impl Net<'_, '_> {
-    fn turn(&mut self, now_us: u64, shown: &Shown, counters: &Counters) {
+    /// True: there was something to do for connections with other hosts.
+    fn turn(&mut self, now_us: u64, poller: &mut Poller<'_>, shown: &Shown, counters: &Counters) -> bool {
         let arrived = self.ethernet.take(counters);
-        if let Some(meeting) = &mut self.meeting {
-            meeting.turn(now_us, arrived, self.ethernet, (shown, counters));
-        }
+        let meeting = self.meeting.as_mut();
+        meeting.is_some_and(|m| m.turn(now_us, arrived, self.ethernet, poller, (shown, counters)))
+    }
+
+    fn carrier(&mut self) -> Option<&mut Carrier> {
+        self.meeting.as_mut()?.carrier.as_mut()
     }
 
     /// When a sleeper should look at the port again.
@@ -253,7 +262,7 @@ impl Card<'_> {
             if idle || now_us >= bus_due_us {
                 bus_due_us = now_us + BUS_EVERY_US;
                 let woken = peek(self.bus, self.end, if idle { NAP } else { NO_TIME });
-                if let Some(end) = self.bus_turn(woken)? {
+                if let Some(end) = self.bus_turn(woken, &mut net)? {
                     return Ok(end);
                 }
             }
@@ -285,7 +294,9 @@ impl Card<'_> {
                 sleepy = sleepy.saturating_sub(1);
                 let until_us = self.wake_at_us(now_us, net.as_deref()).map(|at| at.saturating_sub(now_us));
                 let others = (self.bus.fd().unwrap_or(self.end.as_fd()), self.end.as_fd());
-                woken = sleep(&mut self.poller, heavy, doorbell, others, (now_us, until_us), &self.counters);
+                let carrier = net.as_mut().and_then(|net| net.carrier());
+                let times = (now_us, until_us);
+                woken = sleep(&mut self.poller, carrier, heavy, doorbell, others, times, &self.counters);
                 if woken.worked {
                     worked_us = now_us;
                     self.changed = true;
@@ -299,7 +310,7 @@ impl Card<'_> {
                     sleepy = SLEEPY_TURNS;
                 }
             }
-            if let Some(end) = self.bus_turn(woken)? {
+            if let Some(end) = self.bus_turn(woken, &mut net)? {
                 return Ok(end);
             }
             self.show(now_us);
@@ -307,10 +318,10 @@ impl Card<'_> {
     }
 
     fn turn(&mut self, now_us: u64, net: &mut Option<&mut Net<'_, '_>>) -> Result<bool, RunError> {
+        let mut worked = self.poller.turn(now_us);
         if let Some(net) = net {
-            net.turn(now_us, self.shown, &self.counters);
+            worked |= net.turn(now_us, &mut self.poller, self.shown, &self.counters);
         }
-        let worked = self.poller.turn(now_us);
         self.changed |= worked;
         self.tell_unmapped()?;
         if self.poller.agent_dropped() { Err(RunError::AgentBroken) } else { Ok(worked) }
@@ -332,7 +343,11 @@ impl Card<'_> {
         }
     }
 
-    fn bus_turn(&mut self, woken: Woken) -> Result<Option<End>, RunError> {
+    fn bus_turn(
+        &mut self,
+        woken: Woken,
+        net: &mut Option<&mut Net<'_, '_>>,
+    ) -> Result<Option<End>, RunError> {
         if woken.end {
             return Ok(Some(End::Signal));
         }
@@ -359,6 +374,17 @@ impl Card<'_> {
                     let now_us = self.rhythm.now_us();
                     self.poller.unmap(function, now_us);
                     self.tell_unmapped()?;
+                }
+                BusMsg::Segment { segment } => {
+                    let carrier = net.as_mut().and_then(|net| net.carrier());
+                    let answer = match add_segment(carrier, segment, incoming.payload) {
+                        Ok(()) => BusMsg::SegmentMapped { segment },
+                        Err(error) => {
+                            tracing::error!("segment {segment} is not mapped: {error}");
+                            BusMsg::SegmentFailed { segment }
+                        }
+                    };
+                    self.bus.send(answer)?;
                 }
                 // Not from an agent: both are of one release.
                 other => tracing::warn!("unexpected message on the bus: {other:?}"),
@@ -387,6 +413,14 @@ impl Card<'_> {
                 Err(MapError::Outside { what: "host memory", address })
             }
         }
+    }
+}
+
+/// A segment for connections with other hosts.
+fn add_segment(carrier: Option<&mut Carrier>, number: u32, payload: Payload) -> Result<(), MapError> {
+    match (carrier, payload) {
+        (Some(carrier), Payload::Descriptors(fds)) => carrier.add_segment(number, fds),
+        _ => Err(MapError::Header("segment")),
     }
 }
 

@@ -16,6 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, IoSliceMut, ReadWriteFlags, ioctl_fionbio, preadv2};
 use rustix::thread::{MembarrierCommand, membarrier, membarrier_query};
 
+use crate::carrier::Carrier;
 use crate::counters::Counters;
 use crate::poll::Poller;
 
@@ -66,6 +67,7 @@ pub struct Woken {
 /// Sleeps until something happens, or `timeout_us` have passed (`None`: however long it takes).
 pub fn sleep(
     poller: &mut Poller,
+    mut carrier: Option<&mut Carrier>,
     heavy: &impl Heavy,
     doorbell: &OwnedFd,
     (bus, end): (BorrowedFd<'_>, BorrowedFd<'_>),
@@ -79,34 +81,39 @@ pub fn sleep(
         worked |= poller.turn(now_us);
         rustix::thread::sched_yield();
     }
+    worked |=
+        poller.logic().remote().has_words() || carrier.as_mut().is_some_and(|carrier| !carrier.may_sleep());
     let woken = if worked {
         Woken { worked: true, ..Woken::default() }
     } else {
         counters.sleeps.add(1);
-        wait(doorbell, bus, end, timeout_us, counters)
+        let far = carrier.as_ref().map_or(end, |carrier| carrier.watched());
+        wait(doorbell, [bus, end, far], timeout_us, counters)
     };
+    if let Some(carrier) = carrier {
+        carrier.woken();
+    }
     poller.set_doorbell_wanted(false);
     woken
 }
 
 fn wait(
     doorbell: &OwnedFd,
-    bus: BorrowedFd<'_>,
-    end: BorrowedFd<'_>,
+    [bus, end, far]: [BorrowedFd<'_>; 3],
     timeout_us: Option<u64>,
     counters: &Counters,
 ) -> Woken {
-    let mut fds = [doorbell.as_fd(), bus, end].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+    let mut fds = [doorbell.as_fd(), bus, end, far].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
     let timeout = timeout_us.and_then(|us| {
         let tv_nsec = i64::try_from(us % 1_000_000).ok()? * 1000;
         Some(Timespec { tv_sec: i64::try_from(us / 1_000_000).ok()?, tv_nsec })
     });
     match poll(&mut fds, timeout.as_ref()) {
         Ok(_) | Err(Errno::INTR) => {}
-        // Cannot happen with three valid descriptors; turning without sleep is right in any case.
+        // Cannot happen with valid descriptors; turning without sleep is right in any case.
         Err(error) => tracing::error!("poll failed: {error}"),
     }
-    let [rang, bus, end] = fds.map(|fd| !fd.revents().is_empty());
+    let [rang, bus, end, _] = fds.map(|fd| !fd.revents().is_empty());
     if rang {
         clear(doorbell);
         counters.doorbells.add(1);

@@ -5,7 +5,7 @@ mod bridged;
 
 use bridged::{Asked, Process, Random, Rig, endpoints, open_fabric};
 use fabric::endpoint::{Down, PostError, Settings};
-use nic_coordinator::bridge::LinkEnd;
+use nic_coordinator::bridge::{LinkEnd, Speaker};
 use ring::atomic::Ordering;
 use ring::link::{Body, Builder, seal};
 use ring::segment::{RING_BYTES, state};
@@ -336,7 +336,8 @@ fn lied_to(say: impl Fn(u32, &mut Random) -> Vec<u8>, seeds: u64) -> (Rig, Vec<(
     let mut random = Random(0xfeed);
     for at in 0..usize::try_from(seeds).unwrap() {
         let (number, far, process) = rig.hosts[0].open(at, 3);
-        rig.hosts[0].bridge.join(number, far);
+        let link = rig.hosts[0].link;
+        rig.hosts[0].bridge.join(number, link, far, Speaker::Us);
         ends.push((number, process));
     }
     for (number, _) in &ends {

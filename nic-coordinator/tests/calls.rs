@@ -47,6 +47,11 @@ impl Pair {
         };
         let mut pair = Pair { now_us: 0, hosts: [host(1), host(2)], cut: false, sent: 0 };
         pair.run(200_000);
+        for host in [0, 1] {
+            let card = Ipv4Addr::new(10, 1, 0, if host == 0 { 2 } else { 1 });
+            let met = pair.news(host);
+            assert!(met.contains(&News::Lost { card }), "what an earlier run has left is over: {met:?}");
+        }
         pair
     }
 
@@ -88,9 +93,10 @@ fn s13_13_a_host_without_coordinator_costs_one_wait_once() {
     pair.connect(1, wanted(1, 9, 4000));
     assert_eq!(pair.news(0), []);
     pair.run(SEEK_US + WAY_US);
-    assert_eq!(pair.news(0), [refused(1, Status::NoListener)]);
+    let address = wanted(1, 9, 4000).dst.ip;
+    assert_eq!(pair.news(0), [refused(1, Status::NoHost), News::Nobody { address }]);
     pair.connect(2, wanted(1, 9, 4001));
-    assert_eq!(pair.news(0), [refused(2, Status::NoListener)]);
+    assert_eq!(pair.news(0), [refused(2, Status::NoHost)]);
 }
 
 #[test]
@@ -141,7 +147,7 @@ fn s13_11_who_gives_up_says_so() {
     pair.hosts[0].close(pair.now_us, CallId::Out(1), Ending::Unmarked);
     assert_eq!(pair.news(0), [refused(1, Status::NoListener)]);
     pair.run(100_000);
-    assert_eq!(pair.news(1), [News::Closed { id, ending: Ending::Unmarked }]);
+    assert_eq!(pair.news(1), [News::Closed { id, ending: Ending::Refused }]);
     pair.hosts[1].answer(pair.now_us, id, Ok(Path::default()));
     pair.hosts[1].close(pair.now_us, id, Ending::Unmarked);
     pair.run(1_000_000);
@@ -160,8 +166,10 @@ fn s13_12_a_lost_peer_ends_all() {
     assert_eq!(pair.news(0).len(), 1);
     pair.cut = true;
     pair.run(4_000_000);
-    assert_eq!(pair.news(0), [News::Closed { id: CallId::Out(1), ending: Ending::Unmarked }]);
-    assert_eq!(pair.news(1), [News::Closed { id, ending: Ending::Unmarked }]);
+    for (host, id) in [(0, CallId::Out(1)), (1, id)] {
+        let card = Ipv4Addr::new(10, 1, 0, if host == 0 { 2 } else { 1 });
+        assert_eq!(pair.news(host), [News::Lost { card }, News::Closed { id, ending: Ending::Unmarked }]);
+    }
     assert!(pair.hosts.iter().all(|hosts| hosts.calls().is_empty()));
 }
 

@@ -87,6 +87,8 @@ pub enum Reply {
         epoch: u32,
         /// Process id, as the agent sees it.
         pid: u32,
+        /// The card meets other hosts': connections to them are worth asking it for.
+        hosts: bool,
     },
     /// [`SEGMENT_FDS`] descriptors follow.
     Segment {
@@ -260,8 +262,8 @@ impl Reply {
     #[must_use]
     pub fn to_wire(self) -> Wire {
         match self {
-            Reply::Welcome { function, group, epoch, pid } => {
-                frame(65, [function, group, epoch], u64::from(pid), None)
+            Reply::Welcome { function, group, epoch, pid, hosts } => {
+                frame(65, [function, group, epoch], u64::from(pid) | u64::from(hosts) << 32, None)
             }
             Reply::Segment { side } => frame(66, [side, 0, 0], 0, None),
             Reply::Report => frame(67, [0; 3], 0, None),
@@ -281,8 +283,13 @@ impl Reply {
         let (kind, [a, b, c], nonce, text) = unframe(bytes)?;
         match kind {
             65 if a != 0 => {
-                let pid = u32::try_from(nonce).map_err(|_| BadMessage::Malformed)?;
-                Ok(Reply::Welcome { function: a, group: b, epoch: c, pid })
+                let pid = u32::try_from(nonce & u64::from(u32::MAX)).map_err(|_| BadMessage::Malformed)?;
+                let hosts = match nonce >> 32 {
+                    0 => false,
+                    1 => true,
+                    _ => return Err(BadMessage::Malformed),
+                };
+                Ok(Reply::Welcome { function: a, group: b, epoch: c, pid, hosts })
             }
             66 if a < 2 => Ok(Reply::Segment { side: a }),
             67 => Ok(Reply::Report),

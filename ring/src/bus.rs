@@ -13,6 +13,12 @@ pub const HELLO_FDS: usize = 2;
 /// Descriptors with [`BusMsg::Map`]: window, host memory, interrupt vectors 0 and 1.
 pub const MAP_FDS: usize = 4;
 
+/// Descriptors with [`BusMsg::Segment`]: the memory, and the card's end of the wire.
+pub const SEGMENT_FDS: usize = 2;
+
+/// The process group that stands for the card in a segment: what other hosts' processes have of it. No processes have this number.
+pub const CARD_GROUP: u32 = u32::MAX;
+
 /// Function number of the agent.
 pub const AGENT_FUNCTION: u32 = 0;
 /// Functions that a card offers, the agent's included.
@@ -54,6 +60,21 @@ pub enum BusMsg {
         /// Its number.
         function: u32,
     },
+    /// Agent to card: a segment whose one group is [`CARD_GROUP`].
+    Segment {
+        /// Its number.
+        segment: u32,
+    },
+    /// Card to agent: the segment is mapped.
+    SegmentMapped {
+        /// Its number.
+        segment: u32,
+    },
+    /// Card to agent: the segment could not be mapped.
+    SegmentFailed {
+        /// Its number.
+        segment: u32,
+    },
 }
 
 /// Not a message of this version.
@@ -72,6 +93,9 @@ impl BusMsg {
             BusMsg::MapFailed { function } => (5, function),
             BusMsg::Unmap { function } => (6, function),
             BusMsg::Unmapped { function } => (7, function),
+            BusMsg::Segment { segment } => (8, segment),
+            BusMsg::SegmentMapped { segment } => (9, segment),
+            BusMsg::SegmentFailed { segment } => (10, segment),
         };
         let mut out = [0; BYTES];
         for (chunk, word) in out.chunks_exact_mut(4).zip([u32::from_le_bytes(*b"IPDB"), VERSION, kind, value])
@@ -103,6 +127,9 @@ impl BusMsg {
             5 if value < FUNCTIONS_MAX => Ok(BusMsg::MapFailed { function: value }),
             6 if value < FUNCTIONS_MAX => Ok(BusMsg::Unmap { function: value }),
             7 if value < FUNCTIONS_MAX => Ok(BusMsg::Unmapped { function: value }),
+            8 => Ok(BusMsg::Segment { segment: value }),
+            9 => Ok(BusMsg::SegmentMapped { segment: value }),
+            10 => Ok(BusMsg::SegmentFailed { segment: value }),
             _ => Err(BadBusMsg),
         }
     }

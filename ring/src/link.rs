@@ -5,6 +5,10 @@
 //! item: head, words         head: bits 0-31 connection, 32-39 kind, 40-63 a small number
 //! ```
 
+mod contact;
+
+pub use contact::{Contact, KNOCK_BYTES, Knock, Token, WELCOME_BYTES, Welcome};
+
 use crate::VERSION;
 
 const MAGIC: u64 = 0x4944 << 48 | (VERSION as u64) << 32;

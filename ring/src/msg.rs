@@ -133,6 +133,8 @@ pub enum Status {
     BadRequest = 6,
     /// The agent could not make the segment.
     NoSegment = 7,
+    /// The address is another host's, where no coordinator answers: use the kernel.
+    NoHost = 8,
 }
 
 impl Status {
@@ -148,6 +150,7 @@ impl Status {
             5 => Status::Empty,
             6 => Status::BadRequest,
             7 => Status::NoSegment,
+            8 => Status::NoHost,
             _ => return None,
         })
     }

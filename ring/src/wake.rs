@@ -39,6 +39,20 @@ const ROUND: u32 = 1 << 18;
 /// The bell of several sleepers, or of one that has none: the wire, which all of a side hear.
 pub const EVERYBODY: u32 = 0;
 
+/// In front of the number, in a bell's name.
+const BELL: [u8; 16] = *b"ipc-direct/bell/";
+
+/// The abstract name of the datagram socket that is bell `number` (SPEC 6.8): the number in digits from `a` to `p`.
+#[must_use]
+pub fn bell_name(number: u32) -> [u8; BELL.len() + 8] {
+    let mut name = [0; BELL.len() + 8];
+    let digits = (0..8).map(|i| b'a' + u8::try_from(number >> (28 - 4 * i) & 0xf).unwrap_or(0));
+    for (to, from) in name.iter_mut().zip(BELL.into_iter().chain(digits)) {
+        *to = from;
+    }
+    name
+}
+
 /// A sleep word (SPEC 6.3): in the upper half the bits above, and a count; in the lower half the bell of who waits in poll(2)
 /// or epoll(7). A futex sleeper waits on the upper half.
 #[repr(transparent)]

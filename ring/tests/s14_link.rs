@@ -2,7 +2,8 @@
 #![cfg(not(loom))]
 
 use proptest::prelude::*;
-use ring::link::{Body, Builder, HEAD_BYTES, ITEM_MAX, Item, parse, seal};
+use ring::hosts::Path;
+use ring::link::{Body, Builder, Contact, HEAD_BYTES, ITEM_MAX, Item, Knock, Token, Welcome, parse, seal};
 
 fn bodies() -> impl Strategy<Value = (u32, u8, u64, u64, bool, Vec<u64>)> {
     (
@@ -54,4 +55,37 @@ fn s14_2_a_full_message_takes_no_more() {
     assert!(builder.add(1, &Body::Inline { start: 0, first: 1, urgent: false, rest: &[0; 8] }));
     assert!(!builder.add(2, &Body::Done));
     assert_eq!((builder.left(), builder.len()), (0, HEAD_BYTES + ITEM_MAX + 8));
+}
+
+#[test]
+fn s14_6_a_contact_comes_as_it_went() {
+    let rings = (u64::MAX - 1, 0x1234_5678_9abc_def0);
+    let contact = Contact {
+        token: Token([7; 16]),
+        ip: [3; 16],
+        port: 4711,
+        card: [10, 0, 0, 1],
+        connection: 99,
+        rings,
+    };
+    assert_eq!(Contact::from_path(&contact.to_path()), Ok(contact));
+    assert!(Contact::from_path(&Path::default()).is_err());
+    for at in [0, 3, 38, 62, 63] {
+        let mut path = contact.to_path();
+        path.0[at] ^= 1;
+        assert!(Contact::from_path(&path).is_err(), "byte {at}");
+    }
+    assert!(Contact::from_path(&Contact { port: 0, ..contact }.to_path()).is_err());
+}
+
+#[test]
+fn s14_6_private_data_may_be_padded() {
+    let knock = Knock { to: Token([1; 16]), from: Token([2; 16]), card: [10, 0, 0, 2], receives: 64 };
+    let padded = [knock.to_bytes().as_slice(), &[0; 12]].concat();
+    assert_eq!(Knock::from_bytes(&padded), Ok(knock));
+    assert!(Knock::from_bytes(&padded[..40]).is_err());
+    let welcome = Welcome { receives: 32 };
+    let padded = [welcome.to_bytes().as_slice(), &[0; 40]].concat();
+    assert_eq!(Welcome::from_bytes(&padded), Ok(welcome));
+    assert!(Welcome::from_bytes(&[0; 56]).is_err());
 }

@@ -115,8 +115,9 @@ fn call() -> impl Strategy<Value = Call> {
 
 fn reply() -> impl Strategy<Value = Reply> {
     prop_oneof![
-        (1..u32::MAX, any::<u32>(), any::<u32>(), any::<u32>())
-            .prop_map(|(function, group, epoch, pid)| { Reply::Welcome { function, group, epoch, pid } }),
+        (1..u32::MAX, any::<u32>(), any::<u32>(), any::<u32>(), any::<bool>()).prop_map(
+            |(function, group, epoch, pid, hosts)| { Reply::Welcome { function, group, epoch, pid, hosts } }
+        ),
         (0..2u32).prop_map(|side| Reply::Segment { side }),
         Just(Reply::Report),
         Just(Reply::Vouched),
@@ -135,6 +136,9 @@ fn bus_msg() -> impl Strategy<Value = BusMsg> {
         (0..FUNCTIONS_MAX).prop_map(|function| BusMsg::MapFailed { function }),
         (0..FUNCTIONS_MAX).prop_map(|function| BusMsg::Unmap { function }),
         (0..FUNCTIONS_MAX).prop_map(|function| BusMsg::Unmapped { function }),
+        any::<u32>().prop_map(|segment| BusMsg::Segment { segment }),
+        any::<u32>().prop_map(|segment| BusMsg::SegmentMapped { segment }),
+        any::<u32>().prop_map(|segment| BusMsg::SegmentFailed { segment }),
     ]
 }
 

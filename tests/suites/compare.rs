@@ -1,4 +1,4 @@
-//! Runs the parts of a suite on the kernel and under the shim, and judges the differences.
+//! Runs the parts of a suite under the shim, those with something else than success on the kernel, too, and judges the differences.
 //!
 //! What fails on the kernel, too, is no failure of ours, and which tests that are is found by running them, not kept in
 //! a list. A test that passes on the kernel and not under the shim gets its part repeated on both sides: it is our
@@ -90,7 +90,7 @@ pub fn compare(suite: &impl Suite) -> Outcome<Totals> {
         }
     });
     let totals = instance.totals()?;
-    println!("{} tests passed on both sides; under the shim: {totals:?}", passed.into_inner());
+    println!("{} tests passed; under the shim: {totals:?}", passed.into_inner());
     instance.stop()?;
     let failures = failures.into_inner().unwrap_or_default();
     ensure(failures.is_empty(), || failures.join("\n"))?;
@@ -104,10 +104,14 @@ fn collect(failures: &Mutex<Vec<String>>, mut new: Vec<String>) {
     }
 }
 
-/// One part: how many tests passed on both sides, and a text for each that fails under the shim only.
+/// One part: how many tests passed, and a text for each that fails under the shim only.
 fn judge(suite: &impl Suite, instance: &Instance, slot: usize, part: &str) -> Outcome<(usize, Vec<String>)> {
-    let (kernel, _) = suite.run(Side::Kernel, slot, part)?;
     let (shim, mut said) = suite.run(Side::Shim(instance), slot, part)?;
+    if shim.values().all(|verdict| *verdict == Verdict::Pass) {
+        println!("{part}: {} passed, none differ", shim.len());
+        return Ok((shim.len(), Vec::new()));
+    }
+    let (kernel, _) = suite.run(Side::Kernel, slot, part)?;
     for (test, verdict) in kernel.iter().filter(|(_, v)| matches!(v, Verdict::Fail | Verdict::Hang)) {
         println!("{part}: {test}: {verdict:?} on the kernel, {:?} under the shim", shim.get(test));
     }

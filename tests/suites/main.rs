@@ -1,8 +1,8 @@
-//! Programs' own test suites, on the kernel and under the shim: no failure that the kernel run does not have.
+//! Programs' own test suites under the shim: no failure that a run on the kernel does not have.
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`compare`] | runs the parts of a suite on both sides and judges the differences |
+//! | [`compare`] | runs the parts of a suite and judges the differences from the kernel |
 //! | [`side`] | one part on one side: a process group with a bound on its time |
 //! | [`source`] | source packages from Debian, unpacked and built below `target/suites` |
 //! | [`python`], [`redis`], [`memcached`] | the suites |

@@ -129,7 +129,8 @@ impl Agent {
         if let Err(e) = watched {
             return self.refuse(id, &format!("the agent can't watch your process: {e}"));
         }
-        let welcome = Reply::Welcome { function: number, group, epoch, pid };
+        let hosts = self.card.meets_hosts();
+        let welcome = Reply::Welcome { function: number, group, epoch, pid, hosts };
         let sent = match (self.clients.get(id), function.welcome_fds(&self.card)) {
             (Some(client), Some(fds)) => packet::send(&client.socket, &welcome.to_wire(), &fds).is_ok(),
             _ => false,

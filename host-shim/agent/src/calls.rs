@@ -165,10 +165,27 @@ impl Agent {
     /// The coordinator has put two groups together.
     pub(crate) fn make_segment(&mut self, segment: u32, client_group: u32, server_group: u32) {
         let made = self.groups.make_segment(segment, client_group, server_group);
-        if let Err(e) = &made {
-            tracing::error!("segment {segment} could not be made: {e}; its connections use the kernel");
+        let given = made.and_then(|()| match self.groups.take_card_side(segment) {
+            Some((memory, wire)) => self.card.give_segment(segment, memory, wire).map(|()| false),
+            None => Ok(true),
+        });
+        match given {
+            Ok(true) => self.segment_made(segment, true),
+            // Once the card has it.
+            Ok(false) => {}
+            Err(e) => {
+                tracing::error!("segment {segment} could not be made: {e}; its connections use the kernel");
+                self.segment_made(segment, false);
+            }
         }
-        self.card.ring().post(0, Request::SegmentMade { segment, ok: made.is_ok() });
+    }
+
+    /// A segment is ready for use, or can't be.
+    pub(crate) fn segment_made(&mut self, segment: u32, ok: bool) {
+        if !ok {
+            self.groups.drop_segment(segment);
+        }
+        self.card.ring().post(0, Request::SegmentMade { segment, ok });
     }
 
     fn hand_out(&mut self, id: u32, function: u32, segment: u32, side: u32) {

@@ -9,14 +9,14 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use emulator::{BootOptions, Lcores, PciId, Uplink};
+use emulator::{BootOptions, Fabric, Lcores, PciId, Uplink};
 use ring::profile::Profile;
 use ring::queue::Kind;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::address::Address;
 use crate::serve::{Agent, Served, Settings};
-use crate::{check, fault, lab, ps, pump, run, start, status};
+use crate::{check, fault, lab, peer, ps, pump, run, start, status};
 
 /// Socket traffic of unmodified programs through shared memory.
 #[derive(Debug, Parser)]
@@ -153,7 +153,7 @@ struct UpArgs {
 }
 
 /// Options of `up` for meeting other hosts.
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Args)]
 struct UplinkArgs {
     /// Meet other hosts' cards: the link that is the emulated card's Ethernet port, and nobody else's (root only)
     #[arg(long, value_name = "LINK", requires_all = ["uplink_address", "hosts_key"], conflicts_with = "pci")]
@@ -173,18 +173,31 @@ struct UplinkArgs {
     /// Address that reaches this host; may be given several times
     #[arg(long, value_name = "ADDRESS", requires = "uplink")]
     host_address: Vec<IpAddr>,
+    /// Carry connections with other hosts over this libfabric provider, as tcp or verbs; off: they use the kernel
+    #[arg(long, value_name = "NAME", default_value = "tcp")]
+    fabric: String,
+    /// Address of this machine on the network that the provider uses [default: the first --host-address]
+    #[arg(long, value_name = "ADDRESS", requires = "uplink")]
+    fabric_address: Option<IpAddr>,
 }
 
 impl UplinkArgs {
-    fn uplink(self) -> Option<Uplink> {
-        Some(Uplink {
-            link: self.uplink?,
-            address: self.uplink_address?,
-            gateway: self.gateway,
-            key: self.hosts_key?,
-            peers: self.peer,
-            host_addresses: self.host_address,
-        })
+    fn uplink(self) -> Result<Option<Uplink>, String> {
+        let (Some(link), Some(address), Some(key)) = (self.uplink, self.uplink_address, self.hosts_key)
+        else {
+            return Ok(None);
+        };
+        let at = self.fabric_address.or(self.host_address.first().copied());
+        let fabric = match at.filter(|_| self.fabric != "off") {
+            Some(address) => {
+                let netns = peer::own_netns_cookie()
+                    .map_err(|e| format!("the network namespace has no number: {e}"))?;
+                Some(Fabric { provider: self.fabric, address, netns })
+            }
+            None => None,
+        };
+        let (gateway, peers, host_addresses) = (self.gateway, self.peer, self.host_address);
+        Ok(Some(Uplink { link, address, gateway, key, peers, host_addresses, fabric }))
     }
 }
 
@@ -222,7 +235,7 @@ pub fn main() -> ExitCode {
         Command::Pump => pump::pump(),
         Command::Up(UpArgs { card, pci, uplink, log }) => {
             log_to_stderr(log);
-            serve(settings(&card, None, pci, uplink.uplink()))
+            serve(uplink.uplink().and_then(|uplink| settings(&card, None, pci, uplink)))
         }
         Command::Agent(arguments) if arguments.detach => {
             match start::respawn_detached(arguments.log_file.as_deref()) {

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use emulator::memory::{Mapping, sealed_memfd};
 use emulator::packet;
+use ring::bus::CARD_GROUP;
 use ring::segment::{SEGMENT_BYTES, SegmentHeader, format};
 use rustix::net::SocketType;
 
@@ -79,7 +80,7 @@ impl Groups {
         }
     }
 
-    /// Makes the memory and the wire of a segment.
+    /// Makes the memory and the wire of a segment. One of the groups may be [`CARD_GROUP`].
     ///
     /// # Errors
     /// Out of descriptors or memory, a number that is taken, or a group that is gone.
@@ -87,7 +88,8 @@ impl Groups {
         if self.segments.contains_key(&number) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        if !self.holders.contains_key(&client) || !self.holders.contains_key(&server) {
+        let lives = |group| group == CARD_GROUP || self.holders.contains_key(&group);
+        if !lives(client) || !lives(server) {
             return Err(io::ErrorKind::NotConnected.into());
         }
         let memory = sealed_memfd("ipc-direct-segment", SEGMENT_BYTES)?;
@@ -117,6 +119,14 @@ impl Groups {
         }
         let wire = wire.as_ref().ok_or(Withheld::Ended)?;
         Ok([segment.memory.as_fd(), wire.as_fd()])
+    }
+
+    /// What the card gets of a segment that it has a side of, once: the memory, and its end of the wire.
+    pub fn take_card_side(&mut self, number: u32) -> Option<(BorrowedFd<'_>, OwnedFd)> {
+        let segment = self.segments.get_mut(&number)?;
+        let side = segment.groups.iter().position(|group| *group == CARD_GROUP)?;
+        let wire = segment.wires.get_mut(side)?.take()?;
+        Some((segment.memory.as_fd(), wire))
     }
 
     /// Forgets a segment; its memory lives on as long as processes map it.
@@ -207,6 +217,23 @@ mod tests {
         groups.release(a);
         assert!(hung_up(&end));
         assert_eq!(groups.hand_out(1, 0, a).unwrap_err(), Withheld::Ended);
+    }
+
+    #[test]
+    fn the_card_has_a_side_of_its_own() {
+        let mut groups = Groups::default();
+        let a = groups.fresh();
+        groups.hold(a);
+        groups.make_segment(1, a, CARD_GROUP).unwrap();
+        assert!(groups.hand_out(1, 0, a).is_ok());
+        let end = groups.hand_out(1, 0, a).unwrap()[1].try_clone_to_owned().unwrap();
+        let (_, wire) = groups.take_card_side(1).unwrap();
+        assert!(groups.take_card_side(1).is_none(), "only once");
+        assert_eq!(groups.hand_out(1, 1, a).unwrap_err(), Withheld::NotYours);
+        drop(wire);
+        assert!(hung_up(&end), "the card is gone");
+        groups.make_segment(2, a, a).unwrap();
+        assert!(groups.take_card_side(2).is_none(), "not the card's");
     }
 
     #[test]

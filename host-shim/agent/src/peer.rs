@@ -7,6 +7,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixDatagram;
 
 /// Process and user (`SO_PEERCRED`, unix(7)) as of connect(2) or socketpair(2), in the agent's namespaces. Process 0: it
 /// lives in a pid namespace that the agent can't see into.
@@ -26,6 +27,14 @@ pub fn credentials(socket: impl AsFd) -> io::Result<(i32, u32)> {
 /// Those of getsockopt(2).
 pub fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
     option(socket, libc::SO_NETNS_COOKIE)
+}
+
+/// The network namespace of this thread.
+///
+/// # Errors
+/// Those of socket(2) and getsockopt(2).
+pub fn own_netns_cookie() -> io::Result<u64> {
+    netns_cookie(UnixDatagram::unbound()?)
 }
 
 /// True for `SOCK_SEQPACKET` of `AF_UNIX`: a socket that a client may be behind.

@@ -325,6 +325,7 @@ impl Agent {
                 CardEvent::MapFailed(number) => {
                     self.refuse_function(number, "the coordinator could not map another function");
                 }
+                CardEvent::Segment(segment, ok) => self.segment_made(segment, ok),
             }
         }
         Ok(())

@@ -30,6 +30,15 @@ pub struct Far {
     pub rings: Remote,
 }
 
+/// Who says the first thing about a connection: whoever joins last, as the other one may not be known there before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speaker {
+    /// This bridge.
+    Us,
+    /// The other one.
+    Them,
+}
+
 /// What a turn of a connection has come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Turn {
@@ -45,10 +54,15 @@ pub(super) enum Turn {
 #[allow(clippy::struct_excessive_bools)] // each is one fact
 pub(super) struct Connection {
     pub(super) view: View,
-    pub(super) link: usize,
+    /// `None` until it is joined.
+    pub(super) link: Option<usize>,
     /// Both rings of our slot.
     rings: Arc<Region>,
     far: Option<Far>,
+    /// What we say first says that we have joined.
+    greets: bool,
+    /// The other bridge knows our number only: nothing is said before it has said something.
+    heard: bool,
     /// The process's records up to there are with the other bridge.
     relayed: u64,
     /// The other process has consumed that much, and ours was told.
@@ -80,13 +94,15 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(view: View, link: usize, rings: Arc<Region>) -> Connection {
+    pub(super) fn new(view: View, rings: Arc<Region>) -> Connection {
         view.open();
         Connection {
             view,
-            link,
+            link: None,
             rings,
             far: None,
+            greets: false,
+            heard: false,
             relayed: 0,
             credit: 0,
             writer: Writer::default(),
@@ -105,8 +121,10 @@ impl Connection {
         }
     }
 
-    pub(super) fn join(&mut self, far: Far) {
-        self.far = Some(far);
+    pub(super) fn join(&mut self, link: usize, far: Far, speaker: Speaker) {
+        (self.link, self.far) = (Some(link), Some(far));
+        self.greets = speaker == Speaker::Us;
+        self.heard = self.greets;
     }
 
     pub(super) fn process_is_gone(&mut self) {
@@ -120,7 +138,7 @@ impl Connection {
 
     /// Something of the other bridge's may have to be answered without our process doing anything.
     pub(super) fn wants_turn(&self) -> bool {
-        self.broken || self.far_closed || self.far_done
+        !self.heard || self.broken || self.far_closed || self.far_done
     }
 
     /// Ends it at our process as a reset, and says so to the other bridge.
@@ -133,7 +151,14 @@ impl Connection {
 
     /// Its turn: says what there is to say. True beside the turn: a look behind a heavy barrier is due.
     pub(super) fn turn(&mut self, link: &mut Link, outside: &mut impl Outside) -> (Turn, bool) {
-        let Some(far) = self.far.filter(|_| !self.done_told) else { return (Turn::Idle, false) };
+        let Some(far) = self.far.filter(|_| self.heard && !self.done_told) else {
+            return (Turn::Idle, false);
+        };
+        // Nothing is consumed yet: says no more than that we are there.
+        if self.greets && !say(link, &far, &Body::Consumed(0)) {
+            return (Turn::Blocked, false);
+        }
+        self.greets = false;
         if !self.broken {
             match self.relay(&far, link) {
                 Ok(turn) => return turn,
@@ -266,6 +291,7 @@ impl Connection {
         if self.far_done {
             return Err(Violation);
         }
+        self.heard = true;
         match *body {
             Body::Reset => {
                 self.reset(outside);

@@ -27,7 +27,7 @@
 //!
 //! *From connection set-up:* (1) [`Bridge::open`] on a host before that host's process is told of the connection: only then does the
 //! process's first message see that somebody watches. (2) The number and [`fabric::memory::Region::remote`] go to the other
-//! host; its own come back, and [`Bridge::join`] begins to relay. What the other host says before that is taken. (3) A process that died
+//! host; its own come back, and [`Bridge::join`] begins to relay. Who joins last speaks first ([`Speaker`]). (3) A process that died
 //! is reported ([`Bridge::process_is_gone`], once its side has no holder), as `PeerGone` is to a local peer. (4) A slot is given to
 //! another connection after [`Bridge::next_over`] said so, on this host, beside SPEC 5.4.
 //!
@@ -46,8 +46,8 @@ use fabric::endpoint::{Down, Endpoint};
 use fabric::memory::Region;
 use ring::link::{Item, Items, Malformed};
 
-pub use connection::Far;
 use connection::{Connection, Turn};
+pub use connection::{Far, Speaker};
 use link::{Link, Received};
 use segment::{Lane, View};
 pub use segment::{Outside, SegmentMemory};
@@ -92,9 +92,6 @@ pub enum OpenError {
     /// Another connection is there, in this bridge's eyes.
     #[error("the slot has a connection that is not over")]
     Taken,
-    /// It is over.
-    #[error("there is no such link any more")]
-    Link,
 }
 
 /// Why a link ended.
@@ -176,8 +173,7 @@ impl Bridge {
     ///
     /// # Errors
     /// [`OpenError`].
-    pub fn open(&mut self, link: LinkId, local: Local) -> Result<u32, OpenError> {
-        self.links.get(link.0).and_then(Option::as_ref).ok_or(OpenError::Link)?;
+    pub fn open(&mut self, local: Local) -> Result<u32, OpenError> {
         let Local { segment, slot, side, generation, rings } = local;
         let view = View::new(&segment, slot, side, generation).ok_or(OpenError::Place)?;
         let lane = self.lane(&segment, side).ok_or(OpenError::Place)?;
@@ -193,7 +189,7 @@ impl Bridge {
             None => return Err(OpenError::Full),
         };
         let place = self.places.get_mut(index as usize).ok_or(OpenError::Full)?;
-        place.connection = Some(Connection::new(view, link.0, rings));
+        place.connection = Some(Connection::new(view, rings));
         let number = place.uses << INDEX_BITS | index;
         if let Some(lane) = self.lane(&segment, side) {
             lane.connections[usize::from(slot)] = Some(number);
@@ -213,11 +209,17 @@ impl Bridge {
         self.lanes.get_mut(at)
     }
 
-    /// Begins to relay: the other host's end is known. False: there is no such connection (any more).
-    pub fn join(&mut self, number: u32, far: Far) -> bool {
-        let known = find(&mut self.places, number).map(|connection| connection.join(far)).is_some();
+    /// Begins to relay: the other host's end is known. False: there is no such connection or link (any more), or it has joined.
+    pub fn join(&mut self, number: u32, link: LinkId, far: Far, speaker: Speaker) -> bool {
+        if self.links.get(link.0).is_none_or(Option::is_none) {
+            return false;
+        }
+        let Some(connection) = find(&mut self.places, number).filter(|c| c.link.is_none()) else {
+            return false;
+        };
+        connection.join(link.0, far, speaker);
         self.queue(number);
-        known
+        true
     }
 
     /// Our process is dead, and nobody else of its side holds the connection.
@@ -236,8 +238,11 @@ impl Bridge {
         self.queue(number);
     }
 
-    /// Forgets a connection that the other host was never told of.
-    pub fn forget(&mut self, number: u32) {
+    /// Forgets a connection whose other end has never joined, as a reset at ours.
+    pub fn forget(&mut self, number: u32, outside: &mut impl Outside) {
+        if let Some(connection) = find(&mut self.places, number) {
+            connection.reset(outside);
+        }
         self.remove(number);
     }
 
@@ -428,7 +433,9 @@ impl Bridge {
         }
         let mut numbers = Vec::new();
         for (index, place) in self.places.iter_mut().enumerate() {
-            if let Some(connection) = place.connection.as_mut().filter(|connection| connection.link == id) {
+            if let Some(connection) =
+                place.connection.as_mut().filter(|connection| connection.link == Some(id))
+            {
                 connection.link_is_down(outside);
                 numbers.extend(u32::try_from(index).map(|index| place.uses << INDEX_BITS | index));
             }
@@ -441,7 +448,7 @@ impl Bridge {
 /// Puts a connection into the queue of its link, if it isn't there.
 fn queue(links: &mut [Option<Link>], places: &mut [Place], number: u32) -> bool {
     let Some(connection) = find(places, number).filter(|connection| !connection.queued) else { return false };
-    let Some(link) = links.get_mut(connection.link).and_then(Option::as_mut) else { return false };
+    let Some(link) = connection.link.and_then(|id| links.get_mut(id)?.as_mut()) else { return false };
     connection.queued = true;
     link.ready.push_back(number);
     true
@@ -458,15 +465,16 @@ fn take(
 ) -> Result<(), Malformed> {
     for item in items {
         let Item { connection: number, body } = item?;
-        let Some(connection) = find(places, number).filter(|connection| connection.link == link) else {
+        let Some(connection) = find(places, number).filter(|connection| connection.link == Some(link)) else {
             counts.strays += 1;
             continue;
         };
+        let wanted_turn = connection.wants_turn();
         if connection.take(&body, outside).is_err() {
             counts.violations += 1;
             connection.reset(outside);
         }
-        if connection.wants_turn() {
+        if wanted_turn || connection.wants_turn() {
             touched.push(number);
         }
     }

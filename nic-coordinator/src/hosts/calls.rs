@@ -78,8 +78,23 @@ pub enum News {
     Closed {
         /// Which.
         id: CallId,
-        /// How; unmarked also when its host is gone.
+        /// How; unmarked also when its host is gone. A caller's refused: it has had no answer when it gave up.
         ending: Ending,
+    },
+    /// Nothing that was agreed on with this host's card counts any more. Comes before the ends of its connections.
+    Lost {
+        /// Which.
+        card: Ipv4Addr,
+    },
+    /// Nobody has answered for this address.
+    Nobody {
+        /// Which.
+        address: [u8; 16],
+    },
+    /// A card that is up has named this address.
+    Somebody {
+        /// Which.
+        address: [u8; 16],
     },
 }
 
@@ -279,6 +294,7 @@ impl Calls {
             }
             Stage::Asks(_) => {
                 // It may be made there, or be about to: only the other host can say that it is over.
+                call.own = Some(Ending::Refused);
                 self.settle_answer(key, Err(Status::NoListener));
                 self.say_close(now_us, key);
                 self.use_credits(now_us);
@@ -310,6 +326,7 @@ impl Calls {
 
     /// Nothing that was agreed on with `peer` counts any more: it is lost, or has lost us (13.12).
     pub fn part(&mut self, now_us: u64, peer: Ipv4Addr) {
+        self.news.push_back(News::Lost { card: peer });
         let Some(party) = self.parties.get(&peer) else { return };
         let of = |role: Role| party.of(role).keys().map(move |number| (peer, role, *number));
         let keys: Vec<Key> = of(Role::Caller).chain(of(Role::Callee)).collect();
@@ -340,7 +357,7 @@ impl Calls {
                     self.forget(key);
                 }
                 Stage::Asks(_) if late => {
-                    call.own = Some(Ending::Unmarked);
+                    call.own = Some(Ending::Refused);
                     self.settle_answer(key, Err(Status::NoListener));
                     self.say_close(now_us, key);
                     self.use_credits(now_us);

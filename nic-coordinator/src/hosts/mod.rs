@@ -258,7 +258,7 @@ impl Hosts {
     }
 
     fn refuse(&mut self, id: u64) {
-        let answer = Err(Status::NoListener);
+        let answer = Err(Status::NoHost);
         self.answers.push_back(News::Answered { id: CallId::Out(id), answer });
     }
 
@@ -278,6 +278,7 @@ impl Hosts {
         if now == *before {
             return;
         }
+        self.answers.extend(now.as_slice().iter().map(|address| News::Somebody { address: *address }));
         for (card, Waiting { id, wanted }) in self.finder.set(from, before, &now) {
             self.calls.connect(now_us, id, card, wanted);
         }
@@ -396,8 +397,9 @@ impl Hosts {
             self.calls.part(now_us, address);
             self.set_addresses(now_us, address, &before);
         }
-        for Waiting { id, .. } in self.finder.pass(now_us) {
+        for Waiting { id, wanted } in self.finder.pass(now_us) {
             self.refuse(id);
+            self.answers.push_back(News::Nobody { address: wanted.dst.ip });
         }
         self.calls.pass(now_us);
         for (address, label) in due {

@@ -5,7 +5,7 @@ use ring::bus::AGENT_FUNCTION;
 use ring::msg::{Addr, Completion, ConnId, Status};
 
 use super::functions::{CLIENT, Holder, SERVER, Stand};
-use super::segments::{Asker, Conn, Waiting, Wanted};
+use super::segments::{Asker, Conn, Lingers, Waiting, Wanted};
 use super::{Logic, Out, announce, reply};
 
 /// Who the kernel says is at the other end (`SO_PEERCRED`).
@@ -141,7 +141,8 @@ impl Logic {
         let holders = [vec![Holder::Function(offerer)], vec![Holder::Function(f)]];
         let none = Addr::default();
         let (listener, queued, ends) = (0, false, [None; 2]);
-        let conn = Conn { holders, client: none, server: none, listener, queued, ends, remote: None };
+        let (remote, lingers) = (None, Lingers::No);
+        let conn = Conn { holders, client: none, server: none, listener, queued, ends, remote, lingers };
         let conn = self.segments.open(segment, conn).ok_or(Status::Quota)?;
         if let Some(function) = self.functions.get_mut(offerer) {
             function.offers.remove(&serial);

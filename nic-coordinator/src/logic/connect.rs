@@ -1,10 +1,10 @@
 //! Connecting: listener, policy, slot, and the wait for a segment.
 
-use ring::bus::AGENT_FUNCTION;
+use ring::bus::{AGENT_FUNCTION, CARD_GROUP};
 use ring::msg::{Addr, Completion, ConnId, Status};
 
 use super::functions::{CLIENT, Holder};
-use super::segments::{Asker, Conn, Room, Waiting, Wanted};
+use super::segments::{Asker, Conn, Lingers, Room, Waiting, Wanted};
 use super::{Logic, Out, announce, claims, policy, reply};
 
 impl Logic {
@@ -80,12 +80,12 @@ impl Logic {
         let Wanted::Connect { listener, client, server } = waiting.wanted else {
             return Err(Status::BadRequest);
         };
-        let (holder, remote) = match waiting.asker {
-            Asker::Process { function, .. } => (Holder::Function(function), None),
-            Asker::Remote(id) => (Holder::Remote(id), Some((id, CLIENT))),
+        let (holder, remote, lingers) = match waiting.asker {
+            Asker::Process { function, .. } => (Holder::Function(function), None, Lingers::No),
+            Asker::Remote(id) => (Holder::Remote(id), Some((id, CLIENT)), Lingers::Yes),
         };
-        let holders = [vec![holder], Vec::new()];
-        let conn = Conn { holders, client, server, listener, queued: true, ends: [None; 2], remote };
+        let (holders, queued, ends) = ([vec![holder], Vec::new()], true, [None; 2]);
+        let conn = Conn { holders, client, server, listener, queued, ends, remote, lingers };
         let conn = self.segments.open(segment, conn).ok_or(Status::Quota)?;
         match waiting.asker {
             Asker::Process { function: f, token } => {
@@ -139,16 +139,21 @@ impl Logic {
 
     /// Frees the slot of a connection that nobody holds any more.
     pub(super) fn free_if_closed(&mut self, conn: ConnId, out: &mut Vec<Out>) {
-        if self.segments.free_if_closed(conn).is_some_and(|freed| freed.remote.is_some()) {
-            self.remote_freed(conn);
+        let released = |open: &&mut Conn| open.lingers == Lingers::Yes && open.is_released();
+        if let Some(released) = self.segments.get_mut(conn).filter(released) {
+            released.lingers = Lingers::Ending;
+            self.remote_released(conn);
         }
+        self.segments.free_if_closed(conn);
         self.drop_segment_if_orphaned(conn.segment(), out);
     }
 
     /// Drops a segment without connections if one of its groups is gone.
     pub(super) fn drop_segment_if_orphaned(&mut self, segment: u32, out: &mut Vec<Out>) {
         if self.segments.droppable(segment) {
-            self.segments.remove(segment);
+            if self.segments.remove(segment).is_some_and(|groups| groups.contains(&CARD_GROUP)) {
+                self.remote_dropped(segment);
+            }
             announce(out, AGENT_FUNCTION, Completion::DropSegment { segment });
         }
     }

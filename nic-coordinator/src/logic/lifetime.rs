@@ -209,7 +209,7 @@ impl Logic {
             }
         }
         if let Some((call, _)) = far {
-            self.remote_told(call, end);
+            self.remote_told(call, id, end);
         }
         self.free_if_closed(id, out);
     }

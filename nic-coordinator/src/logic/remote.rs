@@ -3,16 +3,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ring::bus::CARD_GROUP;
 use ring::msg::{Addr, Completion, ConnId, Status};
 
 use super::connect::refuse;
 use super::functions::{CLIENT, Holder, SERVER, Side};
-use super::segments::{Asker, Conn, End, Waiting, Wanted};
+use super::segments::{Asker, Conn, End, Lingers, Waiting, Wanted};
 use super::{Logic, Out, policy, reply};
 use crate::hosts::calls::CallId;
 
-/// The group that all calls are in: segments are shared by a process group and the card. No fork family has this number.
-pub const REMOTE_GROUP: u32 = u32::MAX;
+/// Addresses that are known not to be reachable, at most: with more, all are forgotten.
+const UNREACHABLE_MAX: usize = 4096;
 
 /// What makes a host reachable.
 #[derive(Clone, Debug, Default)]
@@ -56,6 +57,18 @@ pub enum RemoteIn {
         /// How.
         end: End,
     },
+    /// Nobody touches the memory of a released connection any more.
+    Over {
+        /// Which.
+        conn: ConnId,
+    },
+    /// Whether it is known that nobody can be called at an address.
+    Reachable {
+        /// Which.
+        address: [u8; 16],
+        /// False: it is.
+        reachable: bool,
+    },
 }
 
 /// What other hosts are asked for, or answered.
@@ -83,13 +96,20 @@ pub enum RemoteOut {
     Close {
         /// Which.
         id: CallId,
+        /// Our end.
+        conn: ConnId,
         /// How.
         end: End,
     },
-    /// Nobody has this connection any more: its slot will be used again.
+    /// Nobody has this connection any more. Answered by [`RemoteIn::Over`]: then its slot is used again.
     Release {
         /// Which.
         conn: ConnId,
+    },
+    /// Nobody has this segment any more.
+    Drop {
+        /// Which.
+        segment: u32,
     },
 }
 
@@ -111,6 +131,8 @@ pub struct Remote {
     asking: BTreeMap<CallId, Asking>,
     /// Other hosts' clients that wait for a segment.
     waiting: BTreeSet<CallId>,
+    /// Where nobody can be called.
+    unreachable: BTreeSet<[u8; 16]>,
     last_out: u64,
     out: Vec<RemoteOut>,
 }
@@ -120,6 +142,18 @@ impl Remote {
     #[must_use]
     pub fn len(&self) -> usize {
         self.conns.len()
+    }
+
+    /// True if there is something to be told to other hosts.
+    #[must_use]
+    pub fn has_words(&self) -> bool {
+        !self.out.is_empty()
+    }
+
+    /// The connection that a call holds.
+    #[must_use]
+    pub fn conn(&self, id: CallId) -> Option<ConnId> {
+        self.conns.get(&id).map(|(conn, _)| *conn)
     }
 
     /// True when nothing is left.
@@ -163,6 +197,21 @@ impl Logic {
                     self.remote_refused(id, Status::NoListener);
                 }
             }
+            RemoteIn::Over { conn } => {
+                if let Some(released) = self.segments.get_mut(conn) {
+                    released.lingers = Lingers::No;
+                }
+                self.free_if_closed(conn, out);
+            }
+            RemoteIn::Reachable { address, reachable: true } => {
+                self.remote.unreachable.remove(&address);
+            }
+            RemoteIn::Reachable { address, reachable: false } => {
+                if self.remote.unreachable.len() >= UNREACHABLE_MAX {
+                    self.remote.unreachable.clear();
+                }
+                self.remote.unreachable.insert(address);
+            }
         }
     }
 
@@ -173,7 +222,7 @@ impl Logic {
         let group = self.listeners.get(listener).map(|l| l.group).ok_or(Status::NoListener)?;
         let wanted = Wanted::Connect { listener, client: src, server: dst };
         let waiting = Waiting { asker: Asker::Remote(id), wanted };
-        self.find_room([REMOTE_GROUP, group], waiting, out)
+        self.find_room([CARD_GROUP, group], waiting, out)
     }
 
     /// Another host's client waits for a segment, or does so no more.
@@ -191,13 +240,18 @@ impl Logic {
     }
 
     /// The other host is told that our end is closed.
-    pub(super) fn remote_told(&mut self, id: CallId, end: End) {
-        self.remote.out.push(RemoteOut::Close { id, end });
+    pub(super) fn remote_told(&mut self, id: CallId, conn: ConnId, end: End) {
+        self.remote.out.push(RemoteOut::Close { id, conn, end });
     }
 
-    /// A slot is free that had an end on another host.
-    pub(super) fn remote_freed(&mut self, conn: ConnId) {
+    /// Nobody has a connection any more that had an end on another host.
+    pub(super) fn remote_released(&mut self, conn: ConnId) {
         self.remote.out.push(RemoteOut::Release { conn });
+    }
+
+    /// A segment is gone in which the other side was the card's.
+    pub(super) fn remote_dropped(&mut self, segment: u32) {
+        self.remote.out.push(RemoteOut::Drop { segment });
     }
 
     /// Another host's client has its connection.
@@ -222,12 +276,15 @@ impl Logic {
         let identity = self.functions.get(f).ok_or(Status::BadRequest)?.identity;
         let settings = self.remote.settings.as_ref().ok_or(Status::NoListener)?;
         policy::may_call(&identity, &dst, &src, &settings.addresses)?;
+        if self.remote.unreachable.contains(&dst.ip) {
+            return Err(Status::NoHost);
+        }
         if !self.may_hold_more(f) {
             return Err(Status::Quota);
         }
         let wanted = Wanted::Call { client: src, server: dst };
         let waiting = Waiting { asker: Asker::Process { function: f, token }, wanted };
-        self.find_room([identity.group, REMOTE_GROUP], waiting, out)
+        self.find_room([identity.group, CARD_GROUP], waiting, out)
     }
 
     /// Opens the process's end, and asks the other host. The process holds it once that has said yes.
@@ -240,7 +297,8 @@ impl Logic {
         let id = CallId::Out(self.remote.last_out + 1);
         let holders = [vec![Holder::Function(function)], vec![Holder::Remote(id)]];
         let (listener, queued, ends, remote) = (0, false, [None; 2], Some((id, SERVER)));
-        let conn = Conn { holders, client, server, listener, queued, ends, remote };
+        let lingers = Lingers::Yes;
+        let conn = Conn { holders, client, server, listener, queued, ends, remote, lingers };
         let conn = self.segments.open(segment, conn).ok_or(Status::Quota)?;
         self.remote.last_out += 1;
         self.remote.conns.insert(id, (conn, SERVER));

@@ -36,6 +36,19 @@ pub struct Conn {
     pub ends: [Option<End>; 2],
     /// The end that is on another host, if one is, and what it is called.
     pub remote: Option<(CallId, Side)>,
+    /// Whether its memory is in use beyond its two ends.
+    pub lingers: Lingers,
+}
+
+/// How a connection's memory is in use beyond its ends: by what moves the bytes to and from another host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lingers {
+    /// It is not.
+    No,
+    /// It is.
+    Yes,
+    /// It is, and will not be soon: that was asked for.
+    Ending,
 }
 
 impl Conn {
@@ -43,6 +56,12 @@ impl Conn {
     #[must_use]
     pub fn closed(&self, side: Side) -> bool {
         self.holders.get(side).is_none_or(Vec::is_empty) && !(side == SERVER && self.queued)
+    }
+
+    /// True if nobody holds it any more.
+    #[must_use]
+    pub fn is_released(&self) -> bool {
+        self.closed(CLIENT) && self.closed(SERVER)
     }
 
     /// What the holders of the other side have to be told of this side's end. `id` is this connection's.
@@ -300,7 +319,7 @@ impl Segments {
     /// Frees the slot of a connection whose sides are both closed, and returns what was in it.
     pub fn free_if_closed(&mut self, conn: ConnId) -> Option<Conn> {
         let slot = self.slot_mut(conn)?;
-        let freed = slot.conn.take_if(|c| c.closed(CLIENT) && c.closed(SERVER))?;
+        let freed = slot.conn.take_if(|c| c.is_released() && c.lingers == Lingers::No)?;
         if let Some(segment) = self.by_id.get_mut(&conn.segment()) {
             segment.free.push(conn.slot());
             segment.used -= 1;
@@ -338,9 +357,9 @@ impl Segments {
         }
     }
 
-    /// Takes a segment out of all tables.
-    pub fn remove(&mut self, id: u32) {
-        let Some(segment) = self.by_id.remove(&id) else { return };
+    /// Takes a segment out of all tables. Returns its groups.
+    pub fn remove(&mut self, id: u32) -> Option<[u32; 2]> {
+        let segment = self.by_id.remove(&id)?;
         self.making.remove(&id);
         self.conns -= usize::from(segment.used);
         self.unlist(id, segment.groups);
@@ -352,6 +371,7 @@ impl Segments {
                 }
             }
         }
+        Some(segment.groups)
     }
 }
 
@@ -368,6 +388,7 @@ mod tests {
             queued: false,
             ends: [None; 2],
             remote: None,
+            lingers: Lingers::No,
         }
     }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use fabric::endpoint::{Endpoint, Event, Settings};
 use fabric::provider::Fabric;
 use memmap2::{MmapOptions, MmapRaw};
-use nic_coordinator::bridge::{Bridge, Far, LinkId, Local, Outside, SegmentMemory};
+use nic_coordinator::bridge::{Bridge, Far, LinkId, Local, Outside, SegmentMemory, Speaker};
 use ring::atomic::{Ordering, light_barrier};
 use ring::segment::{self, Direction, SEGMENT_BYTES, SLOTS, Segment, Side, state};
 use ring::shared::Region;
@@ -97,7 +97,7 @@ impl Host {
         let rings = shared.bridge.register(&self.fabric, slot).unwrap();
         let remote = rings.remote();
         let local = Local { segment: shared.bridge.clone(), slot, side: self.side, generation, rings };
-        let number = self.bridge.open(self.link, local).unwrap();
+        let number = self.bridge.open(local).unwrap();
         let process = Process::new(shared.process.clone(), slot, self.side, generation);
         (number, Far { connection: number, rings: remote }, process)
     }
@@ -164,8 +164,8 @@ impl Rig {
         let [here, there] = &mut self.hosts;
         let (number, far, process) = here.open(at, 7);
         let (other_number, other_far, other_process) = there.open(at, 9);
-        assert!(here.bridge.join(number, other_far));
-        assert!(there.bridge.join(other_number, far));
+        assert!(there.bridge.join(other_number, there.link, far, Speaker::Them));
+        assert!(here.bridge.join(number, here.link, other_far, Speaker::Us));
         [(number, process), (other_number, other_process)]
     }
 

@@ -110,7 +110,7 @@ impl Host {
             logic,
             hosts: Hosts::new(settings, now_us),
             exchange: Exchange::default(),
-            data: Data::new(plan.failing),
+            data: Data::new(plan.failing, card(number)),
             run,
             wakes_us: None,
             processes: BTreeMap::new(),
@@ -335,7 +335,11 @@ impl Host {
 
     /// A process whose peer is gone closes its own end, too. True if one did.
     pub fn close_gone(&mut self, now_us: u64, out: &mut Vec<Out>) -> bool {
-        let gone = std::mem::take(&mut self.gone);
+        let mut gone = std::mem::take(&mut self.gone);
+        for (f, process) in &self.processes {
+            let ended = process.conns.iter().filter(|(conn, _)| self.data.has_ended(*conn));
+            gone.extend(ended.map(|(conn, _)| (*f, *conn)));
+        }
         for (f, conn) in &gone {
             let Some(process) = self.processes.get_mut(f) else { continue };
             if let Some(at) = process.conns.iter().position(|(held, _)| held == conn) {

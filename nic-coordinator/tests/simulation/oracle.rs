@@ -1,11 +1,13 @@
 //! What is true, beside what the coordinators believe: every connection that was ever asked for, and all memory that is reachable from other
 //! hosts. What must never happen is refused here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::Ipv4Addr;
 
-use nic_coordinator::exchange::DataPath;
+use nic_coordinator::exchange::{DataPath, Reach};
 use nic_coordinator::logic::Logic;
-use ring::hosts::Path;
+use nic_coordinator::logic::segments::End;
+use ring::hosts::{Ending, Path, Role};
 use ring::msg::{Addr, ConnId, Status};
 
 /// A connection that a process has asked for. No two have the same client's address.
@@ -92,13 +94,39 @@ pub struct Data {
     prepared: Vec<(ConnId, u64)>,
     joins: Vec<(ConnId, u64)>,
     released: Vec<u64>,
+    /// Connections whose other end is closed: a process that reads finds that out.
+    ended: BTreeSet<ConnId>,
+    /// With whose card.
+    joined_with: BTreeMap<ConnId, Ipv4Addr>,
+    /// Released connections that something still writes to, until the next turn, and those that are over.
+    lingering: Vec<ConnId>,
+    over: VecDeque<ConnId>,
+    /// Callers that were asked for once.
+    reached: BTreeSet<u64>,
+    /// Our card's address.
+    card: Option<Ipv4Addr>,
     /// Of 1000 preparations so many fail.
     failing: u64,
     count: u64,
 }
 
+/// What a path says in this world: the registration, and the card.
+fn read(path: &Path) -> (u64, Ipv4Addr) {
+    let card: [u8; 4] = path.0[8..12].try_into().unwrap();
+    (u64::from_le_bytes(path.0[..8].try_into().unwrap()), card.into())
+}
+
 impl DataPath for Data {
-    fn prepare(&mut self, conn: ConnId) -> Result<Path, Status> {
+    fn reach(&mut self, _: u64, caller: &Path) -> Reach {
+        let (id, _) = read(caller);
+        if self.failing > 0 && id % 100 == 99 {
+            return Reach::Never;
+        }
+        // Some take a while.
+        if id % 3 == 0 && self.reached.insert(id) { Reach::Pending } else { Reach::Ready }
+    }
+
+    fn prepare(&mut self, conn: ConnId, _: Role) -> Result<Path, Status> {
         self.count += 1;
         if self.failing > 0 && self.count.is_multiple_of(1000 / self.failing) {
             return Err(Status::NoSegment);
@@ -109,27 +137,62 @@ impl DataPath for Data {
         self.prepared.push((conn, id));
         let mut path = Path::default();
         path.0[..8].copy_from_slice(&id.to_le_bytes());
+        path.0[8..12].copy_from_slice(&self.card.expect("a card has an address").octets());
         Ok(path)
     }
 
     fn join(&mut self, conn: ConnId, theirs: &Path) {
-        self.joins.push((conn, u64::from_le_bytes(theirs.0[..8].try_into().unwrap())));
+        let (id, card) = read(theirs);
+        self.joins.push((conn, id));
+        self.joined_with.insert(conn, card);
+    }
+
+    fn our_end(&mut self, _: ConnId, _: End) {}
+
+    fn their_end(&mut self, conn: ConnId, ending: Ending) {
+        if ending != Ending::Marked {
+            self.ended.insert(conn);
+        }
+    }
+
+    fn lost(&mut self, card: Ipv4Addr) {
+        self.ended.extend(self.joined_with.iter().filter(|(_, with)| **with == card).map(|(conn, _)| *conn));
     }
 
     fn release(&mut self, conn: ConnId) {
         // One whose preparation failed has none.
         self.released.extend(self.of_conn.remove(&conn));
+        self.ended.remove(&conn);
+        self.joined_with.remove(&conn);
+        if conn.slot().is_multiple_of(2) { self.over.push_back(conn) } else { self.lingering.push(conn) }
+    }
+
+    fn next_over(&mut self) -> Option<ConnId> {
+        self.over.pop_front()
+    }
+
+    fn drop_segment(&mut self, segment: u32) {
+        assert!(
+            self.of_conn.keys().all(|conn| conn.segment() != segment),
+            "a segment is dropped that is in use"
+        );
     }
 }
 
 impl Data {
-    pub fn new(failing: u64) -> Data {
-        Data { failing, ..Data::default() }
+    pub fn new(failing: u64, card: Ipv4Addr) -> Data {
+        Data { failing, card: Some(card), ..Data::default() }
     }
 
-    /// From where on numbers are free.
+    /// A turn begins. From where on numbers are free.
     pub fn begin(&mut self, oracle: &Oracle) {
+        self.over.extend(self.lingering.drain(..));
         self.next = oracle.registrations.len() as u64;
+    }
+
+    /// Whether a process that reads finds the end.
+    pub fn has_ended(&self, conn: ConnId) -> bool {
+        self.ended.contains(&conn)
     }
 
     /// Enters what has happened in one turn.

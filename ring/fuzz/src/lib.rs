@@ -12,7 +12,7 @@ use ring::atomic::{AtomicU64, Ordering};
 use ring::attach::{Call, Reply};
 use ring::bus::BusMsg;
 use ring::card;
-use ring::hosts::{Envelope, HostMsg, Incarnation};
+use ring::hosts::{Envelope, HostMsg, Incarnation, Path};
 use ring::link;
 use ring::msg::{Completion, Request};
 use ring::queue::Key;
@@ -251,8 +251,20 @@ pub fn hosts(data: &[u8]) {
     }
 }
 
-/// SPEC 14: messages of another host's bridge, as they are and behind an honest head. What parses is built again to the same.
+/// SPEC 14: messages of another host's bridge, as they are and behind an honest head; paths; private data. What parses is built again to
+/// the same.
 pub fn link(data: &[u8]) {
+    let mut path = Path::default();
+    path.0.iter_mut().zip(data).for_each(|(to, from)| *to = *from);
+    if let Ok(contact) = link::Contact::from_path(&path) {
+        assert_eq!(contact.to_path(), path);
+    }
+    if let Ok(knock) = link::Knock::from_bytes(data) {
+        assert!(data.starts_with(&knock.to_bytes()));
+    }
+    if let Ok(welcome) = link::Welcome::from_bytes(data) {
+        assert!(data.starts_with(&welcome.to_bytes()));
+    }
     let mut framed = [&[0; link::HEAD_BYTES], data].concat();
     link::seal(&mut framed, 7);
     for bytes in [data, &framed] {

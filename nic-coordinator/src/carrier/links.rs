@@ -1,0 +1,248 @@
+//! Links to other hosts' bridges: asked for, granted, given up (SPEC 14.6).
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::BorrowedFd;
+
+use fabric::endpoint::{Endpoint, Event, Settings};
+use fabric::listener::Listener;
+use fabric::provider::Fabric;
+use ring::link::{Contact, Knock, Token, Welcome};
+
+use super::CarrierError;
+use crate::bridge::{Bridge, LinkId};
+use crate::exchange::Reach;
+
+/// How long a link may take to be set up: a call waits for it, and has time left then.
+const OPEN_US_MAX: u64 = 1_000_000;
+/// How long a host counts as out of reach after that.
+const UNREACHABLE_US: u64 = 10_000_000;
+/// How often links that are being set up are looked at.
+const LOOK_EVERY_US: u64 = 1000;
+/// Requests that are being granted at one time.
+const GRANTING_MAX: usize = 256;
+
+/// Who asked for a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Asker {
+    /// We did, for its calls.
+    Us,
+    /// It did, for ours.
+    Them,
+}
+
+/// What has become of a link.
+pub(super) enum News {
+    /// It is there.
+    Up(Asker, Token, LinkId),
+    /// It will not be.
+    Failed(Asker, Token),
+}
+
+/// Where a link is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    Up(LinkId),
+    Opening,
+    None,
+}
+
+/// A link that is being set up.
+struct Opening {
+    asker: Asker,
+    /// The other run.
+    token: Token,
+    card: Ipv4Addr,
+    endpoint: Endpoint,
+    /// Of the other bridge, once it has said so.
+    receives: Option<u32>,
+    until_us: u64,
+}
+
+struct Up {
+    link: LinkId,
+    card: Ipv4Addr,
+}
+
+/// All of them.
+pub(super) struct Links {
+    pub(super) fabric: Fabric,
+    listener: Listener,
+    at: SocketAddr,
+    own: Token,
+    card: Ipv4Addr,
+    up: BTreeMap<(Asker, Token), Up>,
+    opening: Vec<Opening>,
+    unreachable: BTreeMap<Token, u64>,
+}
+
+impl Links {
+    pub(super) fn new(fabric: Fabric, card: Ipv4Addr, own: Token) -> Result<Links, CarrierError> {
+        let listener = fabric.listen(0)?;
+        let at = listener.address().map_err(CarrierError::Fabric)?;
+        let (up, opening, unreachable) = Default::default();
+        Ok(Links { fabric, listener, at, own, card, up, opening, unreachable })
+    }
+
+    /// How we can be reached; the rest of a path is the connection's.
+    pub(super) fn contact(&self, connection: u32, rings: (u64, u64)) -> Contact {
+        let ip = match self.at.ip() {
+            IpAddr::V4(four) => four.to_ipv6_mapped(),
+            IpAddr::V6(six) => six,
+        };
+        let (token, ip, port) = (self.own, ip.octets(), self.at.port());
+        Contact { token, ip, port, card: self.card.octets(), connection, rings }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.up.len()
+    }
+
+    pub(super) fn state(&self, asker: Asker, token: Token) -> State {
+        match self.up.get(&(asker, token)) {
+            Some(up) => State::Up(up.link),
+            None if self.opening.iter().any(|o| (o.asker, o.token) == (asker, token)) => State::Opening,
+            None => State::None,
+        }
+    }
+
+    /// Whether calls of that host can be granted.
+    pub(super) fn reach(&mut self, now_us: u64, caller: &Contact) -> Reach {
+        match self.state(Asker::Us, caller.token) {
+            State::Up(_) => return Reach::Ready,
+            State::Opening => return Reach::Pending,
+            State::None => {}
+        }
+        if self.unreachable.get(&caller.token).is_some_and(|until| *until > now_us) {
+            return Reach::Never;
+        }
+        let peer = SocketAddr::new(Ipv6Addr::from(caller.ip).to_canonical(), caller.port);
+        let receives = u32::try_from(settings().receives).unwrap_or(u32::MAX);
+        let knock = Knock { to: caller.token, from: self.own, card: self.card.octets(), receives };
+        match self.fabric.connect(peer, &settings(), &knock.to_bytes()) {
+            Ok(endpoint) => {
+                self.begin(now_us, Asker::Us, caller.token, caller.card.into(), endpoint, None);
+                Reach::Pending
+            }
+            Err(error) => {
+                tracing::warn!("no link to the bridge of card {}: {error}", Ipv4Addr::from(caller.card));
+                self.unreachable.insert(caller.token, now_us + UNREACHABLE_US);
+                Reach::Never
+            }
+        }
+    }
+
+    fn begin(
+        &mut self,
+        now_us: u64,
+        asker: Asker,
+        token: Token,
+        card: Ipv4Addr,
+        endpoint: Endpoint,
+        receives: Option<u32>,
+    ) {
+        let until_us = now_us + OPEN_US_MAX;
+        self.opening.push(Opening { asker, token, card, endpoint, receives, until_us });
+    }
+
+    /// Grants what is asked for, and gives what is there to the bridge.
+    pub(super) fn turn(&mut self, now_us: u64, bridge: &mut Bridge, mut each: impl FnMut(News)) {
+        self.grant(now_us);
+        for mut opening in std::mem::take(&mut self.opening) {
+            let (asker, token, card) = (opening.asker, opening.token, opening.card);
+            match opening.endpoint.event() {
+                Ok(None) if opening.until_us > now_us => self.opening.push(opening),
+                Ok(Some(Event::Connected(data))) => {
+                    let welcome = Welcome::from_bytes(&data).ok().map(|welcome| welcome.receives);
+                    let Some(receives) = opening.receives.or(welcome) else {
+                        self.failed(now_us, asker, token, card, "it answers nonsense", &mut each);
+                        continue;
+                    };
+                    let link = bridge.add_link(opening.endpoint, receives);
+                    self.up.insert((asker, token), Up { link, card });
+                    tracing::info!("a link to the bridge of card {card}");
+                    each(News::Up(asker, token, link));
+                }
+                Ok(None) => self.failed(now_us, asker, token, card, "it takes too long", &mut each),
+                Ok(Some(event)) => self.failed(now_us, asker, token, card, &format!("{event:?}"), &mut each),
+                Err(down) => self.failed(now_us, asker, token, card, &down.to_string(), &mut each),
+            }
+        }
+        self.unreachable.retain(|_, until| *until > now_us);
+    }
+
+    fn failed(
+        &mut self,
+        now_us: u64,
+        asker: Asker,
+        token: Token,
+        card: Ipv4Addr,
+        why: &str,
+        each: &mut impl FnMut(News),
+    ) {
+        tracing::warn!("no link to the bridge of card {card}: {why}");
+        if asker == Asker::Us {
+            self.unreachable.insert(token, now_us + UNREACHABLE_US);
+        }
+        each(News::Failed(asker, token));
+    }
+
+    fn grant(&mut self, now_us: u64) {
+        loop {
+            let incoming = match self.listener.poll() {
+                Ok(Some(incoming)) => incoming,
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::error!("{error}: listening anew");
+                    if let Ok(listener) = self.fabric.listen(0)
+                        && let Ok(at) = listener.address()
+                    {
+                        (self.listener, self.at) = (listener, at);
+                    }
+                    return;
+                }
+            };
+            // Who does not know the token is refused, by being dropped.
+            let knock = Knock::from_bytes(&incoming.data).ok().filter(|knock| knock.to == self.own);
+            let Some(knock) = knock.filter(|_| self.opening.len() < GRANTING_MAX) else { continue };
+            let receives = u32::try_from(settings().receives).unwrap_or(u32::MAX);
+            match incoming.accept(&settings(), &Welcome { receives }.to_bytes()) {
+                Ok(endpoint) => {
+                    let card = knock.card.into();
+                    self.begin(now_us, Asker::Them, knock.from, card, endpoint, Some(knock.receives));
+                }
+                Err(error) => tracing::warn!("a link is not granted: {error}"),
+            }
+        }
+    }
+
+    /// The bridge has lost a link.
+    pub(super) fn lost(&mut self, link: LinkId) {
+        self.up.retain(|_, up| up.link != link);
+    }
+
+    /// The links of a card's host that is lost. Those that are being set up are given up.
+    pub(super) fn of_card(&mut self, card: Ipv4Addr, mut each: impl FnMut(News)) -> Vec<LinkId> {
+        let of_it = |opening: &mut Opening| opening.card == card;
+        self.opening.extract_if(.., of_it).for_each(|gone| each(News::Failed(gone.asker, gone.token)));
+        self.up.values().filter(|up| up.card == card).map(|up| up.link).collect()
+    }
+
+    pub(super) fn due_us(&self, now_us: u64) -> Option<u64> {
+        (!self.opening.is_empty()).then_some(now_us + LOOK_EVERY_US)
+    }
+
+    /// True: somebody who asks makes [`Links::wait_fd`] readable.
+    pub(super) fn may_sleep(&mut self) -> bool {
+        self.listener.may_sleep().unwrap_or(false)
+    }
+
+    pub(super) fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.listener.wait_fd().ok()
+    }
+}
+
+/// Room for a gathered message with the longest inline run, and more.
+fn settings() -> Settings {
+    Settings { message_bytes: 16 * 1024, ..Settings::default() }
+}
