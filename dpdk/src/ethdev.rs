@@ -211,6 +211,18 @@ impl<'eal> Port<'eal> {
         Ok(Link { up: up != 0, speed_mbps, full_duplex: full_duplex != 0 })
     }
 
+    /// The kernel's number of the link that the port is, if it is one.
+    ///
+    /// # Errors
+    /// [`PortError::Refused`] when the driver does not say.
+    pub fn if_index(&self) -> Result<Option<u32>, PortError> {
+        let mut index = 0;
+        // SAFETY: the port exists while it is claimed; the number is written only.
+        let ret = unsafe { sys::shim_eth_if_index(self.id(), &mut index) };
+        self.step("read its link's number", ret)?;
+        Ok((index != 0).then_some(index))
+    }
+
     /// The counters now.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! The Ethernet port as smoltcp wants it: frames out of bursts and into them.
 
 use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use dpdk::eal::Eal;
 use dpdk::ethdev::{MacAddr, Port, PortConfig, PortError, RxQueue, TxQueue};
@@ -9,6 +10,9 @@ use nic_coordinator::counters::Counters;
 use smoltcp::phy::{self, Checksum, Device, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
 
+use rustix::net::{RecvFlags, recv};
+
+use crate::os;
 use crate::run::RunError;
 
 /// Packets that one turn takes from the port.
@@ -33,6 +37,8 @@ pub struct Ethernet<'eal> {
     arrived: VecDeque<Mbuf<'eal>>,
     leaving: Vec<Mbuf<'eal>>,
     scratch: Vec<u8>,
+    /// Readable when a frame has come, if that can be known: most ports have to be looked at.
+    bell: Option<OwnedFd>,
 }
 
 impl<'eal> Ethernet<'eal> {
@@ -51,6 +57,8 @@ impl<'eal> Ethernet<'eal> {
         let (Some(receive), Some(send)) = (receive.into_iter().next(), send.into_iter().next()) else {
             return Ok(None);
         };
+        // A link of the kernel's tells us, too. If it can't, we look.
+        let bell = port.if_index()?.and_then(|link| os::frames_of(link).ok());
         Ok(Some(Ethernet {
             _port: port,
             mac,
@@ -61,7 +69,23 @@ impl<'eal> Ethernet<'eal> {
             arrived: VecDeque::with_capacity(usize::from(RX_BURST)),
             leaving: Vec::with_capacity(usize::from(RX_BURST)),
             scratch: Vec::with_capacity(FRAME_BYTES_MAX),
+            bell,
         }))
+    }
+
+    /// Readable when a frame has come. `None`: only a look tells.
+    pub fn bell(&self) -> Option<BorrowedFd<'_>> {
+        self.bell.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Before a look: what has rung so far is heard.
+    pub fn silence(&self) {
+        let Some(bell) = &self.bell else { return };
+        for _ in 0..RX_BURST {
+            if recv(bell, &mut [0; 0], RecvFlags::DONTWAIT | RecvFlags::TRUNC).is_err() {
+                break;
+            }
+        }
     }
 
     /// Its own address.

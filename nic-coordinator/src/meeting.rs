@@ -159,10 +159,11 @@ impl Meeting {
         }
     }
 
-    /// When a sleeper should look again.
-    pub fn wake_at_us(&self, now_us: u64) -> u64 {
+    /// When a sleeper should look again. `called`: the port calls when a frame comes.
+    pub fn wake_at_us(&self, now_us: u64, called: bool) -> u64 {
         let carrier = self.carrier.as_ref().and_then(|carrier| carrier.due_us(now_us));
-        self.due_us.min(now_us + LOOK_EVERY_US).min(carrier.unwrap_or(u64::MAX))
+        let look = (!called).then_some(now_us + LOOK_EVERY_US);
+        self.due_us.min(look.unwrap_or(u64::MAX)).min(carrier.unwrap_or(u64::MAX))
     }
 
     fn picture(&self, now_us: u64) -> HostsShown {

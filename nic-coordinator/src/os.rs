@@ -52,6 +52,39 @@ pub fn end_signals() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// A socket that becomes readable when a frame comes in on a link, whoever else takes it.
+///
+/// # Errors
+/// The kernel's; without `CAP_NET_RAW`, `EPERM`.
+pub fn frames_of(if_index: u32) -> io::Result<OwnedFd> {
+    let kinds = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: no pointers. Of no protocol, until it is bound to a link.
+    let fd = unsafe { libc::socket(libc::AF_PACKET, kinds, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a fresh descriptor that nobody else knows.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // What we send is no news.
+    let yes: libc::c_int = 1;
+    let room = libc::socklen_t::try_from(size_of_val(&yes)).unwrap_or(0);
+    // SAFETY: an int of that size.
+    let ignored = unsafe {
+        libc::setsockopt(fd, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, (&raw const yes).cast(), room)
+    };
+    // SAFETY: all zero is a valid address.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::c_ushort::try_from(libc::AF_PACKET).unwrap_or(0);
+    address.sll_protocol = u16::try_from(libc::ETH_P_ALL).unwrap_or(0).to_be();
+    address.sll_ifindex = i32::try_from(if_index).unwrap_or(0);
+    let room = libc::socklen_t::try_from(size_of_val(&address)).unwrap_or(0);
+    // SAFETY: an address of that size.
+    if ignored != 0 || unsafe { libc::bind(fd, (&raw const address).cast(), room) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(socket)
+}
+
 /// See [`remove_at_exit`].
 static DIR_TO_REMOVE: OnceLock<PathBuf> = OnceLock::new();
 

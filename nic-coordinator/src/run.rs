@@ -1,6 +1,6 @@
 //! From a running EAL to the end: the main lcore's loop, which polls bus, rings and port, and decides, with bounded work per turn.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -221,13 +221,22 @@ impl Net<'_, '_> {
         meeting.is_some_and(|m| m.turn(now_us, arrived, self.ethernet, poller, (shown, counters)))
     }
 
+    /// What a sleeper sleeps with: the data path, and the port's bell.
+    fn sleepers(&mut self) -> (Option<&mut Carrier>, Option<BorrowedFd<'_>>) {
+        // Nobody takes frames for anything but meeting.
+        let carrier = self.meeting.as_mut().map(|meeting| meeting.carrier.as_mut());
+        let bell = carrier.is_some().then(|| self.ethernet.bell()).flatten();
+        (carrier.flatten(), bell)
+    }
+
     fn carrier(&mut self) -> Option<&mut Carrier> {
         self.meeting.as_mut()?.carrier.as_mut()
     }
 
     /// When a sleeper should look at the port again.
     fn wake_at_us(&self, now_us: u64) -> Option<u64> {
-        self.meeting.as_ref().map(|meeting| meeting.wake_at_us(now_us))
+        let called = self.ethernet.bell().is_some();
+        self.meeting.as_ref().map(|meeting| meeting.wake_at_us(now_us, called))
     }
 }
 
@@ -293,10 +302,17 @@ impl Card<'_> {
             if sleepy != 0 || now_us.saturating_sub(worked_us) >= self.rhythm.spin_us {
                 sleepy = sleepy.saturating_sub(1);
                 let until_us = self.wake_at_us(now_us, net.as_deref()).map(|at| at.saturating_sub(now_us));
-                let others = (self.bus.fd().unwrap_or(self.end.as_fd()), self.end.as_fd());
-                let carrier = net.as_mut().and_then(|net| net.carrier());
+                let (far, port) = net.as_deref_mut().map(Net::sleepers).unwrap_or_default();
+                let end = self.end.as_fd();
+                let fds = [self.bus.fd().unwrap_or(end), end, port.unwrap_or(end)];
                 let times = (now_us, until_us);
-                woken = sleep(&mut self.poller, carrier, heavy, doorbell, others, times, &self.counters);
+                woken = sleep(&mut self.poller, far, heavy, doorbell, fds, times, &self.counters);
+                if let Some(net) = net.as_deref() {
+                    net.ethernet.silence();
+                }
+                if woken.port {
+                    worked_us = self.rhythm.now_us();
+                }
                 if woken.worked {
                     worked_us = now_us;
                     self.changed = true;
@@ -434,5 +450,5 @@ fn peek(bus: &Bus, end: &OwnedFd, wait: Timespec) -> Woken {
     // An error leaves the answers empty; the next look comes soon.
     let _ = poll(&mut fds, Some(&wait));
     let [end, bus] = fds.map(|fd| !fd.revents().is_empty());
-    Woken { bus: bus || watched.is_none(), end, worked: false }
+    Woken { bus: bus || watched.is_none(), end, ..Woken::default() }
 }

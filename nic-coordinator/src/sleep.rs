@@ -60,17 +60,19 @@ pub struct Woken {
     pub bus: bool,
     /// The descriptor for ending the program is readable.
     pub end: bool,
+    /// A frame has come, or is about to be seen in the port.
+    pub port: bool,
     /// The second look found work: there was no sleep.
     pub worked: bool,
 }
 
-/// Sleeps until something happens, or `timeout_us` have passed (`None`: however long it takes).
+/// Sleeps until something happens, also on the bus, the descriptor for ending the program, or one more (`others`), or `timeout_us` have passed (`None`: however long it takes).
 pub fn sleep(
     poller: &mut Poller,
     mut carrier: Option<&mut Carrier>,
     heavy: &impl Heavy,
     doorbell: &OwnedFd,
-    (bus, end): (BorrowedFd<'_>, BorrowedFd<'_>),
+    others: [BorrowedFd<'_>; 3],
     (now_us, timeout_us): (u64, Option<u64>),
     counters: &Counters,
 ) -> Woken {
@@ -87,8 +89,9 @@ pub fn sleep(
         Woken { worked: true, ..Woken::default() }
     } else {
         counters.sleeps.add(1);
+        let [bus, end, port] = others;
         let far = carrier.as_ref().map_or(end, |carrier| carrier.watched());
-        wait(doorbell, [bus, end, far], timeout_us, counters)
+        wait(doorbell, [bus, end, port, far], timeout_us, counters)
     };
     if let Some(carrier) = carrier {
         carrier.woken();
@@ -99,11 +102,12 @@ pub fn sleep(
 
 fn wait(
     doorbell: &OwnedFd,
-    [bus, end, far]: [BorrowedFd<'_>; 3],
+    [bus, end, port, far]: [BorrowedFd<'_>; 4],
     timeout_us: Option<u64>,
     counters: &Counters,
 ) -> Woken {
-    let mut fds = [doorbell.as_fd(), bus, end, far].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+    let mut fds =
+        [doorbell.as_fd(), bus, end, port, far].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
     let timeout = timeout_us.and_then(|us| {
         let tv_nsec = i64::try_from(us % 1_000_000).ok()? * 1000;
         Some(Timespec { tv_sec: i64::try_from(us / 1_000_000).ok()?, tv_nsec })
@@ -113,12 +117,12 @@ fn wait(
         // Cannot happen with valid descriptors; turning without sleep is right in any case.
         Err(error) => tracing::error!("poll failed: {error}"),
     }
-    let [rang, bus, end, _] = fds.map(|fd| !fd.revents().is_empty());
+    let [rang, bus, end, port, _] = fds.map(|fd| !fd.revents().is_empty());
     if rang {
         clear(doorbell);
         counters.doorbells.add(1);
     }
-    Woken { bus, end, worked: false }
+    Woken { bus, end, port, worked: false }
 }
 
 /// Takes what is in the doorbell. Processes hold it, too, and may have emptied it or made it blocking.

@@ -55,6 +55,15 @@ uint32_t shim_ring_sc_dequeue_burst(struct rte_ring *r, void *elements, uint32_t
 	return rte_ring_sc_dequeue_burst_elem(r, elements, bytes, count, NULL);
 }
 
+int shim_eth_if_index(uint16_t port, uint32_t *if_index)
+{
+	struct rte_eth_dev_info info;
+	int ret = rte_eth_dev_info_get(port, &info);
+
+	*if_index = ret == 0 ? info.if_index : 0;
+	return ret;
+}
+
 int shim_eth_link(uint16_t port, uint32_t *speed_mbps, int *full_duplex, int *up)
 {
 	struct rte_eth_link link = {0};

@@ -46,6 +46,9 @@ uint16_t shim_eth_tx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **pkts
 uint32_t shim_ring_sp_enqueue_burst(struct rte_ring *r, const void *elements, uint32_t bytes, uint32_t count);
 uint32_t shim_ring_sc_dequeue_burst(struct rte_ring *r, void *elements, uint32_t bytes, uint32_t count);
 
+/* Of struct rte_eth_dev_info, which is long. */
+int shim_eth_if_index(uint16_t port, uint32_t *if_index);
+
 /* struct rte_eth_link is made of bit fields: they are taken apart here. */
 int shim_eth_link(uint16_t port, uint32_t *speed_mbps, int *full_duplex, int *up);
 
