@@ -226,6 +226,8 @@ pub struct HostsShown {
     pub peers: Vec<PeerShown>,
     /// Datagrams, by what became of them. None: this coordinator does not meet others.
     pub datagrams: Vec<(&'static str, u64)>,
+    /// Links and connections with other hosts. None: there is nothing to carry them.
+    pub carried: Vec<(&'static str, u64)>,
 }
 
 /// What the lcores write and telemetry reads.

@@ -174,7 +174,8 @@ impl Meeting {
             heard_ms_ago: peer.heard_us().map(|at| now_us.saturating_sub(at) / 1000),
             addresses: peer.addresses().as_slice().iter().map(|a| (*a).into()).collect(),
         });
-        HostsShown { peers: peers.collect(), datagrams: self.hosts.counters().read() }
+        let carried = self.carrier.as_ref().map(Carrier::read).unwrap_or_default();
+        HostsShown { peers: peers.collect(), datagrams: self.hosts.counters().read(), carried }
     }
 }
 

@@ -38,11 +38,13 @@ pub fn offer(shown: &Arc<Shown>) -> Result<(), RegisterError> {
     })?;
     let hosts = Arc::clone(shown);
     register("/ipc_direct/hosts", "Other hosts' coordinators. Takes no parameters.", move |_| {
-        let HostsShown { peers, datagrams } = hosts.hosts();
+        let HostsShown { peers, datagrams, carried } = hosts.hosts();
         // DPDK's names have no dots.
         let peers =
             (1..).zip(&peers).take(LISTED_MAX).map(|(n, p): (u32, _)| (n.to_string(), host(p))).collect();
-        Reply::Dict(vec![("peers".into(), Value::Dict(peers)), ("datagrams".into(), numbers(datagrams))])
+        let (datagrams, carried) = (numbers(datagrams), numbers(carried));
+        let parts = [("peers", Value::Dict(peers)), ("datagrams", datagrams), ("carried", carried)];
+        Reply::Dict(parts.map(|(name, part)| (name.to_owned(), part)).into())
     })?;
     let listeners = Arc::clone(shown);
     register("/ipc_direct/listeners", "Listening sockets, the first 64. Takes no parameters.", move |_| {

@@ -1,6 +1,7 @@
 //! `ipc-direct lab`: several hosts on this machine. What crosses hosts behaves as between machines, what stays on one is
 //! accelerated, faults do what they say, and nothing stays behind, however it ends.
 
+mod across;
 mod ends;
 mod faults;
 mod meeting;
@@ -12,7 +13,6 @@ use std::process::ExitCode;
 use harness::suite::{self, Test};
 
 const TESTS: &[Test] = &[
-    ("traffic::redis_across_hosts_uses_the_kernel", traffic::redis_across),
     ("traffic::within_a_host_is_accelerated", traffic::within),
     ("traffic::names_and_addresses", traffic::names),
     ("traffic::a_host_is_a_world_of_its_own", traffic::own_world),
@@ -21,6 +21,12 @@ const TESTS: &[Test] = &[
     ("faults::large_transfer_over_a_bad_link", faults::transfer),
     ("faults::partition_and_heal", faults::partition),
     ("faults::kill_and_start", faults::kill_and_start),
+    ("across::redis", across::redis_across),
+    ("across::bytes", across::bytes),
+    ("across::ten_thousand", across::many),
+    ("across::kills", across::kills),
+    ("across::nginx_proxy", across::nginx_proxy),
+    ("across::refusals", across::refusals),
     ("meeting::cards_find_each_other", meeting::meet),
     ("meeting::gone_and_back", meeting::gone_and_back),
     ("meeting::over_bad_links", meeting::bad_links),

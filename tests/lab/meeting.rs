@@ -13,9 +13,10 @@ use crate::scene::{BOUND, Lab, command, with_lab};
 
 /// What `ipc-direct status --json` says.
 #[derive(Debug, Deserialize)]
-struct Status {
+pub struct Status {
     peers: BTreeMap<u32, Peer>,
     datagrams: BTreeMap<String, u64>,
+    pub carried: BTreeMap<String, u64>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -26,7 +27,7 @@ struct Peer {
     addresses: Vec<String>,
 }
 
-fn status(lab: &Lab, host: &str) -> Outcome<Status> {
+pub fn status(lab: &Lab, host: &str) -> Outcome<Status> {
     let own = bins::product_dir()?.join("ipc-direct");
     let mut exec = command(lab.name())?;
     exec.args(["exec", "--plain", host, "--"]).arg(own).args(["status", "--json"]);
@@ -45,7 +46,7 @@ fn wait_peer(lab: &Lab, host: &str, number: u32, state: &str) -> Outcome<Peer> {
     there.ok_or_else(|| Failure(format!("{host} does not have h{number} {state}: {:?}", status(lab, host))))
 }
 
-fn all_up(lab: &Lab, hosts: u32) -> Outcome {
+pub fn all_up(lab: &Lab, hosts: u32) -> Outcome {
     for (host, other) in (1..=hosts).flat_map(|h| (1..=hosts).map(move |o| (h, o))).filter(|(h, o)| h != o) {
         wait_peer(lab, &format!("h{host}"), other, "up")?;
     }

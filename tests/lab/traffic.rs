@@ -3,7 +3,6 @@
 use std::process::Stdio;
 
 use harness::child::{Guarded, run, run_ok, wait_for};
-use harness::counters::Totals;
 use harness::voice::Voice;
 use harness::{Outcome, ensure};
 use rustix::process::Signal;
@@ -14,7 +13,8 @@ const SERVER: &[&str] =
     &["--save", "", "--appendonly", "no", "--bind", "0.0.0.0", "--protected-mode", "no", "--port", "7000"];
 const BENCHMARK: &[&str] = &["-p", "7000", "-n", "2000", "-c", "4", "-t", "set,get", "-q"];
 
-fn redis(lab: &Lab, host: &str) -> Outcome<Guarded> {
+/// Redis in `host`, up.
+pub fn redis(lab: &Lab, host: &str) -> Outcome<Guarded> {
     let mut server = lab.exec(host, "redis-server")?;
     let server = Guarded::spawn(server.args(SERVER).stdin(Stdio::null()).stdout(Stdio::null()))?;
     let up = wait_for(BOUND, || {
@@ -23,20 +23,6 @@ fn redis(lab: &Lab, host: &str) -> Outcome<Guarded> {
     })?;
     ensure(up.is_some(), || "redis does not come up".into())?;
     Ok(server)
-}
-
-/// The client's counters: nothing in user space.
-fn only_kernel(totals: &Totals) -> bool {
-    totals.user.connections == 0 && totals.kernel.tx_bytes > 0
-}
-
-pub fn redis_across() -> Outcome {
-    with_lab(2, |lab| {
-        let _server = redis(lab, "h1")?;
-        run_ok(lab.exec("h2", "redis-benchmark")?.args(["-h", "h1"]).args(BENCHMARK), BOUND)?;
-        let client = lab.report("h2")?.totals;
-        ensure(only_kernel(&client), || format!("{client:?}"))
-    })
 }
 
 pub fn within() -> Outcome {

@@ -44,6 +44,8 @@ pub(crate) struct Hosts {
     pub(crate) peers: BTreeMap<u32, Peer>,
     /// Datagrams counted by what became of them. None: it does not meet others.
     pub(crate) datagrams: BTreeMap<String, u64>,
+    /// Connections with other hosts, and what carries them. None: they use the kernel.
+    pub(crate) carried: BTreeMap<String, u64>,
     /// Why it says nothing.
     #[serde(skip_serializing)]
     error: Option<String>,
@@ -137,6 +139,12 @@ fn render(hosts: &Hosts) -> String {
             peer.addresses.join(", "),
         ]);
     }
-    let counted: Vec<_> = hosts.datagrams.iter().map(|(name, n)| format!("{n} {name}")).collect();
-    format!("{table}\ndatagrams: {}\n", counted.join(", "))
+    let counted = |all: &BTreeMap<String, u64>| {
+        all.iter().map(|(name, n)| format!("{n} {name}")).collect::<Vec<_>>().join(", ")
+    };
+    let carried = match counted(&hosts.carried) {
+        none if none.is_empty() => "by the kernel: see ipc-direct up --fabric".into(),
+        counted => counted,
+    };
+    format!("{table}\ndatagrams: {}\ncarried: {carried}\n", counted(&hosts.datagrams))
 }

@@ -21,7 +21,7 @@
 //! [`SegmentMemory::map`], and each slot in use is registered ([`SegmentMemory::register`]).
 //!
 //! *From the shim:* nothing new. It leaves news in lane 0 of the bridge's side, and rings the segment's wire when that lane sleeps.
-//! The coordinator therefore holds that end of the wire, adds it to what it sleeps on, and never empties it (SPEC 6.6.3). It is
+//! The coordinator therefore holds that end of the wire, adds it to what it sleeps on, and takes the rings out of it. It is
 //! registered for membarrier(2), as every process that wakes others, and runs [`Outside`]'s calls: futexes and bells are in its own
 //! machine with an emulated card; behind PCIe the agent has to do them, and the barrier, which knows processes of one machine only.
 //!

@@ -25,6 +25,7 @@ use ring::msg::{ConnId, Status};
 use ring::segment::RING_BYTES;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 
 use crate::bridge::{Bridge, Far, LinkId, Local, SegmentMemory, Speaker};
 use crate::exchange::{DataPath, Reach};
@@ -54,6 +55,13 @@ pub enum CarrierError {
     Kernel(Errno),
 }
 
+/// What an event is about: what libfabric waits for. Else it is a segment's wire, by the segment's number.
+const FABRIC: u64 = u64::MAX;
+/// Events that are taken at once; there may be more.
+const EVENTS_MAX: usize = 64;
+/// More rings than a wire has room for.
+const RINGS_MAX: usize = 4096;
+
 /// Our end of one connection, from its preparation on.
 struct Held {
     number: u32,
@@ -81,15 +89,6 @@ pub struct Carrier {
     now_us: u64,
 }
 
-/// What telemetry shows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Picture {
-    /// Links to other hosts.
-    pub links: usize,
-    /// Connections with other hosts.
-    pub connections: usize,
-}
-
 impl Carrier {
     /// Opens libfabric's `provider` at `address` of this machine. `card`: the address of our port, by which the other hosts' coordinators
     /// know us. `token`: random.
@@ -109,7 +108,7 @@ impl Carrier {
         let now_us = 0;
         let carrier =
             Carrier { bridge, here, links, segments, ends, by_number, joining, over, watched, now_us };
-        carrier.watch(carrier.links.wait_fd(), epoll::EventFlags::IN);
+        carrier.links.wait_fd().into_iter().for_each(|fd| carrier.watch(fd, FABRIC, epoll::EventFlags::IN));
         Ok(carrier)
     }
 
@@ -125,16 +124,15 @@ impl Carrier {
         if memory.number() != number || self.segments.contains_key(&number) {
             return Err(MapError::Header("segment"));
         }
-        // Never emptied, so that each ring is an edge (SPEC 6.6).
-        self.watch(Some(wire.as_fd()), epoll::EventFlags::IN | epoll::EventFlags::ET);
+        // By edges: one that is hung up would be readable for ever.
+        self.watch(wire.as_fd(), number.into(), epoll::EventFlags::IN | epoll::EventFlags::ET);
         self.segments.insert(number, memory);
         self.here.wires.insert(number, wire);
         Ok(())
     }
 
-    fn watch(&self, fd: Option<BorrowedFd<'_>>, events: epoll::EventFlags) {
-        let Some(fd) = fd else { return };
-        match epoll::add(&self.watched, fd, epoll::EventData::new_u64(0), events) {
+    fn watch(&self, fd: BorrowedFd<'_>, what: u64, events: epoll::EventFlags) {
+        match epoll::add(&self.watched, fd, epoll::EventData::new_u64(what), events) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => tracing::error!("a descriptor can't be watched: {error}"),
         }
@@ -185,17 +183,31 @@ impl Carrier {
         self.watched.as_fd()
     }
 
-    /// After a sleep: takes the edges that have ended it.
+    /// After a sleep: takes what has ended it, so that it does not end the next one, and does not fill the wires.
     pub fn woken(&mut self) {
-        let mut events = Vec::with_capacity(64);
+        let mut events = Vec::with_capacity(EVENTS_MAX);
         let room = rustix::buffer::spare_capacity(&mut events);
         let _ = epoll::wait(&self.watched, room, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        for event in events {
+            let wire = u32::try_from(event.data.u64()).ok().and_then(|number| self.here.wires.get(&number));
+            // Nobody else listens at our end: it may be emptied. Who rings again makes another edge.
+            if let Some(wire) = wire {
+                let _ = recv(wire, &mut [0; RINGS_MAX], RecvFlags::DONTWAIT);
+            }
+        }
     }
 
-    /// How much there is.
+    /// How much there is: names and values.
     #[must_use]
-    pub fn picture(&self) -> Picture {
-        Picture { links: self.links.len(), connections: self.ends.len() }
+    pub fn read(&self) -> Vec<(&'static str, u64)> {
+        let counts = self.bridge.counts;
+        vec![
+            ("links", self.links.len() as u64),
+            ("connections", self.ends.len() as u64),
+            ("segments", self.segments.len() as u64),
+            ("violations", counts.violations),
+            ("strays", counts.strays),
+        ]
     }
 
     /// What has become of links.
@@ -206,7 +218,7 @@ impl Carrier {
                 News::Failed(asker, token) => (asker, token, None),
             };
             if link.is_some() {
-                self.bridge.wait_fds().for_each(|fd| self.watch(Some(fd), epoll::EventFlags::IN));
+                self.bridge.wait_fds().for_each(|fd| self.watch(fd, FABRIC, epoll::EventFlags::IN));
             }
             let ends = &self.ends;
             let waits = |(conn, contact): &mut (ConnId, Contact)| {
