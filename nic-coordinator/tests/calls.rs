@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use nic_coordinator::hosts::calls::{CONNECT_US_MAX, CallId, Limits, News, Wanted};
+use nic_coordinator::hosts::calls::{CLOSES_MAX, CONNECT_US_MAX, CallId, Limits, News, Wanted};
 use nic_coordinator::hosts::finder::SEEK_US;
 use nic_coordinator::hosts::{Destination, Hosts, Settings};
 use ring::hosts::{Addresses, Ending, Incarnation, KEY_BYTES, Path};
@@ -202,4 +202,37 @@ fn s13_10_so_many_are_set_up_at_one_time() {
         pair.run(100_000);
     }
     assert_eq!((granted, pair.news(0).len()), (5, 5));
+}
+
+/// Many closes at once are said a few at a time, and all of them in the end.
+#[test]
+fn s13_11_closes_wait_for_each_other() {
+    const MANY: u64 = 1000;
+    let mut pair = Pair::new(Limits { setups: 2000, waiting: 10, of_peer: 2000 });
+    for id in 1..=MANY {
+        pair.connect(id, wanted(1, 2, 4000 + u16::try_from(id).unwrap()));
+    }
+    pair.run(100_000);
+    for news in pair.news(1) {
+        let News::Connect { id, .. } = news else { panic!("{news:?}") };
+        pair.hosts[1].answer(pair.now_us, id, Ok(Path::default()));
+    }
+    pair.run(600_000);
+    assert_eq!(pair.news(0).len(), 1000);
+    for id in 1..=MANY {
+        pair.hosts[0].close(pair.now_us, CallId::Out(id), Ending::Marked);
+    }
+    let before = pair.sent;
+    pair.run(0);
+    let mut at_once = 0;
+    while let Some((to, datagram)) = pair.hosts[0].poll(pair.now_us) {
+        let Destination::Peer(_) = to else { continue };
+        at_once += 1;
+        let card = Ipv4Addr::new(10, 1, 0, 1);
+        pair.hosts[1].receive(pair.now_us, card, &datagram);
+    }
+    assert!(at_once <= CLOSES_MAX + 1, "{at_once} datagrams at once");
+    pair.run(2_000_000);
+    assert_eq!(pair.news(1).len(), 1000, "all are known there");
+    assert!(pair.sent - before < 4 * 1000, "{} datagrams", pair.sent - before);
 }

@@ -17,6 +17,9 @@ pub const CONNECT_US_MAX: u64 = 2_000_000;
 /// sent more datagrams in that time than its replay window is wide, so what it sent before is old by then (13.4).
 pub const REMEMBER_US: u64 = 90_000_000;
 
+/// Closes that are said to one peer and not known there: more wait, so that many at once don't drown each other's answers.
+pub const CLOSES_MAX: usize = 128;
+
 /// A connection as seen by the host that it is named on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum CallId {
@@ -159,6 +162,10 @@ struct Party {
     incoming: BTreeMap<u64, Call>,
     /// It does not speak of lower numbers any more.
     settled: u64,
+    /// Calls whose ends here are said to it, and not known there.
+    closing: BTreeSet<(Role, u64)>,
+    /// Those that wait for one of them.
+    closes: VecDeque<(Role, u64)>,
 }
 
 impl Party {
@@ -438,10 +445,13 @@ impl Calls {
         if !over && call.stage == Stage::Over {
             return;
         }
+        let (peer, role, number) = key;
         if !std::mem::replace(&mut call.own_known, true) {
             self.set_due(key, None);
+            self.parties.entry(peer).or_default().closing.remove(&(role, number));
         }
         self.end_if_over(now_us, key);
+        self.next_closes(now_us, peer);
     }
 
     /// `peer` does not speak of its calls below `settled` any more.
@@ -456,6 +466,7 @@ impl Calls {
             self.forget((peer, Role::Callee, number));
         }
         self.use_credits(now_us);
+        self.next_closes(now_us, peer);
     }
 
     fn call_mut(&mut self, (peer, role, number): Key) -> Option<&mut Call> {
@@ -505,8 +516,25 @@ impl Calls {
     fn say_close(&mut self, now_us: u64, key: Key) {
         let Some(call) = self.call_mut(key) else { return };
         let Some(ending) = call.own.filter(|_| !call.own_known) else { return };
+        let (peer, role, number) = key;
+        let Some(party) = self.parties.get_mut(&peer) else { return };
+        if party.closing.len() >= CLOSES_MAX && !party.closing.contains(&(role, number)) {
+            party.closes.push_back((role, number));
+            return self.set_due(key, None);
+        }
+        party.closing.insert((role, number));
         self.say(key, CallKind::Close { role: key.1, ending });
         self.repeat(now_us, key);
+    }
+
+    /// Lets closes go on that have waited for others to be known.
+    fn next_closes(&mut self, now_us: u64, peer: Ipv4Addr) {
+        while let Some(party) = self.parties.get_mut(&peer)
+            && party.closing.len() < CLOSES_MAX
+            && let Some((role, number)) = party.closes.pop_front()
+        {
+            self.say_close(now_us, (peer, role, number));
+        }
     }
 
     fn answer_again(&mut self, key: Key) {
@@ -562,9 +590,9 @@ impl Calls {
     fn forget(&mut self, key: Key) {
         self.set_due(key, None);
         let (peer, role, number) = key;
-        let Some(call) = self.parties.get_mut(&peer).and_then(|p| p.of_mut(role).remove(&number)) else {
-            return;
-        };
+        let Some(party) = self.parties.get_mut(&peer) else { return };
+        party.closing.remove(&(role, number));
+        let Some(call) = party.of_mut(role).remove(&number) else { return };
         match call.stage {
             Stage::Asks(_) => self.asking -= 1,
             Stage::Setup => self.granting -= 1,
