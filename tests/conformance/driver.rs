@@ -6,16 +6,17 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-use harness::child::{self, signal_pid, wait_for};
+use harness::child::{self, Guarded, signal_pid, wait_for};
 use harness::instance::Instance;
+use harness::lab::Lab;
 use harness::scratch::Scratch;
 use harness::wire::{Addr, Bytes, ExecBy, Op, Out, PollBy, RecvBy, SendBy, SpawnBy};
-use harness::worker::{CALL_BOUND, Worker, hire, meet, meeting_point};
+use harness::worker::{CALL_BOUND, Worker, hire, hire_by, meet, meeting_point};
 use harness::{Outcome, fail};
 use rustix::process::Signal;
 
-use crate::WORKER;
 use crate::transcript::Transcript;
+use crate::{WORKER, across};
 
 /// As many looks in a row must find a thread asleep: one may catch it on its way into the call.
 const ASLEEP_LOOKS: u32 = 4;
@@ -58,12 +59,35 @@ impl Mode {
     }
 }
 
+/// Where the parties of a case are.
+#[derive(Clone, Copy)]
+pub enum Stage<'a> {
+    /// Here; the shimmed ones with this agent.
+    Here(Option<&'a Instance>),
+    /// The server on the first host of a lab, the client on the second.
+    Hosts(&'a Lab),
+}
+
+impl Stage<'_> {
+    fn hire(self, worker: &Path, host: u32, shimmed: bool) -> Outcome<(Worker, Guarded)> {
+        match self {
+            Stage::Here(instance) => hire(worker, instance.filter(|_| shimmed)),
+            Stage::Hosts(lab) => hire_by(lab.run_at(host, shimmed, worker)?),
+        }
+    }
+}
+
+const SERVER_HOST: u32 = 1;
+const CLIENT_HOST: u32 = 2;
+
 /// One party of a case; its methods are the calls that the party makes.
 #[derive(Clone)]
 pub struct Side {
     name: &'static str,
     worker: Rc<Worker>,
     transcript: Rc<Transcript>,
+    /// Its host, and the other side's, if they are different ones.
+    hosts: Option<[u32; 2]>,
 }
 
 impl Side {
@@ -80,7 +104,12 @@ impl Side {
             return Out { ret: -1, ..Out::default() };
         }
         self.transcript.count(op);
-        match self.worker.exchange(op) {
+        let told = self.hosts.map(|hosts| across::told(op, hosts));
+        if self.hosts.is_some() && self.transcript.last.replace(self.name) != self.name {
+            // What the other side did has had its time on the network.
+            std::thread::sleep(across::ON_THE_WAY);
+        }
+        match self.worker.exchange(told.as_ref().unwrap_or(op)) {
             Ok(out) => out,
             Err(e) => {
                 self.transcript.give_up(format!("{} {op:?}: {}", self.name, e.0));
@@ -264,7 +293,7 @@ impl Side {
 
     /// The worker gets the signals of `fd` (`F_SETOWN`); off the record, since its number differs from run to run.
     pub fn owns(&self, fd: i32) {
-        let pid = i32::try_from(self.worker.pid()).unwrap_or(-1);
+        let pid = i32::try_from(self.worker.own_pid()).unwrap_or(-1);
         self.quiet(&Op::Fcntl { fd, cmd: libc::F_SETOWN, arg: pid });
     }
     /// Records whether a counted signal comes more than `than` times, waiting for it a while; returns how often it came.
@@ -295,7 +324,8 @@ impl Side {
         match meet(&listener, || Ok(())) {
             Ok(worker) => {
                 self.transcript.pids.borrow_mut().push(worker.pid());
-                Some(Side { name, worker: Rc::new(worker), transcript: Rc::clone(&self.transcript) })
+                let (worker, transcript) = (Rc::new(worker), Rc::clone(&self.transcript));
+                Some(Side { name, worker, transcript, hosts: self.hosts })
             }
             Err(e) => {
                 self.transcript.give_up(format!("{name}, which {} made: {}", self.name, e.0));
@@ -499,17 +529,17 @@ pub struct Run {
     pub calls: BTreeSet<&'static str>,
 }
 
-/// Runs `case` in `mode` (`instance`: for the shimmed ones); `look` is called when the script is done and the workers still live.
+/// Runs `case` in `mode`; `look` is called when the script is done and the workers still live.
 pub fn run<T>(
     worker: &Path,
-    instance: Option<&Instance>,
+    stage: Stage<'_>,
     mode: Mode,
     case: fn(&Duo),
     look: impl FnOnce() -> Outcome<T>,
 ) -> Outcome<(Run, T)> {
-    let (server, mut server_process) = hire(worker, instance.filter(|_| mode.server_shimmed()))?;
+    let (server, mut server_process) = stage.hire(worker, SERVER_HOST, mode.server_shimmed())?;
     let alone = mode.oracle() == Mode::NativeAlone;
-    let second = if alone { None } else { Some(hire(worker, instance.filter(|_| mode.client_shimmed()))?) };
+    let second = if alone { None } else { Some(stage.hire(worker, CLIENT_HOST, mode.client_shimmed())?) };
     let server = Rc::new(server);
     let (client, mut client_process) = match second {
         Some((w, p)) => (Rc::new(w), Some(p)),
@@ -518,20 +548,26 @@ pub fn run<T>(
     let scratch = Scratch::new()?;
     let own_name = scratch.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
     let transcript = Rc::new(Transcript::new(own_name, vec![server.pid(), client.pid()]));
-    let side = |name, worker: &Rc<Worker>| Side {
+    let side = |name, worker: &Rc<Worker>, hosts| Side {
         name,
         worker: Rc::clone(worker),
         transcript: Rc::clone(&transcript),
+        hosts: matches!(stage, Stage::Hosts(_)).then_some(hosts),
     };
     let skipped = Cell::new(false);
     let over_pairs = Cell::new(false);
-    let duo = Duo { c: side("c", &client), s: side("s", &server), over_pairs, alone, skipped, scratch };
+    let c = side("c", &client, [CLIENT_HOST, SERVER_HOST]);
+    let s = side("s", &server, [SERVER_HOST, CLIENT_HOST]);
+    let duo = Duo { c, s, over_pairs, alone, skipped, scratch };
     case(&duo);
     let skipped = duo.skipped.get();
     if let Some(text) = transcript.broken.borrow().as_ref() {
         let so_far = transcript.lines.borrow().join("\n  ");
         let others: Vec<String> = transcript.pids.borrow().iter().map(|pid| child::describe(*pid)).collect();
-        let rings = instance.map(Instance::describe).unwrap_or_default();
+        let rings = match stage {
+            Stage::Here(instance) => instance.map(Instance::describe).unwrap_or_default(),
+            Stage::Hosts(lab) => lab.describe(),
+        };
         let all = others.concat();
         return fail(format!("{mode:?} got stuck: {text}\nso far:\n  {so_far}\n{all}{rings}"));
     }

@@ -4,10 +4,13 @@
 //! should come out. Each runs with both sides shimmed (in two processes, and in one), with only the client and
 //! with only the server shimmed; and the counters must say that the traffic took the path it should have.
 //!
+//! `IPC_DIRECT_TEST_HOSTS=good` (or `lossy`) runs the TCP cases between two hosts of a lab instead ([`across`]).
+//!
 //! `IPC_DIRECT_TEST_ORACLE=1` compares the kernel with itself instead, which shows what a case leaves to
 //! chance; with `IPC_DIRECT_TEST_PRINT=1` the transcripts are printed.
 
 mod accept;
+mod across;
 mod alike;
 mod arrivals;
 mod connect;
@@ -56,7 +59,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use driver::{Duo, Mode};
+use driver::{Duo, Mode, Stage};
 use harness::census::Census;
 use harness::counters::Totals;
 use harness::instance::Instance;
@@ -160,6 +163,9 @@ type Pool = Arc<Mutex<Vec<Instance>>>;
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = arguments.test_threads.or(Some(2));
+    if let Some(network) = std::env::var_os("IPC_DIRECT_TEST_HOSTS") {
+        return across::main(&arguments, &network);
+    }
     let oracle = std::env::var_os("IPC_DIRECT_TEST_ORACLE").is_some();
     let before = Census::take();
     let pool = Pool::default();
@@ -195,7 +201,10 @@ fn oracle_only(modes: &[Mode], script: fn(&Duo)) -> Outcome {
     for mode in
         [Mode::Native, Mode::NativeAlone].into_iter().filter(|o| modes.iter().any(|m| m.oracle() == *o))
     {
-        let run = || driver::run(Path::new(WORKER), None, mode, script, || Ok(())).map(|(run, ())| run.lines);
+        let run = || {
+            driver::run(Path::new(WORKER), Stage::Here(None), mode, script, || Ok(()))
+                .map(|(run, ())| run.lines)
+        };
         let first = run()?;
         for _ in 0..3 {
             same(mode, &first, &run()?)?;
@@ -247,13 +256,14 @@ fn all_modes(
         let oracle = match oracles.iter().position(|(of, _)| *of == mode.oracle()) {
             Some(at) => at,
             None => {
-                let (run, ()) = driver::run(worker, None, mode.oracle(), script, || Ok(()))?;
+                let (run, ()) = driver::run(worker, Stage::Here(None), mode.oracle(), script, || Ok(()))?;
                 oracles.push((mode.oracle(), run.lines));
                 oracles.len() - 1
             }
         };
         let before = instance.totals()?;
-        let (run, after) = driver::run(worker, Some(instance), *mode, script, || instance.totals())?;
+        let stage = Stage::Here(Some(instance));
+        let (run, after) = driver::run(worker, stage, *mode, script, || instance.totals())?;
         same(*mode, oracles.get(oracle).map_or(&[], |(_, lines)| lines), &run.lines)?;
         let moved = after - before;
         if !run.skipped {

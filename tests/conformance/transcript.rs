@@ -1,6 +1,6 @@
 //! What was called and answered, with everything that differs from run to run made neutral.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 
 use harness::wire::{Addr, Cred, Op, Out};
@@ -22,6 +22,8 @@ pub struct Transcript {
     /// Functions of the C library that were called.
     pub calls: RefCell<BTreeSet<&'static str>>,
     ports: RefCell<Vec<u16>>,
+    /// The party that has made the last call.
+    pub last: Cell<&'static str>,
     /// Why the case can't go on.
     pub broken: RefCell<Option<String>>,
 }

@@ -9,8 +9,8 @@ use harness::voice::Voice;
 use harness::{Failure, Outcome, ensure};
 
 use crate::meeting::{all_up, status};
-use crate::scene::{BOUND, Lab, with_lab};
 use crate::traffic::redis;
+use harness::lab::{BOUND, Lab, with_lab};
 
 /// `echo PORT`: reads each connection to its end, answers with how much that was, its hash, and as much data. `talk HOST PORT BYTES`: the other
 /// side of it, in pieces of random size. `many HOST PORT COUNT`: so many connections at once, to `mirror PORT`, each with its own

@@ -8,7 +8,7 @@ use harness::voice::Voice;
 use harness::{Outcome, bins, ensure};
 use rustix::process::Signal;
 
-use crate::scene::{BOUND, Lab, Machine, command, fresh_name};
+use harness::lab::{BOUND, Lab, Machine, command, fresh_name};
 
 /// A lab with servers in it, and broken links: more to clean up.
 fn busy(lab: &Lab) -> Outcome<[Voice; 2]> {

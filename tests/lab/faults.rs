@@ -4,7 +4,7 @@ use harness::child::{run_ok, wait_for};
 use harness::voice::Voice;
 use harness::{Failure, Outcome, ensure};
 
-use crate::scene::{BOUND, Lab, with_lab};
+use harness::lab::{BOUND, Lab, with_lab};
 
 /// Datagrams that a test sends.
 const SENT: u32 = 500;

@@ -5,7 +5,6 @@ mod across;
 mod ends;
 mod faults;
 mod meeting;
-mod scene;
 mod traffic;
 
 use std::process::ExitCode;

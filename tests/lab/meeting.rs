@@ -9,7 +9,7 @@ use harness::{Failure, Outcome, bins, ensure};
 use rustix::process::Signal;
 use serde::Deserialize;
 
-use crate::scene::{BOUND, Lab, command, with_lab};
+use harness::lab::{BOUND, Lab, command, with_lab};
 
 /// What `ipc-direct status --json` says.
 #[derive(Debug, Deserialize)]

@@ -7,7 +7,7 @@ use harness::voice::Voice;
 use harness::{Outcome, ensure};
 use rustix::process::Signal;
 
-use crate::scene::{BOUND, Lab, with_lab};
+use harness::lab::{BOUND, Lab, with_lab};
 
 const SERVER: &[&str] =
     &["--save", "", "--appendonly", "no", "--bind", "0.0.0.0", "--protected-mode", "no", "--port", "7000"];

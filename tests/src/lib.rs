@@ -9,6 +9,7 @@
 //! | [`census`] | what exists on the machine, to compare before and after |
 //! | [`net`] | free ports, waiting for a listener |
 //! | [`guest`] | machines of QEMU |
+//! | [`lab`] | several hosts on this machine, of one's own |
 //! | [`scratch`] | a directory of one's own |
 //! | [`redis`] | redis servers of one's own |
 //! | [`voice`] | programs of ours that say what they do |
@@ -24,6 +25,7 @@ pub mod child;
 pub mod counters;
 pub mod guest;
 pub mod instance;
+pub mod lab;
 pub mod net;
 pub mod redis;
 pub mod scratch;

@@ -2,24 +2,40 @@
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind};
-use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-use std::path::Path;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::child::{Guarded, wait_for};
-use crate::instance::{Instance, fresh_socket};
+use crate::instance::Instance;
 use crate::wire::{Op, Out, get, put};
 use crate::{Failure, Outcome, fail};
 
 /// Bound on every call and start.
 pub const CALL_BOUND: Duration = Duration::from_secs(10);
 
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// Where one worker will report: a file, which is reached from every network namespace.
+#[derive(Debug)]
+pub struct Meeting {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Drop for Meeting {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
 /// A worker process.
 #[derive(Debug)]
 pub struct Worker {
     pid: Cell<u32>,
+    own_pid: Cell<u32>,
     link: RefCell<UnixStream>,
 }
 
@@ -29,13 +45,19 @@ impl Worker {
         self.pid.get()
     }
 
-    /// Waits for the worker to report at `listener` after a call that took its link away, and goes on with it there.
+    /// Process id as the worker itself sees it: it may live in another pid namespace.
+    pub fn own_pid(&self) -> u32 {
+        self.own_pid.get()
+    }
+
+    /// Waits for the worker to report there after a call that took its link away, and goes on with it there.
     ///
     /// # Errors
     /// When it does not come within [`CALL_BOUND`].
-    pub fn meet_again(&self, listener: &UnixListener) -> Outcome {
-        let again = meet(listener, || Ok(()))?;
+    pub fn meet_again(&self, meeting: &Meeting) -> Outcome {
+        let again = meet(meeting, || Ok(()))?;
         self.pid.set(again.pid());
+        self.own_pid.set(again.own_pid());
         self.link.replace(again.link.into_inner());
         Ok(())
     }
@@ -69,31 +91,36 @@ impl Worker {
     }
 }
 
-/// A fresh abstract name, and the listener where one worker will report.
+/// A fresh name for a worker to report at, and the place.
 ///
 /// # Errors
 /// When there can be no socket.
-pub fn meeting_point() -> Outcome<(String, UnixListener)> {
-    let name = fresh_socket().trim_start_matches('@').replace("ipc-direct-test", "case-driver");
-    let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
+pub fn meeting_point() -> Outcome<(String, Meeting)> {
+    // Relaxed: only uniqueness matters.
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let path = std::env::temp_dir().join(format!("case-driver-{}-{number}", std::process::id()));
+    let listener = UnixListener::bind(&path)?;
     listener.set_nonblocking(true)?;
-    Ok((name, listener))
+    Ok((path.display().to_string(), Meeting { listener, path }))
 }
 
 /// Waits for a worker to report; `check` fails when there is no use in waiting.
 ///
 /// # Errors
 /// When it does not come within [`CALL_BOUND`].
-pub fn meet(listener: &UnixListener, mut check: impl FnMut() -> Outcome) -> Outcome<Worker> {
+pub fn meet(meeting: &Meeting, mut check: impl FnMut() -> Outcome) -> Outcome<Worker> {
     let stream = wait_for(CALL_BOUND, || {
         check()?;
-        Ok(listener.accept().ok())
+        Ok(meeting.listener.accept().ok())
     })?;
     let Some((mut stream, _)) = stream else { return fail("the worker did not report for duty") };
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(CALL_BOUND))?;
-    let pid = get(&mut stream)?;
-    Ok(Worker { pid: Cell::new(pid), link: RefCell::new(stream) })
+    let own_pid = get(&mut stream)?;
+    // As we see it.
+    let peer = rustix::net::sockopt::socket_peercred(&stream)?;
+    let pid = u32::try_from(peer.pid.as_raw_nonzero().get()).unwrap_or(own_pid);
+    Ok(Worker { pid: Cell::new(pid), own_pid: Cell::new(own_pid), link: RefCell::new(stream) })
 }
 
 /// Starts a worker, under the shim if there is an `instance`.
@@ -101,10 +128,17 @@ pub fn meet(listener: &UnixListener, mut check: impl FnMut() -> Outcome) -> Outc
 /// # Errors
 /// When it can't be started, or ends at once.
 pub fn hire(program: &Path, instance: Option<&Instance>) -> Outcome<(Worker, Guarded)> {
-    let (name, listener) = meeting_point()?;
-    let mut command = instance.map_or_else(|| Command::new(program), |i| i.shimmed(program));
+    hire_by(instance.map_or_else(|| Command::new(program), |i| i.shimmed(program)))
+}
+
+/// Starts a worker by a command to which its argument is added.
+///
+/// # Errors
+/// As [`hire`].
+pub fn hire_by(mut command: Command) -> Outcome<(Worker, Guarded)> {
+    let (name, meeting) = meeting_point()?;
     let mut process = Guarded::spawn(command.arg(&name).stdin(Stdio::null()))?;
-    let worker = meet(&listener, || match process.ended()? {
+    let worker = meet(&meeting, || match process.ended()? {
         Some(status) => fail(format!("the worker ended at once: {status}")),
         None => Ok(()),
     })?;

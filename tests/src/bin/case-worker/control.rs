@@ -44,10 +44,10 @@ extern "C" fn count(signal: i32) {
 pub struct Driver(OwnedFd);
 
 impl Driver {
-    /// Connects to the abstract socket `name`, at a descriptor number that no case uses.
+    /// Connects to the socket called `name`, at a descriptor number that no case uses.
     pub fn connect(name: &str) -> io::Result<Driver> {
         let low = socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
-        connect(&low, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
+        connect(&low, &SocketAddrUnix::new(name)?)?;
         Ok(Driver(fcntl_dupfd_cloexec(&low, OWN_FDS_FROM)?))
     }
 

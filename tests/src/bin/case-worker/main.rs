@@ -1,7 +1,7 @@
 #![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_lossless)] // values of C types
 //! A conformance worker: makes the socket calls that the driver asks for, natively or under the shim.
 //!
-//! `case-worker NAME` connects to the abstract unix socket NAME, sends its pid, then answers
+//! `case-worker NAME` connects to the unix socket NAME, sends its pid, then answers
 //! [`harness::wire::Op`]s until the driver hangs up. Its own descriptor lives at a high number, so that the
 //! numbers in a transcript are those of a plain program.
 
@@ -22,7 +22,7 @@ use harness::wire::{Op, get, put};
 
 fn main() -> ExitCode {
     let Some(name) = std::env::args().nth(1) else {
-        eprintln!("usage: case-worker NAME-OF-AN-ABSTRACT-SOCKET");
+        eprintln!("usage: case-worker SOCKET");
         return ExitCode::from(2);
     };
     match serve(&name) {

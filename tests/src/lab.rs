@@ -1,18 +1,21 @@
 //! A lab of one's own, and the programs that talk in it.
 
 use std::io::{BufRead as _, BufReader};
+use std::path::Path;
 use std::process::{ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use harness::census::{self, Census};
-use harness::child::{Guarded, run_ok, wait_for};
-use harness::counters::Report;
-use harness::voice::Voice;
-use harness::{Failure, Outcome, bins, ensure, fail};
 use rustix::process::Signal;
 use serde::Deserialize;
 
+use crate::census::{self, Census};
+use crate::child::{Guarded, run_ok, wait_for};
+use crate::counters::Report;
+use crate::voice::Voice;
+use crate::{Failure, Outcome, bins, ensure, fail};
+
+/// Longest wait for anything in a lab.
 pub const BOUND: Duration = Duration::from_secs(120);
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -68,13 +71,29 @@ globals()[sys.argv[1]](*sys.argv[2:])
 /// What `lab status --json` says of a host, as far as it is looked at.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Host {
+    /// `h1`, ...
     pub name: String,
+    /// `up`, `no-agent` or `gone`.
     pub state: String,
+    /// IPv4.
     pub address: String,
+    /// IPv6.
     pub address_v6: String,
+    /// Its first process, as seen from here.
     pub init_pid: u32,
+    /// 0: none.
     pub agent_pid: u32,
+    /// 0: none.
     pub coordinator_pid: u32,
+    /// What its card says of the others.
+    pub peers: Vec<Met>,
+}
+
+/// What a host's card says of another one.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Met {
+    /// `up`, ...
+    pub state: String,
 }
 
 /// A running lab.
@@ -97,6 +116,10 @@ pub fn command(name: &str) -> Outcome<Command> {
 }
 
 impl Lab {
+    /// Starts one.
+    ///
+    /// # Errors
+    /// When it does not come up.
     pub fn start(hosts: u32) -> Outcome<Lab> {
         if !rustix::process::getuid().is_root() {
             return fail("network namespaces are made by root: run this suite as root");
@@ -110,10 +133,12 @@ impl Lab {
         Ok(Lab { name, process })
     }
 
+    /// What `--name` takes.
     pub fn name(&self) -> &str {
         &self.name
     }
 
+    /// Sends its process a signal.
     pub fn signal(&self, signal: Signal) {
         self.process.signal(signal);
     }
@@ -129,11 +154,19 @@ impl Lab {
         ensure(said.is_empty(), || said)
     }
 
+    /// What `lab status --json` says.
+    ///
+    /// # Errors
+    /// When the lab does not answer.
     pub fn hosts(&self) -> Outcome<Vec<Host>> {
         let json = run_ok(command(&self.name)?.args(["status", "--json"]), BOUND)?;
         serde_json::from_str(&json).map_err(|e| Failure(format!("{e}: {json}")))
     }
 
+    /// One of them.
+    ///
+    /// # Errors
+    /// When there is none of that name.
     pub fn host(&self, name: &str) -> Outcome<Host> {
         let found = self.hosts()?.into_iter().find(|h| h.name == name);
         found.ok_or_else(|| Failure(format!("no host {name}")))
@@ -156,6 +189,20 @@ impl Lab {
     pub fn plain(&self, host: &str, program: &str) -> Outcome<Command> {
         let mut exec = command(&self.name)?;
         exec.args(["exec", "--plain", host, "--"]).arg(bins::program(program)?);
+        Ok(exec)
+    }
+
+    /// The program at `path` in host `number`, under the shim or not.
+    ///
+    /// # Errors
+    /// When the product is missing.
+    pub fn run_at(&self, number: u32, shim: bool, path: &Path) -> Outcome<Command> {
+        let mut exec = command(&self.name)?;
+        exec.arg("exec");
+        if !shim {
+            exec.arg("--plain");
+        }
+        exec.arg(format!("h{number}")).arg("--").arg(path);
         Ok(exec)
     }
 
@@ -194,6 +241,30 @@ impl Lab {
         serde_json::from_str(&json).map_err(|e| Failure(format!("{e}: {json}")))
     }
 
+    /// Waits until the cards of all hosts have met.
+    ///
+    /// # Errors
+    /// When they don't.
+    pub fn wait_met(&self) -> Outcome {
+        let met = wait_for(BOUND, || {
+            let hosts = self.hosts()?;
+            let all =
+                hosts.iter().all(|h| h.peers.iter().filter(|p| p.state == "up").count() + 1 == hosts.len());
+            Ok(all.then_some(()))
+        })?;
+        ensure(met.is_some(), || format!("the cards don't meet: {:?}", self.hosts()))
+    }
+
+    /// What `ipc-direct ps --verbose` says in each host, for people.
+    pub fn describe(&self) -> String {
+        let own = bins::product_dir().map(|dir| dir.join("ipc-direct")).unwrap_or_default();
+        let say = |number| {
+            let mut ps = self.run_at(number, false, &own).ok()?;
+            run_ok(ps.args(["ps", "--verbose"]), BOUND).ok()
+        };
+        (1..=self.hosts().map_or(0, |h| u32::try_from(h.len()).unwrap_or(0))).filter_map(say).collect()
+    }
+
     /// Ends it as its operator would.
     pub fn down(mut self) -> Outcome {
         self.tell(&["down"])?;
@@ -220,6 +291,10 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// How it is now.
+    ///
+    /// # Errors
+    /// When it can't be looked at.
     pub fn take() -> Outcome<Machine> {
         Ok(Machine { census: Census::take(), links: links()? })
     }
