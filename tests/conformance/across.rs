@@ -21,7 +21,16 @@ use crate::{CASE_MAX, Expect, GROUPS, WORKER, path, same};
 pub const ON_THE_WAY: Duration = Duration::from_millis(8);
 
 /// Cases that are about one host, and why.
-const AT_HOME: &[(&str, &str)] = &[];
+const AT_HOME: &[(&str, &str)] = &[
+    ("connect::from_bound_address_only", OTHER_LOOPBACK),
+    ("families::specific_beats_wildcard", OTHER_LOOPBACK),
+    ("names::other_loopback_address", OTHER_LOOPBACK),
+    ("figures::segments_and_paths", PATH),
+    ("figures::paths_of_ipv6", PATH),
+];
+const OTHER_LOOPBACK: &str =
+    "it is about more addresses of the loopback network, and no host reaches another one there";
+const PATH: &str = "the figures are of the loopback's path (a segment of 64 KiB), also to another host";
 
 /// `op` as it is told to a party: this host's loopback is another host's when that is meant.
 pub fn told(op: &Op, [own, other]: [u32; 2]) -> Op {

@@ -180,11 +180,12 @@ impl Connection {
         if turn == Turn::Blocked || !self.say_consumed(far, link, consumed, closed.is_some()) {
             return Ok((Turn::Blocked, false));
         }
-        let state = match state {
-            // As the kernel does for the dead: what they have not read makes it a reset.
-            state::OPEN if self.gone && consumed != self.writer.tail => state::RST,
-            state::OPEN if self.gone => state::FIN,
-            state => state,
+        // As the kernel does for the dead: what they have not read makes it a reset.
+        let state = match (state, consumed != self.writer.tail) {
+            (state::OPEN, true) if self.gone => state::RST,
+            (state::OPEN, false) if self.gone => state::FIN,
+            (state::FIN, true) if self.gone => state::FIN_RST,
+            (state, _) => state,
         };
         if !self.say_ends(far, link, closed, state, turn == Turn::Idle) {
             return Ok((Turn::Blocked, false));

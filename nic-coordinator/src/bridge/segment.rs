@@ -277,6 +277,12 @@ impl View {
         light_barrier();
         // Relaxed: ordered after the publication by the barrier pair (SPEC 6.2).
         let watch = input.rx_watch.load(Ordering::Relaxed);
+        if watch & wake::STAMP != 0 {
+            let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+            let now_s = now.tv_sec.unsigned_abs().saturating_mul(1_000_000_000);
+            // Relaxed: a hint beside the records, as in the shim.
+            input.sent_at_ns.store(now_s.saturating_add(now.tv_nsec.unsigned_abs()), Ordering::Relaxed);
+        }
         if input.rx_wait.is_announced() || watch != 0 {
             self.notify(outside, &input.rx_wait, watch);
             if urgent && watch & wake::RING_URGENT != 0 {
