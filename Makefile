@@ -20,7 +20,7 @@ export IPC_DIRECT_LCORES := $(LCORES)
 endif
 E2E := exports conformance c pipes programs operator namespaces lab faults idle
 
-.PHONY: help setup build demo test test-all test-unit test-loom test-e2e test-each-queue test-lcores test-queues test-pci test-rdma arm64 deb suites random matrix
+.PHONY: help setup build demo test test-all test-unit test-loom test-e2e test-hosts test-each-queue test-lcores test-queues test-pci test-rdma arm64 deb suites random matrix
 .PHONY: simulate scale mutants
 .PHONY: bench bench-build bench-queues bench-quick criterion guard baseline fmt lint clean
 
@@ -36,7 +36,7 @@ build: setup ## Build target/release/{ipc-direct,nic-coordinator,libipc_direct.s
 demo: bench-build ## Measure redis over kernel TCP, AF_UNIX and IPC-Direct; write target/demo.json
 	$(TARGET)/release/demo $(TARGET)/demo.json
 
-test: test-unit test-loom test-e2e test-each-queue test-lcores ## Run every test but the long ones
+test: test-unit test-loom test-e2e test-hosts test-each-queue test-lcores ## Run every test but the long ones
 
 test-all: test test-pci test-rdma suites random ## Also the long parts: the card behind PCI, two hosts with RDMA, programs' own tests, ten minutes of random programs
 
@@ -49,6 +49,11 @@ test-loom: setup ## Every interleaving of the ring's algorithms that matters
 test-e2e: build ## Socket semantics against the kernel's, real programs, faults, idle (QUEUE=shared: over that request queue)
 	$(CARGO) test -p ipc-direct-tests $(addprefix --test ,$(E2E))
 	RANDOM_SECONDS=0 $(CARGO) test -p ipc-direct-tests --test random
+
+test-hosts: build ## The TCP cases between two hosts of a lab, over a good network and one that loses 2 % of the cards' datagrams
+	@for network in good lossy; do \
+		IPC_DIRECT_TEST_HOSTS=$$network $(CARGO) test -p ipc-direct-tests --test conformance -- --test-threads=4 || exit; \
+	done
 
 test-each-queue: build ## The cases of set-up calls over the request queues that are not the default
 	@for queue in $(OTHER_QUEUES); do for cases in $(QUEUE_CASES); do \
