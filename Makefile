@@ -22,7 +22,7 @@ E2E := exports conformance c pipes programs operator namespaces lab faults idle
 
 .PHONY: help setup build demo test test-all test-unit test-loom test-e2e test-hosts test-each-queue test-lcores test-queues test-pci test-rdma arm64 deb suites random matrix
 .PHONY: simulate scale mutants
-.PHONY: bench bench-build bench-queues bench-quick criterion guard baseline fmt lint clean
+.PHONY: bench bench-build bench-hosts bench-queues bench-quick criterion guard baseline fmt lint clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -109,6 +109,9 @@ bench: bench-build ## Every row of the speed goals beside the kernel and a raw r
 
 bench-queues: bench-build ## The three request queues beside each other and the kernel, with plots: ARGS="--quick", ARGS="latency lock", ARGS=--list
 	$(TARGET)/release/bench-queues --out $(TARGET)/bench/queues $(ARGS)
+
+bench-hosts: bench-build ## Between two hosts of a lab: kernel TCP, libfabric alone, IPC-Direct (root): ARGS=--quick, ARGS="stream connect", ARGS=--list
+	$(TARGET)/release/bench-hosts --out $(TARGET)/bench $(ARGS)
 
 bench-build: build
 	$(CARGO) build --release -p ipc-direct-benches --bins

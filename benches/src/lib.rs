@@ -7,7 +7,11 @@
 //! | [`pairs`] | runs the load program: a server and a client, or a process and its child |
 //! | [`redis`] | redis-benchmark, on any path |
 //! | [`services`] | servers with several processes, with their usual load programs |
-//! | [`stats`] | medians over interleaved rounds |
+//! | [`row`] | what a report is made of |
+//! | [`turns`] | rounds in which every way is measured in turn |
+//! | [`report`] | medians, ratios, verdicts; the table and the JSON |
+//! | [`stats`] | medians and percentiles |
+//! | [`clock`] | what the measuring processes measure with |
 //! | [`rig`] | the coordinator's polling loop with any number of functions, in one process |
 //! | [`machine`] | what else the machine does meanwhile |
 //! | [`fonts`] | the typeface of plots |
@@ -16,6 +20,7 @@
 //! Absolute figures drift by a factor of 1.5-3 on shared machines; so everything that is compared is measured in
 //! turns within one run, and medians are taken.
 
+pub mod clock;
 pub mod fonts;
 pub mod job;
 pub mod machine;
@@ -23,6 +28,9 @@ pub mod pairs;
 pub mod path;
 pub mod progress;
 pub mod redis;
+pub mod report;
 pub mod rig;
+pub mod row;
 pub mod services;
 pub mod stats;
+pub mod turns;

@@ -9,18 +9,29 @@ use harness::child::{Guarded, run_ok};
 use harness::instance::Instance;
 use harness::redis::command;
 use harness::{Failure, Outcome, fail};
+use rustix::thread::{CpuSet, sched_getaffinity};
 
-use crate::job::{Figures, Job, Over};
+use crate::job::{Figures, Job, Over, Shape, Wait};
 
 /// Beyond the time of the measurement itself.
 const BOUND: Duration = Duration::from_secs(60);
+/// One look at how fast the machine is, in seconds.
+const CALIBRATION_SECONDS: f64 = 0.05;
 
-/// The load program beside this one.
+/// The load program.
 ///
 /// # Errors
 /// When it was not built.
 pub fn program() -> Outcome<PathBuf> {
-    let path = std::env::current_exe()?.with_file_name("bench-worker");
+    beside("bench-worker")
+}
+
+/// A program beside this one.
+///
+/// # Errors
+/// When it was not built.
+pub fn beside(name: &str) -> Outcome<PathBuf> {
+    let path = std::env::current_exe()?.with_file_name(name);
     let missing = || Failure(format!("{} is missing: build it with `make bench-build`", path.display()));
     path.exists().then_some(path.clone()).ok_or_else(missing)
 }
@@ -79,12 +90,21 @@ impl Pair {
     /// # Errors
     /// When one of the two does not start.
     pub fn start(program: &FilePath, instance: Option<&Instance>, unix: bool, job: &Job) -> Outcome<Pair> {
+        let (mut server, mut client) = (command(instance, program), command(instance, program));
+        server.args(["serve", if unix { "unix" } else { "tcp" }]);
+        client.arg("load");
+        Pair::of(&mut server, &mut client, job)
+    }
+
+    /// Starts both: the server's command is to be completed with the job, the client's with where the server listens, and the job.
+    ///
+    /// # Errors
+    /// When one of the two does not start.
+    pub fn of(server: &mut Command, client: &mut Command, job: &Job) -> Outcome<Pair> {
         let job_text = serde_json::to_string(job)?;
-        let listen = if unix { "unix" } else { "tcp" };
-        let start = |role: [&str; 2]| Worker::start(command(instance, program).args(role).arg(&job_text));
-        let mut server = start(["serve", listen])?;
+        let mut server = Worker::start(server.arg(&job_text))?;
         let address = server.line()?;
-        let client = start(["load", &address])?;
+        let client = Worker::start(client.args([&address, &job_text]))?;
         Ok(Pair { server, client, bound: BOUND + Duration::from_secs_f64(job.seconds) })
     }
 
@@ -166,6 +186,26 @@ pub fn family(program: &FilePath, instance: Option<&Instance>, over: Over, job: 
     command.args(["pair", over]).arg(serde_json::to_string(job)?);
     let text = run_ok(&mut command, BOUND + Duration::from_secs_f64(job.seconds))?;
     Ok(Both { client: parse(&text)?, server: Figures::default() })
+}
+
+/// Median round trip of the raw ring in µs: how fast the machine is now.
+///
+/// # Errors
+/// As [`family`].
+pub fn calibrate(program: &FilePath, cpus: Option<[usize; 2]>) -> Outcome<f64> {
+    let shape = Shape::ping_pong(8, Wait::Blocking);
+    let job = Job { shape, seconds: CALIBRATION_SECONDS, cpus, start_ns: None };
+    Ok(family(program, None, Over::Ring, &job)?.client.p50_ns / 1000.0)
+}
+
+/// Two processors that we may run on; none on a machine with one.
+///
+/// # Errors
+/// The system's.
+pub fn two_cpus() -> Outcome<Option<[usize; 2]>> {
+    let allowed = sched_getaffinity(None)?;
+    let mut cpus = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
+    Ok(cpus.next().zip(cpus.next()).map(|(a, b)| [a, b]))
 }
 
 fn parse(text: &str) -> Outcome<Figures> {

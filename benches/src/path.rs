@@ -19,6 +19,8 @@ pub enum Path {
     Sockmap,
     /// Shared memory that is polled, without any of what makes it a socket: the limit.
     Ring,
+    /// libfabric between two hosts, polled, without sockets on top: the limit there.
+    Fabric,
     /// The same programs under `ipc-direct run`.
     Direct,
 }
@@ -26,6 +28,12 @@ pub enum Path {
 impl Path {
     /// What a server program can be reached by, the reference first.
     pub const ALL: [Path; 3] = [Path::Tcp, Path::Unix, Path::Direct];
+
+    /// What no way with sockets can beat.
+    #[must_use]
+    pub fn is_limit(self) -> bool {
+        matches!(self, Path::Ring | Path::Fabric)
+    }
 }
 
 impl fmt::Display for Path {
@@ -37,6 +45,7 @@ impl fmt::Display for Path {
             Path::Pipe => "pipe",
             Path::Sockmap => "TCP + sockmap",
             Path::Ring => "raw ring",
+            Path::Fabric => "raw libfabric",
             Path::Direct => "IPC-Direct",
         })
     }

@@ -45,9 +45,7 @@ const TURNS_MAX: usize = 1 << 20;
 /// Keeps the calling thread, and those that it starts, on one processor; on a machine without it, nowhere in
 /// particular.
 pub fn pin(cpu: usize) {
-    let mut set = rustix::thread::CpuSet::new();
-    set.set(cpu);
-    let _ = rustix::thread::sched_setaffinity(None, &set);
+    let _ = crate::clock::pin(Some(cpu));
 }
 
 /// Allows as many descriptors as the system lets us have: a function needs two.

@@ -96,7 +96,8 @@ pub struct Met {
     pub state: String,
 }
 
-/// A running lab.
+/// A running lab, which does not outlive the thread that started it.
+#[derive(Debug)]
 pub struct Lab {
     name: String,
     process: Guarded,
@@ -125,7 +126,10 @@ impl Lab {
             return fail("network namespaces are made by root: run this suite as root");
         }
         let name = fresh_name();
-        let mut up = command(&name)?;
+        let own = command(&name)?;
+        // However this process ends, the lab ends with it.
+        let mut up = Command::new(bins::program("setpriv")?);
+        up.args(["--pdeathsig", "TERM", "--"]).arg(own.get_program()).args(own.get_args());
         up.args(["up", "--hosts", &hosts.to_string()]).stdin(Stdio::null()).stdout(Stdio::piped());
         let mut process = Guarded::spawn(&mut up)?;
         let line = process.stdout().map(line_of).transpose()?.unwrap_or_default();

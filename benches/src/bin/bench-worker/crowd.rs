@@ -3,9 +3,9 @@
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 
+use measure::clock::Meter;
 use measure::job::{Figures, Job};
 
-use crate::clock::Meter;
 use crate::link::{check, epoll};
 use crate::{Address, Listener};
 

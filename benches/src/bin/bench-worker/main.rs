@@ -1,13 +1,12 @@
 //! The load program of all small rows: the same unmodified program over the kernel and under the shim.
 //!
 //! `bench-worker serve tcp JOB` prints where it listens and serves one client, `bench-worker load ADDRESS
-//! JOB` is that client; `serve unix` picks an abstract AF_UNIX socket. `pair` does both sides in a process and its
+//! JOB` is that client; `serve 10.0.0.1` listens there instead of on the loopback, `serve unix` picks an abstract AF_UNIX socket. `pair` does both sides in a process and its
 //! child, `stage` is one process of a pipeline. JOB and what each prints are JSON ([`measure::job`]).
 //! All I/O is libc's `send`, `recv`, `read`, `write`, `poll`, `epoll_wait`, `connect`, `accept4`, `close`.
 
 #![allow(unsafe_code)] // libc calls and shared memory; see each SAFETY line
 
-mod clock;
 mod crowd;
 mod guarded;
 mod link;
@@ -22,9 +21,10 @@ use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::process::ExitCode;
 
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 
 use clap::{Parser, Subcommand};
+use measure::clock;
 use measure::job::{Figures, Job, Over, Shape};
 
 use crate::link::{Channel, Fds, check};
@@ -41,7 +41,7 @@ struct Cli {
 enum Role {
     /// Listen, and serve one client
     Serve {
-        /// `tcp` or `unix`
+        /// `tcp`, an IPv4 address of this host, or `unix`
         listen: String,
         /// What to do
         job: String,
@@ -161,7 +161,8 @@ impl Listener {
             println!("unix:{name}");
             return Ok(Listener { fd: listener.into(), tcp: false });
         }
-        let listener = tcp_listener()?;
+        let address = if listen == "tcp" { Ok(Ipv4Addr::LOCALHOST) } else { listen.parse() };
+        let listener = tcp_listener(address.map_err(io::Error::other)?)?;
         println!("{}", listener.local_addr()?);
         Ok(Listener { fd: listener.into(), tcp: true })
     }
@@ -182,12 +183,12 @@ impl Listener {
     }
 }
 
-/// Listens on a free port of 127.0.0.1, with a longer queue than std's: clients may connect faster than we accept.
-fn tcp_listener() -> io::Result<TcpListener> {
+/// Listens on a free port of `ip`, with a longer queue than std's: clients may connect faster than we accept.
+fn tcp_listener(ip: Ipv4Addr) -> io::Result<TcpListener> {
     let address = libc::sockaddr_in {
         sin_family: libc::sa_family_t::try_from(libc::AF_INET).unwrap_or(0),
         sin_port: 0,
-        sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes([127, 0, 0, 1]) },
+        sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(ip.octets()) },
         sin_zero: [0; 8],
     };
     let len = libc::socklen_t::try_from(size_of_val(&address)).unwrap_or(0);

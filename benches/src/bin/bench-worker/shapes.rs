@@ -4,9 +4,9 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
+use measure::clock::{Meter, wait_for_start};
 use measure::job::{Figures, Job, Shape};
 
-use crate::clock::{Meter, wait_for_start};
 use crate::link::{Channel, Fds};
 use crate::{Address, Listener};
 

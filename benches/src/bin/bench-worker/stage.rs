@@ -3,9 +3,9 @@
 use std::io;
 use std::time::Instant;
 
+use measure::clock::Meter;
 use measure::job::Figures;
 
-use crate::clock::Meter;
 use crate::link::{Channel as _, Fds};
 
 /// Bytes of a record.

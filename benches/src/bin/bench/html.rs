@@ -4,9 +4,8 @@ use std::fmt::Write as _;
 
 use harness::{Failure, Outcome};
 use measure::path::Path;
+use measure::report::{Line, Ratio, Report, Verdict, round};
 use plotters::prelude::*;
-
-use crate::report::{Line, Ratio, Report, Verdict, round};
 
 /// Height of a row in a plot, and what is above and below, in pixels.
 const ROW_PX: u32 = 26;
@@ -105,7 +104,7 @@ fn table(report: &Report) -> String {
             rounds.unwrap_or_default(),
             verdict(times)
         );
-        let ring = line.ring.as_ref();
+        let ring = line.limit.as_ref();
         let of_ring = ring.map_or(String::new(), |r| round(r.spread.median));
         let _ = write!(text, "<td>{of_ring}{}</tr>", verdict(ring));
     }
@@ -118,7 +117,7 @@ fn verdict(ratio: Option<&Ratio>) -> String {
         None => ("", ""),
         Some(verdict @ Verdict::Met) => ("", verdict.text()),
         Some(verdict @ Verdict::NotMet) => ("bad", verdict.text()),
-        Some(verdict @ Verdict::Unclear) => ("open", verdict.text()),
+        Some(verdict @ (Verdict::Unclear | Verdict::Kernel)) => ("open", verdict.text()),
     };
     format!("<td>{goal}<td class='{class}'>{text}")
 }

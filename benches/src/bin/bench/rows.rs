@@ -3,54 +3,7 @@
 use measure::job::{Idle, Over, Shape, Wait};
 use measure::path::Path;
 use measure::redis::Load;
-
-/// A figure of a measurement.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Value {
-    /// Median round trip.
-    P50,
-    /// 99th percentile.
-    P99,
-    /// Messages, connections, requests each second.
-    Rate,
-    /// Bytes each second, of messages of so many bytes.
-    Throughput(usize),
-    /// Processor time of all that take part, for each message.
-    Cpu,
-    /// Memory for each connection.
-    Memory,
-}
-
-impl Value {
-    /// What it is counted in.
-    pub fn unit(self) -> &'static str {
-        match self {
-            Value::P50 | Value::P99 => "µs",
-            Value::Rate => "1/s",
-            Value::Throughput(_) => "GB/s",
-            Value::Cpu => "µs CPU",
-            Value::Memory => "KiB",
-        }
-    }
-
-    /// True where less is better.
-    pub fn lower_is_better(self) -> bool {
-        matches!(self, Value::P50 | Value::P99 | Value::Cpu | Value::Memory)
-    }
-}
-
-/// A row of the report.
-#[derive(Clone, Debug)]
-pub struct Row {
-    pub name: String,
-    pub value: Value,
-    /// How many times better than the reference it should be.
-    pub goal: Option<f64>,
-    /// How much of the raw ring: at most so many times its time, or at least such a share of its rate.
-    pub ring_goal: Option<f64>,
-    /// Another row of ours, and how many times worse than that it may be.
-    pub beside: Option<(&'static str, f64)>,
-}
+use measure::row::{Experiment, Value, one, row, size};
 
 /// What is run.
 #[derive(Clone, Copy, Debug)]
@@ -75,15 +28,6 @@ pub enum What {
     Service(&'static str),
 }
 
-/// What is measured together: one run gives all its rows.
-#[derive(Clone, Debug)]
-pub struct Experiment {
-    pub what: What,
-    /// Reference first, IPC-Direct last.
-    pub paths: &'static [Path],
-    pub rows: Vec<Row>,
-}
-
 const SOCKETS: &[Path] = &[Path::Tcp, Path::Unix, Path::Sockmap, Path::Ring, Path::Direct];
 const TCP_UNIX: &[Path] = &[Path::Tcp, Path::Unix, Path::Direct];
 const TCP: &[Path] = &[Path::Tcp, Path::Direct];
@@ -92,37 +36,8 @@ const PIPE: &[Path] = &[Path::Pipe, Path::Direct];
 const PAIR: &[Path] = &[Path::Socketpair, Path::Direct];
 const ONE_CORE: &[Path] = &[Path::Tcp, Path::Unix, Path::Ring, Path::Direct];
 
-fn row(name: impl Into<String>, value: Value, goal: impl Into<Option<f64>>) -> Row {
-    Row { name: name.into(), value, goal: goal.into(), ring_goal: None, beside: None }
-}
-
-impl Row {
-    fn ring(mut self, goal: f64) -> Row {
-        self.ring_goal = Some(goal);
-        self
-    }
-
-    fn beside(mut self, row: &'static str, times: f64) -> Row {
-        self.beside = Some((row, times));
-        self
-    }
-}
-
-fn one(what: What, paths: &'static [Path], row: Row) -> Experiment {
-    Experiment { what, paths, rows: vec![row] }
-}
-
-/// `1 KiB`.
-fn size(bytes: usize) -> String {
-    match bytes {
-        0..1024 => format!("{bytes} B"),
-        1024..1_048_576 => format!("{} KiB", bytes / 1024),
-        _ => format!("{} MiB", bytes / 1_048_576),
-    }
-}
-
 /// All of them, in the order of the report.
-pub fn all() -> Vec<Experiment> {
+pub fn all() -> Vec<Experiment<What>> {
     let mut all = ping_pongs();
     all.extend(streams());
     all.extend(connections());
@@ -131,14 +46,14 @@ pub fn all() -> Vec<Experiment> {
     all
 }
 
-fn ping_pongs() -> Vec<Experiment> {
+fn ping_pongs() -> Vec<Experiment<What>> {
     let waiting = |wait, idle| Shape::PingPong { bytes: 8, wait, idle, pause_us: 0 };
     let mut all = vec![
         Experiment {
             what: What::Two(Shape::ping_pong(8, Wait::Blocking)),
             paths: SOCKETS,
             rows: vec![
-                row("ping-pong 8 B, p50", Value::P50, 80.0).ring(1.6),
+                row("ping-pong 8 B, p50", Value::P50, 80.0).of_limit(1.6),
                 row("ping-pong 8 B, p99", Value::P99, 50.0),
             ],
         },
@@ -161,7 +76,7 @@ fn ping_pongs() -> Vec<Experiment> {
     for (bytes, goal) in [(64, 50.0), (1024, 40.0), (16 << 10, 8.0), (64 << 10, 4.0), (1 << 20, 2.5)] {
         let shape = Shape::ping_pong(bytes, Wait::Blocking);
         let name = format!("ping-pong {}", size(bytes));
-        all.push(one(What::Two(shape), SOCKETS, row(name, Value::P50, goal).ring(1.5)));
+        all.push(one(What::Two(shape), SOCKETS, row(name, Value::P50, goal).of_limit(1.5)));
     }
     all.push(one(
         What::OneCore(Shape::ping_pong(8, Wait::Blocking)),
@@ -189,21 +104,21 @@ fn ping_pongs() -> Vec<Experiment> {
     all
 }
 
-fn streams() -> Vec<Experiment> {
+fn streams() -> Vec<Experiment<What>> {
     let mut all = vec![one(
         What::Two(Shape::Stream { bytes: 8 }),
         SOCKETS,
-        row("stream 8 B", Value::Rate, 60.0).ring(0.65),
+        row("stream 8 B", Value::Rate, 60.0).of_limit(0.65),
     )];
     for (bytes, goal) in [(1024, 15.0), (8192, 10.0), (64 << 10, 6.0), (1 << 20, 4.0)] {
         let name = format!("stream {}", size(bytes));
-        let row = row(name, Value::Throughput(bytes), goal).ring(0.8);
+        let row = row(name, Value::Throughput(bytes), goal).of_limit(0.8);
         all.push(one(What::Two(Shape::Stream { bytes }), SOCKETS, row));
     }
     all
 }
 
-fn connections() -> Vec<Experiment> {
+fn connections() -> Vec<Experiment<What>> {
     let mut all = Vec::new();
     for (exchange, name) in [(false, "connect, accept, close"), (true, "connect, 8 B there and back, close")]
     {
@@ -230,7 +145,7 @@ fn connections() -> Vec<Experiment> {
 /// What joins two programs: its name, its paths, and how it is measured.
 type Kind = (&'static str, &'static [Path], fn(Shape) -> What);
 
-fn relatives() -> Vec<Experiment> {
+fn relatives() -> Vec<Experiment<What>> {
     let ping = Shape::ping_pong(8, Wait::Blocking);
     let (small, large) = (Shape::Stream { bytes: 8 }, Shape::Stream { bytes: 64 << 10 });
     let mut all = Vec::new();
@@ -249,7 +164,7 @@ fn relatives() -> Vec<Experiment> {
     all
 }
 
-fn services() -> Vec<Experiment> {
+fn services() -> Vec<Experiment<What>> {
     let mut all = Vec::new();
     for (clients, pipeline, goal) in [(1, 1, 6.0), (50, 1, 4.0), (50, 16, 1.5)] {
         let plural = if clients == 1 { "" } else { "s" };

@@ -5,22 +5,22 @@ use std::path::{Path as FilePath, PathBuf};
 use std::time::Duration;
 
 use harness::child::run_ok;
+use harness::counters::Totals;
 use harness::instance::Instance;
 use harness::redis::Server as Redis;
 use harness::{Failure, Outcome, fail};
-use measure::job::{Figures, Job, Over, Shape, Wait};
+use measure::job::{Figures, Job, Over, Shape};
 use measure::pairs::{self, Both, Pair};
 use measure::path::Path;
 use measure::redis::{self, Load};
+use measure::row::Experiment;
 use measure::services::{self, Server as Service};
-use rustix::thread::sched_getaffinity;
+use measure::turns::Turns;
 
-use crate::rows::{Experiment, Value, What};
+use crate::rows::What;
 
 /// Time between the start of many pairs and the moment when they all begin.
 const TOGETHER: Duration = Duration::from_millis(1500);
-/// One look at how fast the machine is, in seconds.
-const CALIBRATION_SECONDS: f64 = 0.05;
 /// Requests of a first redis-benchmark, from which the others' number is taken.
 const TRIAL_REQUESTS: u64 = 5_000;
 
@@ -45,57 +45,11 @@ pub enum Fixture<'a> {
 
 impl<'a> Machine<'a> {
     pub fn new(instance: &'a Instance, seconds: f64) -> Outcome<Machine<'a>> {
-        let allowed = sched_getaffinity(None)?;
-        let mut cpus = (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
-        let cpus = cpus.next().zip(cpus.next()).map(|(a, b)| [a, b]);
-        Ok(Machine { instance, program: pairs::program()?, cpus, seconds })
+        Ok(Machine { instance, program: pairs::program()?, cpus: pairs::two_cpus()?, seconds })
     }
 
     fn job(&self, shape: Shape) -> Job {
         Job { shape, seconds: self.seconds, cpus: self.cpus, start_ns: None }
-    }
-
-    /// Median round trip of the raw ring in µs: how fast the machine is now.
-    pub fn calibrate(&self) -> Outcome<f64> {
-        let shape = Shape::ping_pong(8, Wait::Blocking);
-        let job = Job { seconds: CALIBRATION_SECONDS, ..self.job(shape) };
-        Ok(pairs::family(&self.program, None, Over::Ring, &job)?.client.p50_ns / 1000.0)
-    }
-
-    /// What an experiment needs before its first round.
-    pub fn fixture(&self, experiment: &Experiment, path: Path) -> Outcome<Fixture<'a>> {
-        let shim = (path == Path::Direct).then_some(self.instance);
-        Ok(match experiment.what {
-            What::Redis(_) => Fixture::Redis(Redis::start(shim)?, None),
-            What::Service(name) => {
-                let row = services::ROWS.iter().find(|row| row.name == name);
-                let row = row.ok_or_else(|| Failure(format!("no service is called {name:?}")))?;
-                Fixture::Service(Service::start(row.server, shim)?, row)
-            }
-            _ => Fixture::None,
-        })
-    }
-
-    /// One value for each row of the experiment.
-    pub fn measure(&self, experiment: &Experiment, path: Path, fixture: &mut Fixture) -> Outcome<Vec<f64>> {
-        let shim = (path == Path::Direct).then_some(self.instance);
-        let both = match (experiment.what, fixture) {
-            (What::Redis(load), Fixture::Redis(server, requests)) => {
-                return self.redis(server, path, load, requests);
-            }
-            (What::Service(_), Fixture::Service(server, row)) => {
-                return Ok(vec![server.measure(row, 1)?]);
-            }
-            (What::Two(shape), _) => self.two(shape, path, self.cpus)?,
-            (What::OneCore(shape), _) => self.two(shape, path, self.cpus.map(|[cpu, _]| [cpu, cpu]))?,
-            (What::TwoUnix(shape), _) => pairs::two(&self.program, shim, true, &self.job(shape))?,
-            (What::Family(over, shape), _) => pairs::family(&self.program, shim, over, &self.job(shape))?,
-            (What::Many(pairs, shape), _) => return self.many(pairs, shape, path).map(|rate| vec![rate]),
-            (What::Memory(shape), _) => return self.memory(shape, path).map(|kib| vec![kib]),
-            (What::Pipeline, _) => self.pipeline(shim)?,
-            (What::Redis(_) | What::Service(_), _) => return fail("the server was not started"),
-        };
-        Ok(experiment.rows.iter().map(|row| value(row.value, &both)).collect())
     }
 
     fn two(&self, shape: Shape, path: Path, cpus: Option<[usize; 2]>) -> Outcome<Both> {
@@ -178,26 +132,63 @@ impl<'a> Machine<'a> {
     }
 }
 
-impl Fixture<'_> {
-    pub fn stop(self) -> Outcome {
-        match self {
+impl<'a> Turns for Machine<'a> {
+    type What = What;
+    type Fixture = Fixture<'a>;
+
+    fn fixture(&self, experiment: &Experiment<What>, path: Path) -> Outcome<Fixture<'a>> {
+        let shim = (path == Path::Direct).then_some(self.instance);
+        Ok(match experiment.what {
+            What::Redis(_) => Fixture::Redis(Redis::start(shim)?, None),
+            What::Service(name) => {
+                let row = services::ROWS.iter().find(|row| row.name == name);
+                let row = row.ok_or_else(|| Failure(format!("no service is called {name:?}")))?;
+                Fixture::Service(Service::start(row.server, shim)?, row)
+            }
+            _ => Fixture::None,
+        })
+    }
+
+    fn measure(
+        &self,
+        experiment: &Experiment<What>,
+        path: Path,
+        fixture: &mut Fixture<'a>,
+    ) -> Outcome<Vec<f64>> {
+        let shim = (path == Path::Direct).then_some(self.instance);
+        let both = match (experiment.what, fixture) {
+            (What::Redis(load), Fixture::Redis(server, requests)) => {
+                return self.redis(server, path, load, requests);
+            }
+            (What::Service(_), Fixture::Service(server, row)) => {
+                return Ok(vec![server.measure(row, 1)?]);
+            }
+            (What::Two(shape), _) => self.two(shape, path, self.cpus)?,
+            (What::OneCore(shape), _) => self.two(shape, path, self.cpus.map(|[cpu, _]| [cpu, cpu]))?,
+            (What::TwoUnix(shape), _) => pairs::two(&self.program, shim, true, &self.job(shape))?,
+            (What::Family(over, shape), _) => pairs::family(&self.program, shim, over, &self.job(shape))?,
+            (What::Many(pairs, shape), _) => return self.many(pairs, shape, path).map(|rate| vec![rate]),
+            (What::Memory(shape), _) => return self.memory(shape, path).map(|kib| vec![kib]),
+            (What::Pipeline, _) => self.pipeline(shim)?,
+            (What::Redis(_) | What::Service(_), _) => return fail("the server was not started"),
+        };
+        Ok(experiment.rows.iter().map(|row| row.value.of(&both)).collect())
+    }
+
+    fn stop(&self, fixture: Fixture<'a>) -> Outcome {
+        match fixture {
             Fixture::None => Ok(()),
             Fixture::Redis(server, _) => server.stop(),
             Fixture::Service(server, _) => server.stop(),
         }
     }
-}
 
-#[allow(clippy::cast_precision_loss)] // counts and sizes stay far below 2^52
-fn value(value: Value, both: &Both) -> f64 {
-    let client = &both.client;
-    match value {
-        Value::P50 => client.p50_ns / 1000.0,
-        Value::P99 => client.p99_ns / 1000.0,
-        Value::Rate => client.per_s(),
-        Value::Throughput(bytes) => client.per_s() * bytes as f64 / 1e9,
-        Value::Cpu => (client.cpu_s + both.server.cpu_s) * 1e6 / client.count.max(1) as f64,
-        Value::Memory => f64::NAN,
+    fn calibrate(&self) -> Outcome<f64> {
+        pairs::calibrate(&self.program, self.cpus)
+    }
+
+    fn totals(&self) -> Outcome<Totals> {
+        self.instance.totals()
     }
 }
 

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 use harness::counters::{Totals, Traffic};
-use measure::path::Path;
-use measure::stats::median;
 use serde::Serialize;
 
-use crate::rows::{Experiment, Row};
+use crate::path::Path;
+use crate::row::{Experiment, Row};
+use crate::stats::median;
 
 /// The raw ring's figures within one run differ by less than this on a quiet machine.
 const CALM: f64 = 2.5;
@@ -22,6 +22,7 @@ const KERNEL_SHARE: f64 = 0.01;
 /// What the rounds of one experiment gave.
 #[derive(Debug)]
 pub struct Found {
+    /// Way by way.
     pub columns: Vec<Column>,
     /// What went which way under IPC-Direct.
     pub counters: Totals,
@@ -35,12 +36,15 @@ pub struct Found {
 #[derive(Debug)]
 pub struct Column {
     path: Path,
+    /// What it gave.
     pub rounds: Vec<Vec<f64>>,
     /// Why it was left out.
     pub failed: Option<String>,
 }
 
 impl Found {
+    /// Nothing yet.
+    #[must_use]
     pub fn new(paths: &[Path]) -> Found {
         let column = |path: &Path| Column { path: *path, rounds: Vec::new(), failed: None };
         Found {
@@ -49,6 +53,12 @@ impl Found {
             calibration_us: Vec::new(),
             runnable: Vec::new(),
         }
+    }
+
+    /// IPC-Direct was measured, and none of it went through user space: what its column has is the kernel's.
+    fn only_kernel(&self) -> bool {
+        self.columns.iter().any(|c| c.path == Path::Direct && !c.rounds.is_empty())
+            && calls(self.counters.user) == 0
     }
 
     /// The values of row number `row` over one way.
@@ -61,9 +71,13 @@ impl Found {
 /// Values of all rounds, and what is made of them.
 #[derive(Clone, Debug, Serialize)]
 pub struct Spread {
+    /// The middle one.
     pub median: f64,
+    /// The least.
     pub min: f64,
+    /// The most.
     pub max: f64,
+    /// All, in their order.
     pub rounds: Vec<f64>,
 }
 
@@ -78,23 +92,32 @@ impl Spread {
 /// Round by round against another way.
 #[derive(Clone, Debug, Serialize)]
 pub struct Ratio {
+    /// Which.
     pub to: Path,
+    /// Of the rounds' ratios.
     #[serde(flatten)]
     pub spread: Spread,
+    /// What it should be.
     pub goal: Option<f64>,
+    /// And whether it is.
     pub verdict: Option<Verdict>,
 }
 
 /// Is the goal reached?
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum Verdict {
+    /// Yes.
     #[serde(rename = "met")]
     Met,
+    /// No.
     #[serde(rename = "not met")]
     NotMet,
     /// The rounds disagree.
     #[serde(rename = "unclear: noise")]
     Unclear,
+    /// What was measured is the kernel, by our own counters.
+    #[serde(rename = "through the kernel")]
+    Kernel,
 }
 
 impl Verdict {
@@ -111,11 +134,14 @@ impl Verdict {
         }
     }
 
+    /// In a word.
+    #[must_use]
     pub fn text(self) -> &'static str {
         match self {
             Verdict::Met => "met",
             Verdict::NotMet => "NOT MET",
             Verdict::Unclear => "unclear",
+            Verdict::Kernel => "is the kernel",
         }
     }
 }
@@ -123,14 +149,23 @@ impl Verdict {
 /// One row of the report.
 #[derive(Clone, Debug, Serialize)]
 pub struct Line {
+    /// What it is called.
     pub name: String,
+    /// What its values are counted in.
     pub unit: &'static str,
+    /// Of those.
     pub lower_is_better: bool,
+    /// By the names of the ways.
     pub columns: BTreeMap<String, Spread>,
     /// How many times better than the kernel's way ours is.
     pub times: Option<Ratio>,
-    /// Ours divided by the raw ring's.
-    pub ring: Option<Ratio>,
+    /// Ours divided by that of the way that is the limit.
+    #[serde(rename = "ring")]
+    pub limit: Option<Ratio>,
+    /// How much more time than that ours takes, or how much less goes through; none of what is the kernel's.
+    pub overhead_percent: Option<f64>,
+    /// Whether any of ours went through user space.
+    pub accelerated: bool,
     /// What went which way, and what was left out.
     pub notes: Vec<String>,
     #[serde(skip)]
@@ -140,10 +175,13 @@ pub struct Line {
 /// All of it.
 #[derive(Debug, Serialize)]
 pub struct Report {
+    /// How often each was measured.
     pub rounds: usize,
+    /// For how long each time.
     pub seconds: f64,
     /// Was the machine too noisy to conclude?
     pub machine: String,
+    /// Row by row.
     pub rows: Vec<Line>,
     #[serde(skip)]
     calibration_us: Vec<f64>,
@@ -152,6 +190,8 @@ pub struct Report {
 }
 
 impl Report {
+    /// Nothing yet.
+    #[must_use]
     pub fn new(rounds: usize, seconds: f64) -> Report {
         Report {
             rounds,
@@ -164,7 +204,7 @@ impl Report {
     }
 
     /// The rows of one experiment.
-    pub fn add(&mut self, experiment: &Experiment, found: Found) {
+    pub fn add<W>(&mut self, experiment: &Experiment<W>, found: Found) {
         let reference = experiment.paths.first().copied().unwrap_or(Path::Tcp);
         let mut notes: Vec<String> = proof(&found).into_iter().collect();
         for column in &found.columns {
@@ -220,7 +260,10 @@ impl Report {
         };
     }
 
+    /// For a terminal.
     pub fn print(&self) {
+        let limit = self.rows.iter().find_map(|l| l.limit.as_ref()).map_or(Path::Ring, |r| r.to);
+        let (limit_name, of_limit) = (limit.to_string(), format!("of {limit}"));
         let mut table = Table::new();
         table.load_preset(UTF8_FULL_CONDENSED);
         table.set_header([
@@ -228,35 +271,37 @@ impl Report {
             "unit",
             "kernel",
             "others",
-            "raw ring",
+            &limit_name,
             "IPC-Direct",
             "times",
             "worst to best",
             "goal",
             "",
-            "of ring",
+            &of_limit,
             "goal",
             "",
+            "overhead",
         ]);
         for line in &self.rows {
             let goal = |ratio: Option<&Ratio>| ratio.and_then(|r| r.goal).map_or(String::new(), round);
             let verdict = |ratio: Option<&Ratio>| ratio.and_then(|r| r.verdict).map_or("", Verdict::text);
-            let (times, ring) = (line.times.as_ref(), line.ring.as_ref());
+            let (times, of_limit) = (line.times.as_ref(), line.limit.as_ref());
             table.add_row([
                 line.name.clone(),
                 line.unit.to_owned(),
                 times.and_then(|r| line.cell(r.to)).unwrap_or_default(),
                 line.others(),
-                line.cell(Path::Ring).unwrap_or_default(),
+                line.cell(limit).unwrap_or_default(),
                 line.cell(Path::Direct).unwrap_or_else(|| "failed".to_owned()),
                 times.map_or(String::new(), |r| round(r.spread.median)),
                 times
                     .map_or(String::new(), |r| format!("{} to {}", round(r.spread.min), round(r.spread.max))),
                 goal(times),
                 verdict(times).to_owned(),
-                ring.map_or(String::new(), |r| format!("{:.2}", r.spread.median)),
-                goal(ring),
-                verdict(ring).to_owned(),
+                of_limit.map_or(String::new(), |r| format!("{:.2}", r.spread.median)),
+                goal(of_limit),
+                verdict(of_limit).to_owned(),
+                line.overhead_percent.map_or(String::new(), |percent| format!("{percent:.0}%")),
             ]);
         }
         for column in table.column_iter_mut().skip(2) {
@@ -264,10 +309,10 @@ impl Report {
         }
         println!("{table}");
         println!(
-            "times: how many times better than the kernel's way, median of the rounds; of ring: IPC-Direct divided by the raw ring."
+            "times: how many times better than the kernel's way, median of the rounds; of {limit}: IPC-Direct divided by it."
         );
         for line in &self.rows {
-            if line.times.as_ref().is_some_and(|r| r.spread.median < 1.0) {
+            if line.accelerated && line.times.as_ref().is_some_and(|r| r.spread.median < 1.0) {
                 println!("SLOWER THAN THE KERNEL: {}", line.name);
             }
             for note in &line.notes {
@@ -286,14 +331,17 @@ impl Line {
     /// The ways that have no column of their own.
     fn others(&self) -> String {
         let reference = self.times.as_ref().map(|r| r.to.to_string());
-        let own = [Path::Ring.to_string(), Path::Direct.to_string()];
-        let other = |name: &&String| !own.contains(name) && Some(*name) != reference.as_ref();
+        let own = [self.limit.as_ref().map(|r| r.to.to_string()), Some(Path::Direct.to_string())];
+        let other = |name: &&String| {
+            !own.iter().flatten().any(|own| own == *name) && Some(*name) != reference.as_ref()
+        };
         let cells = self.columns.iter().filter(|(name, _)| other(name));
         cells.map(|(name, spread)| format!("{name} {}", round(spread.median))).collect::<Vec<_>>().join("\n")
     }
 }
 
 /// Three digits.
+#[must_use]
 pub fn round(value: f64) -> String {
     match value.abs() {
         v if v >= 1e6 => format!("{:.2} M", value / 1e6),
@@ -311,17 +359,24 @@ fn line(row: &Row, at: usize, reference: Path, found: &Found, notes: Vec<String>
         let others = found.rounds(path, at);
         Spread::of(ours.iter().zip(&others).map(|(ours, other)| ratio(*ours, *other)).collect())
     };
+    let only_kernel = found.only_kernel();
+    let verdict = |spread: &Spread, goal: Option<f64>, good: fn(f64, f64) -> bool| {
+        let goal = goal?;
+        Some(if only_kernel { Verdict::Kernel } else { Verdict::of(spread, |r| good(r, goal)) })
+    };
     let times =
         against(reference, if lower { |ours, other| other / ours } else { |ours, other| ours / other });
     let times = times.map(|spread| {
-        let verdict = row.goal.map(|goal| Verdict::of(&spread, |r| r >= goal));
+        let verdict = verdict(&spread, row.goal, |r, goal| r >= goal);
         Ratio { to: reference, spread, goal: row.goal, verdict }
     });
-    let ring = against(Path::Ring, |ours, ring| ours / ring).map(|spread| {
-        let good = |goal: f64| move |r: f64| if lower { r <= goal } else { r >= goal };
-        let verdict = row.ring_goal.map(|goal| Verdict::of(&spread, good(goal)));
-        Ratio { to: Path::Ring, spread, goal: row.ring_goal, verdict }
+    let to = found.columns.iter().map(|column| column.path).find(|path| path.is_limit());
+    let limit = to.and_then(|to| Some((to, against(to, |ours, limit| ours / limit)?))).map(|(to, spread)| {
+        let verdict =
+            verdict(&spread, row.limit_goal, if lower { |r, goal| r <= goal } else { |r, goal| r >= goal });
+        Ratio { to, spread, goal: row.limit_goal, verdict }
     });
+    let over = |ratio: &Ratio| (ratio.spread.median - 1.0) * if lower { 100.0 } else { -100.0 };
     let spread =
         |column: &Column| Some((column.path.to_string(), Spread::of(found.rounds(column.path, at))?));
     Line {
@@ -330,28 +385,30 @@ fn line(row: &Row, at: usize, reference: Path, found: &Found, notes: Vec<String>
         lower_is_better: lower,
         columns: found.columns.iter().filter_map(spread).collect(),
         times,
-        ring,
+        overhead_percent: limit.as_ref().filter(|_| !only_kernel).map(over),
+        limit,
+        accelerated: calls(found.counters.user) > 0,
         notes,
         beside: row.beside,
     }
 }
 
+/// Everything that is counted.
+fn calls(traffic: Traffic) -> u64 {
+    traffic.tx_ops + traffic.rx_ops + traffic.connections
+}
+
 /// What the counters say where it is not "all in user space".
 fn proof(found: &Found) -> Option<String> {
-    let calls = |t: Traffic| t.tx_ops + t.rx_ops + t.connections;
     let (user, kernel) = (calls(found.counters.user), calls(found.counters.kernel));
     #[allow(clippy::cast_precision_loss)] // a share
     let share = kernel as f64 / (user + kernel).max(1) as f64;
-    let direct = found.columns.iter().any(|c| c.path == Path::Direct && !c.rounds.is_empty());
-    match (direct, user) {
-        (false, _) => None,
-        (true, 0) => {
-            Some("IPC-Direct's counters: nothing went through user space, this is the kernel".to_owned())
-        }
-        (true, _) if share > KERNEL_SHARE => {
-            Some(format!("IPC-Direct's counters: {:.0}% of the calls went through the kernel", share * 100.0))
-        }
-        (true, _) => None,
+    if found.only_kernel() {
+        Some("IPC-Direct's counters: nothing went through user space, this is the kernel".to_owned())
+    } else if user > 0 && share > KERNEL_SHARE {
+        Some(format!("IPC-Direct's counters: {:.0}% of the calls went through the kernel", share * 100.0))
+    } else {
+        None
     }
 }
 

@@ -1,61 +1,44 @@
 //! Time, processor time, and staying on one processor.
 
-use std::io;
-use std::mem::MaybeUninit;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use measure::job::{Figures, Job};
-use measure::stats::percentile;
+use rustix::thread::{CpuSet, clock_nanosleep_absolute, sched_setaffinity};
+use rustix::time::{ClockId, Timespec, clock_gettime};
 
-use crate::link::check;
+use crate::job::{Figures, Job};
+use crate::stats::percentile;
 
 /// Share of the time that is not measured: caches and the other side's habits settle.
 const WARM_UP: f64 = 0.2;
 /// Most samples that are kept; a percentile does not need more.
 const SAMPLES_MAX: usize = 4_000_000;
 
-/// Stays on `cpu`, if one is given.
-pub fn pin(cpu: Option<usize>) -> io::Result<()> {
+/// The calling thread, and those that it starts, stay on `cpu`, if one is given.
+///
+/// # Errors
+/// When the machine has no such processor for us.
+pub fn pin(cpu: Option<usize>) -> std::io::Result<()> {
     let Some(cpu) = cpu else { return Ok(()) };
-    // SAFETY: a zeroed set is an empty one, and CPU_SET checks the number.
-    let set = unsafe {
-        let mut set = MaybeUninit::<libc::cpu_set_t>::zeroed().assume_init();
-        libc::CPU_SET(cpu, &mut set);
-        set
-    };
-    // SAFETY: the set is read for its size.
-    check(unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) } as isize).map(drop)
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    Ok(sched_setaffinity(None, &set)?)
 }
 
 /// Processor time of this process so far.
-pub fn cpu_s() -> f64 {
-    clock_s(libc::CLOCK_PROCESS_CPUTIME_ID)
-}
-
+#[must_use]
 #[allow(clippy::cast_precision_loss)] // times since boot
-fn clock_s(clock: libc::clockid_t) -> f64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: room for one time.
-    unsafe { libc::clock_gettime(clock, &raw mut now) };
+pub fn cpu_s() -> f64 {
+    let now = clock_gettime(ClockId::ProcessCPUTime);
     now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
 }
 
 /// Sleeps until the job's time has come, if it has one.
 pub fn wait_for_start(job: &Job) {
-    let Some(start) = job.start_ns else { return };
-    let time = libc::timespec {
-        tv_sec: i64::try_from(start / 1_000_000_000).unwrap_or(0),
-        tv_nsec: i64::try_from(start % 1_000_000_000).unwrap_or(0),
-    };
-    // SAFETY: the time is read.
-    unsafe {
-        libc::clock_nanosleep(
-            libc::CLOCK_MONOTONIC,
-            libc::TIMER_ABSTIME,
-            &raw const time,
-            std::ptr::null_mut(),
-        )
-    };
+    let start = job.start_ns.and_then(|ns| Timespec::try_from(Duration::from_nanos(ns)).ok());
+    if let Some(start) = start {
+        // Woken early by a signal, it begins early.
+        let _ = clock_nanosleep_absolute(ClockId::Monotonic, &start);
+    }
 }
 
 /// Counts what happens between the warm-up and the end, and how long each took.
@@ -71,6 +54,7 @@ pub struct Meter {
 
 impl Meter {
     /// Begins now.
+    #[must_use]
     pub fn new(seconds: f64) -> Meter {
         let start = Instant::now();
         Meter {
@@ -109,6 +93,7 @@ impl Meter {
     }
 
     /// What was found.
+    #[must_use]
     pub fn figures(mut self) -> Figures {
         let (from, cpu) = self.measured_from.unwrap_or((self.start, 0.0));
         self.samples.sort_unstable();
