@@ -5,15 +5,17 @@
 //! |---|---|
 //! | [`seal`] | what is believed: the key, and what was there already |
 //! | `peer` | one other coordinator |
+//! | `roster` | all of them, by the time when something is due |
 //! | [`calls`] | connections between its host and ours |
 //! | [`finder`] | which coordinator an address belongs to, if any |
 
 pub mod calls;
 pub mod finder;
 mod peer;
+mod roster;
 pub mod seal;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 
 use ring::hosts::{Addresses, HostMsg, Incarnation, KEY_BYTES, Label, Path};
@@ -23,6 +25,7 @@ use calls::{CallId, Calls, News, Wanted};
 use finder::{Finder, Found, Waiting};
 pub use peer::{Peer, State};
 use ring::hosts::Ending;
+use roster::Roster;
 use seal::{Seal, Unbelieved};
 
 /// Peers that are remembered at most. More are not answered.
@@ -140,7 +143,7 @@ pub struct Hosts {
     counter: u64,
     /// Tickets given. None is given twice.
     tickets: u64,
-    peers: BTreeMap<Ipv4Addr, Peer>,
+    peers: Roster,
     announce_us: Option<u64>,
     calls: Calls,
     finder: Finder,
@@ -155,12 +158,11 @@ impl Hosts {
     #[must_use]
     pub fn new(settings: Settings, now_us: u64) -> Hosts {
         let seal = Seal::new(&settings.key);
-        let mut tickets = 0;
-        let mut configured = |address: &Ipv4Addr| {
+        let (mut tickets, mut peers) = (0, Roster::default());
+        for address in &settings.peers {
             tickets += 1;
-            (*address, Peer::configured(now_us, tickets))
-        };
-        let peers = settings.peers.iter().map(&mut configured).collect();
+            peers.insert(*address, Peer::configured(now_us, tickets));
+        }
         let announce_us = settings.announce.then_some(now_us);
         let calls = Calls::new(settings.limits);
         let (finder, answers, outbox, counters) = Default::default();
@@ -181,7 +183,7 @@ impl Hosts {
 
     /// The peers, by the address of their card.
     pub fn peers(&self) -> impl Iterator<Item = (Ipv4Addr, &Peer)> {
-        self.peers.iter().map(|(address, peer)| (*address, peer))
+        self.peers.iter()
     }
 
     /// What has been counted.
@@ -267,14 +269,12 @@ impl Hosts {
         if let Some(at_us) = &mut self.announce_us {
             *at_us = now_us;
         }
-        for peer in self.peers.values_mut() {
-            peer.seek(now_us);
-        }
+        self.peers.change_all(|peer| peer.seek(now_us));
     }
 
     /// Peer `from` is up, or not, with other addresses than it had.
     fn set_addresses(&mut self, now_us: u64, from: Ipv4Addr, before: &Addresses) {
-        let now = self.peers.get(&from).map_or(Addresses::NONE, Peer::addresses_if_up);
+        let now = self.peers.get(from).map_or(Addresses::NONE, Peer::addresses_if_up);
         if now == *before {
             return;
         }
@@ -287,6 +287,7 @@ impl Hosts {
     /// A datagram has come.
     pub fn receive(&mut self, now_us: u64, from: Ipv4Addr, datagram: &[u8]) -> Outcome {
         let outcome = self.take(now_us, from, datagram);
+        self.peers.file(from);
         let counters = &mut self.counters;
         let counter = match outcome {
             Outcome::Heard => &mut counters.heard,
@@ -315,17 +316,17 @@ impl Hosts {
             message;
         // One that has lost us asks us alone.
         let up = |peer: &Peer| peer.state() == State::Up && !peer.is_another_run(sender);
-        if label.to == Incarnation::NOBODY && self.peers.get(&from).is_some_and(up) {
+        if label.to == Incarnation::NOBODY && self.peers.get(from).is_some_and(up) {
             return Outcome::Known;
         }
-        if !self.peers.contains_key(&from) {
+        if self.peers.get(from).is_none() {
             if self.peers.len() >= PEERS_MAX || !matches!(message, HostMsg::Hello { .. }) {
                 return Outcome::Refused;
             }
             self.tickets += 1;
             self.peers.insert(from, Peer::met(now_us, self.tickets));
         }
-        let Some(peer) = self.peers.get_mut(&from) else { return Outcome::Refused };
+        let Some(peer) = self.peers.get_mut(from) else { return Outcome::Refused };
         // Only who has heard us in this run, and since we know of its own run, can quote both.
         let for_us = label.to == self.settings.incarnation;
         if !for_us || label.quote != peer.ticket() {
@@ -381,17 +382,22 @@ impl Hosts {
             let label = Label { to: Incarnation::NOBODY, quote: 0, ticket: 0 };
             self.send(Destination::Everybody, label);
         }
-        self.peers.retain(|_, peer| !peer.is_forgotten(now_us));
         let (mut due, mut lost) = (Vec::new(), Vec::new());
-        for (address, peer) in &mut self.peers {
+        for address in self.peers.due(now_us) {
+            let Some(peer) = self.peers.get_mut(address) else { continue };
+            if peer.is_forgotten(now_us) {
+                self.peers.remove(address);
+                continue;
+            }
             if peer.is_silent(now_us) {
-                lost.push((*address, peer.addresses_if_up()));
+                lost.push((address, peer.addresses_if_up()));
                 self.tickets += 1;
                 peer.lose(now_us, self.tickets);
             }
             if peer.is_due(now_us) {
-                due.push((*address, peer.label()));
+                due.push((address, peer.label()));
             }
+            self.peers.file(address);
         }
         for (address, before) in lost {
             self.calls.part(now_us, address);
@@ -411,7 +417,7 @@ impl Hosts {
     fn send_calls(&mut self) {
         let Settings { card, incarnation, epoch, .. } = self.settings;
         while let Some((to, call)) = self.calls.next_message() {
-            let Some(peer) = self.peers.get(&to).filter(|peer| peer.state() == State::Up) else { continue };
+            let Some(peer) = self.peers.get(to).filter(|peer| peer.state() == State::Up) else { continue };
             self.counter += 1;
             let message = HostMsg::Call { label: peer.label(), epoch, call };
             let datagram = self.seal.seal(card, incarnation, self.counter, &message);
@@ -442,7 +448,7 @@ impl Hosts {
     pub fn farewell(&mut self) -> Vec<(Ipv4Addr, Vec<u8>)> {
         let Settings { card, incarnation, epoch, .. } = self.settings;
         let known = self.peers.iter().filter(|(_, peer)| peer.state() == State::Up);
-        let known: Vec<_> = known.map(|(address, peer)| (*address, peer.label())).collect();
+        let known: Vec<_> = known.map(|(address, peer)| (address, peer.label())).collect();
         let (seal, counter) = (&self.seal, &mut self.counter);
         let bye = |(address, label)| {
             *counter += 1;
@@ -457,7 +463,9 @@ impl Hosts {
         if !self.outbox.is_empty() || self.calls.has_message() {
             return Some(0);
         }
-        let peers = self.peers.values().map(Peer::next_us);
-        peers.chain(self.announce_us).chain(self.calls.next_us()).chain(self.finder.next_us()).min()
+        [self.peers.next_us(), self.announce_us, self.calls.next_us(), self.finder.next_us()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 }
