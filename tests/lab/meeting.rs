@@ -1,43 +1,24 @@
 //! Coordinators meet over their DPDK ports: who is there, who is gone, and what is dropped.
 
-use std::collections::BTreeMap;
 use std::process::Command;
 
 use harness::child::{run, run_ok, wait_for};
+use harness::hosts::{Peer, Status};
 use harness::instance::with_instance;
 use harness::{Failure, Outcome, bins, ensure};
 use rustix::process::Signal;
-use serde::Deserialize;
 
 use harness::lab::{BOUND, Lab, command, with_lab};
 
-/// What `ipc-direct status --json` says.
-#[derive(Debug, Deserialize)]
-pub struct Status {
-    peers: BTreeMap<u32, Peer>,
-    datagrams: BTreeMap<String, u64>,
-    pub carried: BTreeMap<String, u64>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-struct Peer {
-    card: String,
-    state: String,
-    epoch: Option<u32>,
-    addresses: Vec<String>,
-}
-
 pub fn status(lab: &Lab, host: &str) -> Outcome<Status> {
     let own = bins::product_dir()?.join("ipc-direct");
-    let mut exec = command(lab.name())?;
-    exec.args(["exec", "--plain", host, "--"]).arg(own).args(["status", "--json"]);
-    let json = run_ok(&mut exec, BOUND)?;
+    let json = run_ok(command(lab.name())?.args(["exec", "--plain", host, "--"]).arg(own).args(["status", "--json"]), BOUND)?;
     serde_json::from_str(&json).map_err(|e| Failure(format!("{e}: {json}")))
 }
 
 fn peer(lab: &Lab, host: &str, number: u32) -> Outcome<Option<Peer>> {
     let card = format!("10.99.1.{number}");
-    Ok(status(lab, host)?.peers.into_values().find(|p| p.card == card))
+    Ok(status(lab, host)?.peer(&card).cloned())
 }
 
 /// Waits until `host` has host `number` in `state`.

@@ -4,7 +4,9 @@ use std::process::ExitCode;
 
 use harness::suite::{self, Test};
 
+mod card;
 mod fabric;
+mod meeting;
 mod pair;
 mod pingpong;
 mod session;
@@ -12,6 +14,7 @@ mod session;
 const TESTS: &[Test] = &[
     ("pingpong", pingpong::messages),
     ("session", session::redis),
+    ("meeting", meeting::cards),
     ("fabric_writes", fabric::writes),
     ("fabric_process_killed", fabric::process_killed),
 ];

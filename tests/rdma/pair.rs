@@ -61,18 +61,23 @@ impl Pair {
     }
 }
 
-/// Boots one host of two whose Ethernets are the two ends of a pair of datagram sockets.
+/// Boots one host of two. They have two Ethernets in common, each a pair of datagram sockets: the kernel's, with soft-RoCE on it,
+/// and the cards'.
 fn boot(scratch: &Scratch, host: u32, other: u32) -> Outcome<Guest> {
     let mut command = guest::qemu("guest-rdma", "test-rdma", &format!("HOST={host}"))?;
     // DPDK is compiled for processors of this generation and later.
     command.args(["-cpu", "Nehalem", "-m", &format!("{RAM_MIB}M")]);
-    let socket = |host: u32| scratch.path().join(format!("ethernet-{host}")).display().to_string();
-    let net = format!(
-        "dgram,id=net,local.type=unix,local.path={},remote.type=unix,remote.path={}",
-        socket(host),
-        socket(other)
-    );
-    command.args(["-netdev", &net]);
-    command.args(["-device", &format!("virtio-net-pci,netdev=net,mac=52:54:00:00:00:{host:02x},romfile=")]);
+    for net in ["eth0", "eth1"] {
+        let socket = |host: u32| scratch.path().join(format!("{net}-{host}")).display().to_string();
+        let (ours, theirs) = (socket(host), socket(other));
+        command.args([
+            "-netdev",
+            &format!(
+                "dgram,id={net},local.type=unix,local.path={ours},remote.type=unix,remote.path={theirs}"
+            ),
+        ]);
+        let mac = format!("52:54:00:00:{}:{host:02x}", &net[3..].repeat(2));
+        command.args(["-device", &format!("virtio-net-pci,netdev={net},mac={mac},romfile=")]);
+    }
     Guest::boot(&format!("host {host}"), command, scratch.path().join(format!("console-{host}")))
 }

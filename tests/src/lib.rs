@@ -9,6 +9,7 @@
 //! | [`census`] | what exists on the machine, to compare before and after |
 //! | [`net`] | free ports, waiting for a listener |
 //! | [`guest`] | machines of QEMU |
+//! | [`hosts`] | what `ipc-direct status --json` says |
 //! | [`lab`] | several hosts on this machine, of one's own |
 //! | [`scratch`] | a directory of one's own |
 //! | [`redis`] | redis servers of one's own |
@@ -24,6 +25,7 @@ pub mod census;
 pub mod child;
 pub mod counters;
 pub mod guest;
+pub mod hosts;
 pub mod instance;
 pub mod lab;
 pub mod net;

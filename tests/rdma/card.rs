@@ -1,0 +1,59 @@
+//! The agent of a guest, and its emulated card with a port on the second Ethernet.
+
+use harness::counters::Report;
+use harness::guest::Guest;
+use harness::hosts::Status;
+use harness::{Failure, Outcome};
+use serde::de::DeserializeOwned;
+
+use crate::pair::BOUND;
+
+/// Of both hosts.
+const KEY: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+
+/// The card's address in host `number`.
+#[must_use]
+pub fn address(number: u32) -> String {
+    format!("10.7.1.{number}")
+}
+
+/// Starts them, and waits until they are up.
+///
+/// # Errors
+/// When they do not come up.
+pub fn up(host: &mut Guest, number: u32) -> Outcome {
+    host.run(&format!("(umask 077; echo {KEY} >/run/key)"), BOUND)?;
+    let uplink = format!("--uplink eth1 --uplink-address {}/24 --hosts-key /run/key", address(number));
+    let command = format!("/opt/ipc-direct up --socket /run/agent {uplink} --host-address 10.7.0.{number}");
+    host.start("agent", &command)?;
+    host.until("grep -q 'is up' /tmp/agent", BOUND)
+}
+
+/// Ends them.
+///
+/// # Errors
+/// When they do not end well.
+pub fn down(host: &mut Guest) -> Outcome {
+    host.run("kill $agent && wait $agent", BOUND).map(drop)
+}
+
+/// What `ipc-direct ps` says.
+///
+/// # Errors
+/// When it fails.
+pub fn report(host: &mut Guest) -> Outcome<Report> {
+    ask(host, "ps")
+}
+
+/// What `ipc-direct status` says.
+///
+/// # Errors
+/// When it fails.
+pub fn status(host: &mut Guest) -> Outcome<Status> {
+    ask(host, "status")
+}
+
+fn ask<T: DeserializeOwned>(host: &mut Guest, command: &str) -> Outcome<T> {
+    let json = host.run(&format!("IPC_DIRECT_SOCKET=/run/agent /opt/ipc-direct {command} --json"), BOUND)?;
+    serde_json::from_str(&json).map_err(|e| Failure(format!("{command} makes no sense ({e}): {json}")))
+}
