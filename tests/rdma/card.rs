@@ -24,7 +24,8 @@ pub fn address(number: u32) -> String {
 pub fn up(host: &mut Guest, number: u32) -> Outcome {
     host.run(&format!("(umask 077; echo {KEY} >/run/key)"), BOUND)?;
     let uplink = format!("--uplink eth1 --uplink-address {}/24 --hosts-key /run/key", address(number));
-    let command = format!("/opt/ipc-direct up --socket /run/agent {uplink} --host-address 10.7.0.{number}");
+    let host_address = format!("--host-address 10.7.0.{number} --fabric off");
+    let command = format!("/opt/ipc-direct up --socket /run/agent {uplink} {host_address}");
     host.start("agent", &command)?;
     host.until("grep -q 'is up' /tmp/agent", BOUND)
 }
