@@ -12,7 +12,10 @@ use harness::lab::{BOUND, Lab, command, with_lab};
 
 pub fn status(lab: &Lab, host: &str) -> Outcome<Status> {
     let own = bins::product_dir()?.join("ipc-direct");
-    let json = run_ok(command(lab.name())?.args(["exec", "--plain", host, "--"]).arg(own).args(["status", "--json"]), BOUND)?;
+    let json = run_ok(
+        command(lab.name())?.args(["exec", "--plain", host, "--"]).arg(own).args(["status", "--json"]),
+        BOUND,
+    )?;
     serde_json::from_str(&json).map_err(|e| Failure(format!("{e}: {json}")))
 }
 
