@@ -27,9 +27,8 @@ use crate::{agent, bells, cancel, config, coordinator, fds, handle, process, seg
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Spin rounds before the first yield: about a microsecond.
 const ROUNDS_BEFORE_YIELD: u32 = 40;
-
-/// The same while cores are crowded: the one we wait for may need this very core.
-const ROUNDS_WHEN_CROWDED: u32 = 2;
+/// The same while cores are crowded: the one we wait for may need this very core. And before a sleep without any yield.
+const ROUNDS_IF_SHORT: u32 = 2;
 /// A yield that took longer than this many ticks let somebody else run (a switch there and back; alone it takes 0.2 to 0.8 µs).
 const SWITCH_TICKS: u64 = 3_000;
 /// Waits for which cores count as crowded after such a yield.
@@ -68,12 +67,10 @@ impl Spin {
             0
         };
         let crowded = CROWDED.load(Ordering::Relaxed);
-        let rounds_before_yield = if crowded == 0 {
-            ROUNDS_BEFORE_YIELD
-        } else {
+        if crowded != 0 {
             CROWDED.store(crowded - 1, Ordering::Relaxed);
-            ROUNDS_WHEN_CROWDED
-        };
+        }
+        let rounds_before_yield = if crowded == 0 && us != 0 { ROUNDS_BEFORE_YIELD } else { ROUNDS_IF_SHORT };
         Spin { round: 0, rounds_before_yield, start: None, budget: Duration::from_micros(u64::from(us)) }
     }
 
@@ -109,12 +106,11 @@ impl Spin {
     }
 
     /// The wait ended in a sleep that took `slept`: if spinning a little longer would have been enough, spin longer
-    /// from now on, else shorter.
+    /// from now on, else shorter; after a few that were all long, not at all.
     pub fn learn(slept: Duration) {
         let max = config::spin_us_max();
         let now = SPIN_US.load(Ordering::Relaxed).min(max);
-        let next =
-            if slept < Duration::from_micros(u64::from(max)) { max } else { (now / 2).max(max.min(2)) };
+        let next = if slept < Duration::from_micros(u64::from(max)) { max } else { now / 2 };
         SPIN_US.store(next, Ordering::Relaxed);
     }
 }
@@ -136,8 +132,24 @@ pub fn sleep_on_word(word: &SleepWord, ready: &dyn Fn() -> bool) -> Result<()> {
         static NEVER: AtomicU32 = AtomicU32::new(0);
         return sleep_on(word, &NEVER, ready, Duration::from_millis(50));
     };
-    let beat = if agent_alive() { HEARTBEAT } else { Duration::from_millis(50) };
-    sleep_on(word, notice, ready, beat)
+    sleep_on(word, notice, ready, beat())
+}
+
+/// How long a thread may sleep on data, so that it looks around at most [`HEARTBEAT`] after the agent was seen last.
+fn beat() -> Duration {
+    /// When it was, in ms of the clock.
+    static SEEN_AT_MS: AtomicU64 = AtomicU64::new(0);
+    let now_ms = u64::try_from(sys::now().as_millis()).unwrap_or(u64::MAX);
+    let ago = Duration::from_millis(now_ms.saturating_sub(SEEN_AT_MS.load(Ordering::Relaxed)));
+    if ago < HEARTBEAT / 2 {
+        return HEARTBEAT - ago;
+    }
+    if agent_alive() {
+        SEEN_AT_MS.store(now_ms, Ordering::Relaxed);
+        HEARTBEAT
+    } else {
+        Duration::from_millis(50)
+    }
 }
 
 fn sleep_on(word: &SleepWord, notice: &AtomicU32, ready: &dyn Fn() -> bool, beat: Duration) -> Result<()> {
