@@ -12,6 +12,9 @@ use ring::window::{HOST_BYTES, HostEnd, HostMemory, WINDOW_BYTES, Window};
 use crate::function::FunctionMemory;
 use crate::memory::Mapping;
 
+/// Requests in a row that the card is not woken for (SPEC 2.6.6).
+const QUIET_MAX: u32 = 32;
+
 /// The coordinator wrote something that is not a completion: it is broken.
 #[derive(Debug, thiserror::Error)]
 #[error("the coordinator wrote an impossible completion; restart ipc-direct with files of one release")]
@@ -23,6 +26,8 @@ pub struct RingFault;
 /// mappings live as long as the struct.
 pub struct AgentRing {
     end: HostEnd<'static>,
+    /// Requests since the doorbell was last looked at ([`AgentRing::post_quietly`]).
+    quiet: u32,
     /// Requests that found the ring full, oldest first.
     outbox: VecDeque<(u32, Request)>,
     doorbell: OwnedFd,
@@ -54,6 +59,7 @@ impl AgentRing {
         let requests = Requests::over(number, &window, &host, shared).ok_or(io::ErrorKind::InvalidData)?;
         Ok(AgentRing {
             end: HostEnd::new(requests, &window, &host.near()),
+            quiet: 0,
             outbox: VecDeque::new(),
             doorbell,
             interrupt: memory.interrupts[0].try_clone()?,
@@ -74,6 +80,18 @@ impl AgentRing {
         self.flush();
     }
 
+    /// As [`AgentRing::post`], for what nobody waits for: a card that sleeps does it when something else wakes it (SPEC 2.6.6).
+    pub fn post_quietly(&mut self, token: u32, request: Request) {
+        let quiet = self.outbox.is_empty()
+            && self.quiet < QUIET_MAX
+            && self.end.post_quietly(&request.to_raw(token)).is_ok();
+        if quiet {
+            self.quiet += 1;
+        } else {
+            self.post(token, request);
+        }
+    }
+
     fn flush(&mut self) {
         let mut tried = false;
         while let Some((token, request)) = self.outbox.front() {
@@ -84,6 +102,7 @@ impl AgentRing {
             self.outbox.pop_front();
         }
         if tried {
+            self.quiet = 0;
             self.ring_doorbell();
         }
     }

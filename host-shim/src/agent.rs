@@ -11,6 +11,7 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sockopt,
 };
+use rustix::pipe::PipeFlags;
 
 use crate::lock::Guarded;
 use crate::{config, fds, options, sys};
@@ -21,6 +22,8 @@ pub const FDS_MAX: usize = attach::WELCOME_FDS;
 const ANSWER_MAX: Duration = Duration::from_secs(3);
 
 static SOCKET: AtomicI32 = AtomicI32::new(-1);
+/// Of a child that has not attached: nobody else has this end of the pipe that the agent watches it by.
+static LIFELINE: AtomicI32 = AtomicI32::new(-1);
 static CALL: Guarded<()> = Guarded::new(());
 
 /// Why there was no answer.
@@ -118,21 +121,49 @@ fn admitted(lease: i32) -> Result<i32, AgentError> {
     let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
         .map_err(|_| AgentError::Absent)?;
     let fd = fds::adopt(ours.into_raw_fd());
-    let theirs = theirs.into_raw_fd();
-    let mut space = [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let given = [sys::borrow(theirs)];
-    let wire = Call::Admit.to_wire();
-    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    let sent = control.push(SendAncillaryMessage::ScmRights(&given))
-        && rustix::net::sendmsg(sys::borrow(lease), &[IoSlice::new(&wire)], &mut control, flags).is_ok();
-    // Not dropped as an OwnedFd: that would be libc's close, which is ours.
-    sys::close(theirs);
-    if !sent {
+    if !give(lease, Call::Admit, theirs.into_raw_fd()) {
         fds::discard(fd);
         return Err(AgentError::Absent);
     }
     Ok(fd)
+}
+
+/// Has the agent watch this child, which has just been forked, on the socket that it has inherited, before it forgets that ([`close`]). False:
+/// it can't.
+pub fn born(parent: u32, nonce: u64) -> bool {
+    let mut other = -1;
+    let pipe = || {
+        let (theirs, ours) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        other = theirs.into_raw_fd();
+        Ok::<_, rustix::io::Errno>(ours)
+    };
+    let Ok(ours) = fds::made(pipe) else { return false };
+    let told = give(fd(), Call::Born { parent, nonce }, other);
+    if told {
+        LIFELINE.store(ours, Ordering::Relaxed);
+    } else {
+        fds::discard(ours);
+    }
+    told
+}
+
+/// The agent watches this process as such; or, after fork, in the child: it is the parent's who is watched.
+pub fn end_lifeline() {
+    fds::discard(LIFELINE.swap(-1, Ordering::Relaxed));
+}
+
+/// Sends a descriptor, which is closed here in any case, with a call that is not answered. False: it could not be sent.
+fn give(socket: i32, call: Call, theirs: i32) -> bool {
+    let mut space = [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let given = [sys::borrow(theirs)];
+    let wire = call.to_wire();
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    let sent = control.push(SendAncillaryMessage::ScmRights(&given))
+        && rustix::net::sendmsg(sys::borrow(socket), &[IoSlice::new(&wire)], &mut control, flags).is_ok();
+    // Not dropped as an OwnedFd: that would be libc's close, which is ours.
+    sys::close(theirs);
+    sent
 }
 
 /// The socket, for watching it: -1 without an agent.
@@ -147,6 +178,7 @@ pub fn close() {
 
 /// True if `fd` was the socket; it is not any more.
 pub fn lost(fd: i32) -> bool {
+    let _ = LIFELINE.compare_exchange(fd, -1, Ordering::AcqRel, Ordering::Relaxed);
     SOCKET.compare_exchange(fd, -1, Ordering::AcqRel, Ordering::Relaxed).is_ok()
 }
 

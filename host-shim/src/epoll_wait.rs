@@ -11,7 +11,7 @@ use ring::stats::Sleep;
 use crate::handle::Handle;
 use crate::sys::{Errno, Result};
 use crate::wait::{Asleep, Sleeper, Spin};
-use crate::{coordinator, epoll, poll, real, socket, stats, sys, wait};
+use crate::{coordinator, epoll, poll, process, real, socket, stats, sys, wait};
 
 /// Ticks between two looks at the kernel while connections in user space keep an instance busy (about 30 µs).
 const KERNEL_TICKS: u64 = 80_000;
@@ -278,6 +278,7 @@ fn sleep(
     timeout: Option<Duration>,
     mask: *const libc::sigset_t,
 ) -> Result<usize> {
+    let timeout = process::patient(timeout);
     let asleep = Asleep::announce();
     let noted_asleep = Asleep::note();
     let how = epoll::announce_sleep(e, ep);

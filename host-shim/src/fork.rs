@@ -20,8 +20,10 @@ use crate::{
 static FORKING: Lock = Lock::new();
 static NONCE: AtomicU64 = AtomicU64::new(0);
 static PARENT: AtomicU32 = AtomicU32::new(0);
-/// The child attaches when it needs to.
+/// The child attaches when it needs to ([`may_wait`]).
 static LATER: AtomicBool = AtomicBool::new(false);
+/// It has connections: until it attaches, the agent has to watch it.
+static WATCHED: AtomicBool = AtomicBool::new(false);
 /// The parent ends as soon as it has forked.
 static PARENT_ENDS: AtomicBool = AtomicBool::new(false);
 /// The thread that forks.
@@ -49,13 +51,15 @@ extern "C" fn before() {
     core::mem::forget(unix::lock().take());
     NONCE.store(0, Ordering::Relaxed);
     LATER.store(false, Ordering::Relaxed);
+    WATCHED.store(false, Ordering::Relaxed);
     if socket::has_shared() && process::is_known() {
-        announce(may_wait(socket::has_connections()));
+        announce(may_wait());
+        WATCHED.store(socket::has_connections(), Ordering::Relaxed);
         epoll::before_fork();
         socket::count_child();
     } else if unix::is_inherited() {
         // It may have something to say to the coordinator some day: then it shall be known whose child it is.
-        announce(may_wait(false) || !unix::listens());
+        announce(may_wait() || !unix::listens());
     }
     unix::count_child();
     socket::leave_unconnected_to_kernel();
@@ -85,10 +89,10 @@ pub fn as_daemon(daemon: impl FnOnce() -> i32) -> i32 {
 }
 
 /// May the child attach when it has something to ask for? Many, like those that serve a connection that stays in the kernel, never
-/// have. Not with a connection of ours, whose other side is to hear at once of the child's end; and not if it may soon be another user,
-/// whom the agent does not take for our child.
-fn may_wait(has_connections: bool) -> bool {
-    !has_connections && !PARENT_ENDS.load(Ordering::Relaxed) && !rustix::process::geteuid().is_root()
+/// have. One with a connection of ours, whose other side is to hear at once of the child's end, has the agent watch it. Not if it may soon
+/// be another user, whom the agent does not take for our child.
+fn may_wait() -> bool {
+    !PARENT_ENDS.load(Ordering::Relaxed) && !rustix::process::geteuid().is_root()
 }
 
 extern "C" fn after_in_parent() {
@@ -108,6 +112,11 @@ extern "C" fn after_in_child() {
     for lock in locks().into_iter().chain([unix::lock(), &FORKING]) {
         lock.reset();
     }
+    let (parent, nonce) = (PARENT.load(Ordering::Relaxed), NONCE.load(Ordering::Relaxed));
+    agent::end_lifeline();
+    let later = nonce != 0 && LATER.load(Ordering::Relaxed);
+    let watched = later && WATCHED.load(Ordering::Relaxed);
+    let later = later && (!watched || agent::born(parent, nonce));
     process::detach_child();
     wait::forget_sleepers();
     epoll::forget_sleepers();
@@ -115,14 +124,10 @@ extern "C" fn after_in_child() {
     epoll::shared::SETS.leave_own();
     overlay::leave_arena();
     // What it holds must have a holder before the parent can let go of it for good.
-    let nonce = NONCE.load(Ordering::Relaxed);
-    if nonce != 0 {
-        let parent = PARENT.load(Ordering::Relaxed);
-        if LATER.load(Ordering::Relaxed) {
-            process::attach_later(parent, nonce);
-        } else {
-            process::attach(parent, nonce);
-        }
+    if later {
+        process::attach_later(parent, nonce, watched);
+    } else if nonce != 0 {
+        process::attach(parent, nonce);
     }
     socket::forget_calls();
     pending::forget();

@@ -14,7 +14,9 @@ use crate::handle::{Handle, Kind, Stream, touched};
 use crate::sock::shut;
 use crate::sys::{Errno, Result};
 use crate::wait::{Announcements, Asleep, Sleeper, Spin};
-use crate::{connect, coordinator, dual, epoll, listener, overlay, real, stats, sys, table, unix, zerocopy};
+use crate::{
+    connect, coordinator, dual, epoll, listener, overlay, process, real, stats, sys, table, unix, zerocopy,
+};
 
 /// `POLLIN | POLLRDNORM`; the same bits as epoll's.
 pub const IN: u32 = 0x41;
@@ -323,6 +325,7 @@ pub fn wait(set: &mut Set<'_>, timeout: Option<Duration>, mask: *const libc::sig
 
 /// Sleeps in the kernel. The number that is ready; 0: look again.
 fn sleep(set: &mut Set<'_>, timeout: Option<Duration>, mask: *const libc::sigset_t) -> Result<usize> {
+    let timeout = process::patient(timeout);
     let Some(sleeper) = Sleeper::acquire() else {
         let slice = Duration::from_millis(1);
         set.ask_kernel(Some(timeout.map_or(slice, |t| t.min(slice))), mask, None)?;

@@ -6,6 +6,7 @@
 
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use core::time::Duration;
 
 use ring::attach::{Call, Reply};
 use ring::queue::{COMMON_BYTES, CommonMemory, Requests};
@@ -34,6 +35,10 @@ static SEEN_PID: AtomicU32 = AtomicU32::new(0);
 /// [`attach_later`]: as whose child, and by what nonce; 0: as a process of its own.
 static PARENT: AtomicU32 = AtomicU32::new(0);
 static NONCE: AtomicU64 = AtomicU64::new(0);
+/// A child with connections that has not attached does so before a sleep after this time, in ns of the clock; 0: one without.
+static PATIENT_UNTIL_NS: AtomicU64 = AtomicU64::new(0);
+/// How long it has. What serves one request and ends needs less; who waits longer is to hear of its peers' ends.
+const PATIENCE: Duration = Duration::from_millis(20);
 static UID: AtomicU32 = AtomicU32::new(0);
 /// Incarnation of the coordinator that we are attached to, or were last. Never 0 then.
 static EPOCH: AtomicU32 = AtomicU32::new(0);
@@ -81,10 +86,27 @@ pub fn is_seen_as_itself() -> bool {
     SEEN_PID.load(Ordering::Relaxed) == sys::getpid()
 }
 
-/// A forked child that the parent announced, and that has no connection of ours: it attaches as that when it attaches.
-pub fn attach_later(parent: u32, nonce: u64) {
+/// A forked child that the parent announced: it attaches as that when it attaches. `watched`: it has connections, and the agent watches it.
+pub fn attach_later(parent: u32, nonce: u64, watched: bool) {
+    let until = watched.then(|| u64::try_from((sys::now() + PATIENCE).as_nanos()).unwrap_or(1));
+    PATIENT_UNTIL_NS.store(until.unwrap_or(0), Ordering::Relaxed);
     PARENT.store(parent, Ordering::Relaxed);
     NONCE.store(nonce, Ordering::Release);
+}
+
+/// Before a sleep of at most `timeout`: how long it may be, so that a child that has not attached does when it waits for long.
+pub fn patient(timeout: Option<Duration>) -> Option<Duration> {
+    match PATIENT_UNTIL_NS.load(Ordering::Relaxed) {
+        until_ns if until_ns != 0 && is_announced() => {
+            let left = Duration::from_nanos(until_ns).saturating_sub(sys::now());
+            if left.is_zero() && is_known() {
+                return timeout;
+            }
+            let left = left.max(Duration::from_millis(1));
+            Some(timeout.map_or(left, |t| t.min(left)))
+        }
+        _ => timeout,
+    }
 }
 
 /// A child that will attach when it has something to ask for.
@@ -204,6 +226,7 @@ fn attach_once(parent: u32, nonce: u64) -> Result<(), Why> {
     if attached.is_ok() {
         // Release: who sees this sees the rings, and the epoch that they are of.
         STATE.store(attached_to(epoch()), Ordering::Release);
+        agent::end_lifeline();
         log(Log::Info, &["attached"]);
     } else {
         agent::close();

@@ -190,7 +190,8 @@ fn close_stream(h: &Handle, s: &Stream) {
         h.notify_all(s);
     }
     let side = h.side.load(Ordering::Relaxed);
-    if h.is_current() {
+    // A child that has not attached does so to let go of it.
+    if h.is_current() && process::is_known() {
         let request = Request::Close { conn: s.conn, side, finished: last };
         // What the peer is to know stands in the stream then. (A relative that was killed is still counted: the coordinator knows better.)
         let _ = if last { coordinator::post_quietly(request) } else { coordinator::post(request) };
@@ -305,7 +306,7 @@ pub fn shutdown(h: &Handle, s: &Stream, how: i32) -> crate::sys::Result<()> {
     }
     // Our own threads that sleep on it look again, too; so do relatives, of whom the words in the segment name one.
     wake_own_side(h, s);
-    if s.sock.processes.load(Ordering::Relaxed) > 1 && h.is_current() {
+    if s.sock.processes.load(Ordering::Relaxed) > 1 && h.is_current() && process::is_known() {
         let side = h.side.load(Ordering::Relaxed);
         let _ = coordinator::post(Request::Shut { conn: s.conn, side });
     }

@@ -127,10 +127,11 @@ impl Default for Spin {
 /// # Errors
 /// `EINTR`, if a handler without `SA_RESTART` ran: the kernel restarts this sleep as it restarts a recv(2) without timeout.
 pub fn sleep_on_word(word: &SleepWord, ready: &dyn Fn() -> bool) -> Result<()> {
+    // Detached, or not attached yet: nobody tells us anything but the peer.
+    let alone = process::patient(Some(Duration::from_millis(50))).unwrap_or_default();
     let Some(notice) = coordinator::notice() else {
-        // Detached: nobody tells us anything but the peer.
         static NEVER: AtomicU32 = AtomicU32::new(0);
-        return sleep_on(word, &NEVER, ready, Duration::from_millis(50));
+        return sleep_on(word, &NEVER, ready, alone);
     };
     sleep_on(word, notice, ready, beat())
 }
@@ -541,6 +542,7 @@ fn sleep_on_sleeper(
     timeout: Option<Duration>,
     cancellable: bool,
 ) -> Result<()> {
+    let timeout = process::patient(timeout);
     let Some(sleeper) = Sleeper::acquire() else {
         // No descriptor for sleeping: look again a little later.
         rustix::thread::sched_yield();

@@ -456,7 +456,7 @@ impl<'r> Poller<'r> {
 fn about(request: &Request) -> Option<u32> {
     match *request {
         Request::Detach { function } | Request::StandsFor { function, .. } => Some(function),
-        Request::Attach { parent, .. } => Some(parent),
+        Request::Attach { parent, .. } | Request::Child { parent, .. } => Some(parent),
         _ => None,
     }
 }

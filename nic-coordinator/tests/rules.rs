@@ -445,6 +445,36 @@ fn a_child_that_nobody_waits_for_may_come_late() {
 }
 
 #[test]
+fn a_child_that_is_watched_holds_its_connections_as_a_process_does() {
+    let child = |nonce, lives| Request::Child { parent: 2, nonce, lives };
+    for attaches in [false, true] {
+        let (mut w, listener) = pair(8);
+        let conn = w.connect(1, lo(80)).unwrap();
+        w.accept(2, listener).unwrap();
+        w.ask(2, Request::Fork { nonce: 7 });
+        assert_eq!(w.ask(0, child(8, true)), [], "of nobody");
+        assert_eq!(w.ask(0, child(7, true)), []);
+        w.ask(2, Request::Close { conn, side: 1, finished: false });
+        w.detach(2);
+        // What it does not serve it holds no longer than others do; what it may be reading it does.
+        let queued = w.connect(1, lo(80));
+        assert_eq!(queued, Err(Status::NoListener));
+        assert_eq!(w.tick(ATTACH_US_MAX), []);
+        assert!(w.logic.listeners().is_empty());
+        assert_eq!(w.tick(2 * ATTACH_LATER_US_MAX), []);
+        if attaches {
+            assert_eq!(status(&w.attach_child(3, 2, 7, 2)), Status::Ok);
+            assert_eq!(w.ask(0, child(7, false)), [], "it is a function");
+            assert_eq!(w.detach(3), [gone(1, conn)]);
+        } else {
+            assert_eq!(w.ask(0, child(7, false)), [gone(1, conn)]);
+        }
+        w.detach(1);
+        assert!(w.logic.is_empty());
+    }
+}
+
+#[test]
 fn a_client_waits_for_a_child_only_so_long() {
     for parent_dies in [false, true] {
         let (mut w, listener) = pair(8);

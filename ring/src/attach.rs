@@ -65,6 +65,14 @@ pub enum Call {
     Lease,
     /// Start a relay between a connection and a kernel socket; [`RELAY_FDS`] descriptors follow.
     Relay,
+    /// By a forked child, on its parent's socket: it holds what its parent announced, though it has not attached. One descriptor follows,
+    /// the reading end of a pipe: nobody has the other end any more when the child is gone, or another program. Not answered.
+    Born {
+        /// Function of the parent.
+        parent: u32,
+        /// Nonce of the `Fork` request.
+        nonce: u64,
+    },
     /// One descriptor follows, a listener of `AF_UNIX` that this process accepts on, and another one has called listen(2) for.
     Vouch,
     /// By a lease: one descriptor follows, an end of a socketpair(2) that serves as a socket of its own from now on. For a
@@ -228,6 +236,7 @@ impl Call {
             Call::Lease => frame(4, [0; 3], 0, None),
             Call::Relay => frame(16, [0; 3], 0, None),
             Call::Vouch => frame(17, [0; 3], 0, None),
+            Call::Born { parent, nonce } => frame(18, [parent, 0, 0], nonce, None),
             Call::Admit => frame(5, [0; 3], 0, None),
             Call::Fault(Fault::Stuck { ms }) => frame(6, [0, ms, 0], 0, None),
             Call::Fault(Fault::LinkLoss) => frame(6, [1, 0, 0], 0, None),
@@ -248,6 +257,7 @@ impl Call {
             4 => Ok(Call::Lease),
             16 => Ok(Call::Relay),
             17 => Ok(Call::Vouch),
+            18 => Ok(Call::Born { parent: a, nonce }),
             5 => Ok(Call::Admit),
             6 if a == 0 && b <= STUCK_MAX_MS => Ok(Call::Fault(Fault::Stuck { ms: b })),
             6 if a == 1 && b == 0 => Ok(Call::Fault(Fault::LinkLoss)),

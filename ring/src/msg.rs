@@ -301,6 +301,15 @@ pub enum Request {
         /// Made, and ready to be handed to its two sides.
         ok: bool,
     },
+    /// Agent only: a forked child that has not attached is watched, or is gone. No answer.
+    Child {
+        /// Function of its parent.
+        parent: u32,
+        /// The `Fork` nonce.
+        nonce: u64,
+        /// It is watched: this, or its `Attach`, follows.
+        lives: bool,
+    },
     /// Agent only: a process has shown a listener of `AF_UNIX`, for which the kernel shows another one that has called
     /// listen(2). It may claim what is offered to that one under that name. No answer.
     StandsFor {
@@ -379,6 +388,9 @@ impl Request {
             Request::StandsFor { function, pid, uid, name } => {
                 (35, [u64::from(function), pair(pid, uid), name, 0, 0, 0])
             }
+            Request::Child { parent, nonce, lives } => {
+                (36, [pair(parent, u32::from(lives)), nonce, 0, 0, 0, 0])
+            }
             Request::SegmentMade { segment, ok } => (34, [pair(segment, u32::from(ok)), 0, 0, 0, 0, 0]),
         };
         Raw { kind, status: 0, token, body }
@@ -432,6 +444,7 @@ impl Request {
                 uid: hi(b),
                 name: c,
             },
+            36 => Request::Child { parent: lo(a), nonce: b, lives: hi(a) != 0 },
             _ => return Err(Malformed),
         })
     }
@@ -445,6 +458,7 @@ impl Request {
                 | Request::Detach { .. }
                 | Request::SegmentMade { .. }
                 | Request::StandsFor { .. }
+                | Request::Child { .. }
         )
     }
 }

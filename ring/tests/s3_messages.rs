@@ -77,6 +77,11 @@ fn request() -> impl Strategy<Value = Request> {
             name
         }),
         (any::<u32>(), any::<bool>()).prop_map(|(segment, ok)| Request::SegmentMade { segment, ok }),
+        (any::<u32>(), any::<u64>(), any::<bool>()).prop_map(|(parent, nonce, lives)| Request::Child {
+            parent,
+            nonce,
+            lives
+        }),
     ]
 }
 
@@ -109,6 +114,7 @@ fn call() -> impl Strategy<Value = Call> {
         any::<bool>().prop_map(|verbose| Call::Report { verbose }),
         Just(Call::Lease),
         Just(Call::Vouch),
+        (any::<u32>(), any::<u64>()).prop_map(|(parent, nonce)| Call::Born { parent, nonce }),
         Just(Call::Admit),
     ]
 }

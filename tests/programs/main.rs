@@ -1,5 +1,6 @@
 //! Real, unmodified programs, each with a look at the counters: did the traffic take the path it should have?
 
+mod children;
 mod daemons;
 mod inherit;
 mod interop;
@@ -69,6 +70,7 @@ const TESTS: &[Test] = &[
     ("outside::static_program", outside::static_program),
     ("outside::go_program", outside::go_program),
     ("users::ordinary_user_without_hugepages", users::ordinary_user),
+    ("children::of_connections", children::of_connections),
 ];
 
 fn main() -> ExitCode {

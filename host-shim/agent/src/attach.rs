@@ -35,7 +35,7 @@ impl Agent {
         }
         let group = match parent {
             0 => self.groups.fresh(),
-            parent => match self.family_of(parent, identity.uid) {
+            parent => match self.family_of(parent, nonce, identity.uid) {
                 Some(group) => group,
                 None => return self.refuse(id, "the parent process is not known here"),
             },
@@ -61,8 +61,11 @@ impl Agent {
         self.clients.set(id, Role::Attaching(number), Some(Instant::now() + ANSWER_MAX));
     }
 
-    /// The group of a parent that is attached, or was a moment ago (it forked and ended at once).
-    fn family_of(&mut self, parent: u32, uid: u32) -> Option<u32> {
+    /// The group of a child that is watched, or of a parent that is attached, or was a moment ago (it forked and ended at once).
+    fn family_of(&mut self, parent: u32, nonce: u64, uid: u32) -> Option<u32> {
+        if let Some((_, birth)) = self.clients.born(parent, nonce, uid) {
+            return Some(birth.group);
+        }
         match self.functions.get(&parent) {
             Some(function) if function.identity.uid == uid => Some(function.group),
             Some(_) => None,
@@ -141,8 +144,9 @@ impl Agent {
         function.welcomed();
         let identity = &function.identity;
         tracing::info!("pid {} ({}) attached as function {number}", identity.pid, identity.command);
-        let pid = identity.pid;
+        let (pid, (parent, nonce), uid) = (identity.pid, function.parent, identity.uid);
         self.clients.set(id, Role::Attached(number), None);
+        self.child_attached(parent, nonce, uid);
         self.relay_attached(pid);
     }
 

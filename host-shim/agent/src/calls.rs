@@ -65,6 +65,9 @@ impl Agent {
     /// One message from a client, or its end.
     pub(crate) fn client_readable(&mut self, id: u32) {
         let Some(client) = self.clients.get(id) else { return };
+        if matches!(client.role, Role::Born(_)) {
+            return self.close_client(id);
+        }
         // One byte more than a message, so that a longer one is seen to be wrong. Descriptors that no message
         // of its kind carries are closed at the end of this function.
         let mut buffer = [0; BYTES + 1];
@@ -83,6 +86,7 @@ impl Agent {
     fn call(&mut self, id: u32, call: Call, fds: Vec<OwnedFd>) {
         let Some(client) = self.clients.get(id) else { return };
         match (call, client.role) {
+            (Call::Born { parent, nonce }, role) => self.born((client.uid, role), (parent, nonce), fds),
             (Call::Hello { parent, nonce }, Role::Fresh) => self.hello(id, parent, nonce),
             (Call::Segment { segment, side }, Role::Attached(function)) => {
                 self.hand_out(id, function, segment, side);
@@ -148,6 +152,7 @@ impl Agent {
         match client.role {
             Role::Attaching(number) | Role::Attached(number) => self.lose_function(number),
             Role::Orphan(group) => self.groups.release(group),
+            Role::Born(birth) => self.child_ended(birth),
             Role::Fresh | Role::Lease => {}
         }
     }

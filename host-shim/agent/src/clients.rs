@@ -1,4 +1,4 @@
-//! Client sockets: who is on the other end, and what they have become.
+//! Client sockets: who is on the other end, and what they have become. And children that have none yet.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -32,12 +32,25 @@ pub enum Role {
     /// The process has ended, but a fork of it, which may still attach, holds its socket; it keeps
     /// this group alive.
     Orphan(u32),
+    /// A forked child that has not attached: instead of a socket there is a pipe that hangs up when it is gone.
+    Born(Birth),
+}
+
+/// A child, by what its parent announced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Birth {
+    /// Function of the parent.
+    pub parent: u32,
+    /// Secret of the two.
+    pub nonce: u64,
+    /// Fork family, which it keeps alive.
+    pub group: u32,
 }
 
 /// One client socket.
 #[derive(Debug)]
 pub struct Client {
-    /// Non-blocking.
+    /// Non-blocking; see [`Role::Born`].
     pub socket: OwnedFd,
     /// By the kernel.
     pub uid: u32,
@@ -169,7 +182,16 @@ impl Clients {
     /// True while somebody needs the card who is not (only) a function.
     #[must_use]
     pub fn needed(&self) -> bool {
-        self.all.values().any(|c| matches!(c.role, Role::Lease | Role::Orphan(_)))
+        self.all.values().any(|c| matches!(c.role, Role::Lease | Role::Orphan(_) | Role::Born(_)))
+    }
+
+    /// The child of `uid` whose parent has announced it like this, if it is known.
+    #[must_use]
+    pub fn born(&self, parent: u32, nonce: u64, uid: u32) -> Option<(u32, Birth)> {
+        self.all.iter().filter(|(_, c)| c.uid == uid).find_map(|(id, c)| match c.role {
+            Role::Born(birth) if (birth.parent, birth.nonce) == (parent, nonce) => Some((*id, birth)),
+            _ => None,
+        })
     }
 }
 

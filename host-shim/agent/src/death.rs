@@ -50,6 +50,7 @@ impl Agent {
     pub(crate) fn process_ended(&mut self, number: u32) {
         let Some(function) = self.functions.get(&number) else { return };
         let (id, group) = (function.client, function.group);
+        self.hear_of_children(id);
         if self.clients.get(id).is_none_or(crate::clients::Client::hung_up) {
             // Closing the client loses the function, too.
             self.close_client(id);

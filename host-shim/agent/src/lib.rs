@@ -13,6 +13,7 @@
 //! | [`serve`] | the agent: its event loop |
 //! | [`clients`], `calls` | client sockets, and what they ask |
 //! | [`identity`], `peer`, `attach`, [`function`] | who a process is; how it becomes a function |
+//! | `born` | forked children that have not become one |
 //! | [`groups`] | fork families, and the segments between them |
 //! | [`death`] | what happens when a process is gone |
 //! | [`lab`] | `ipc-direct lab`: several hosts on this machine |
@@ -23,6 +24,7 @@
 
 pub mod address;
 mod attach;
+mod born;
 mod calls;
 pub mod check;
 pub mod cli;

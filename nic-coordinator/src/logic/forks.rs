@@ -23,6 +23,8 @@ pub struct Fork {
     pub deadline_us: u64,
     /// What the child will hold.
     pub holdings: Holdings,
+    /// The agent watches it, and has counted it.
+    pub watched: bool,
 }
 
 /// All pending forks. Numbered in the order of their announcement.
@@ -32,7 +34,7 @@ pub struct Forks {
     by_nonce: BTreeMap<(u32, u64), u64>,
     /// Each with its number.
     deadlines_us: BTreeSet<(u64, u64)>,
-    /// For each parent: how many, and how much they hold together.
+    /// For each parent: how many, and how much they hold together, without those that are watched.
     load: BTreeMap<u32, (usize, usize)>,
     last_id: u64,
 }
@@ -89,7 +91,37 @@ impl Forks {
         if *count <= forks_max && *held <= held_max {
             return None;
         }
-        self.by_id.iter().find(|(_, fork)| fork.parent == parent).map(|(id, _)| *id)
+        let counted = |(_, fork): &(&u64, &Fork)| fork.parent == parent && !fork.watched;
+        self.by_id.iter().find(counted).map(|(id, _)| *id)
+    }
+
+    /// The child is watched from now on: there is no time for it to attach in, unless somebody waits for it ([`Forks::hasten`]).
+    pub fn watch(&mut self, id: u64) {
+        let Some(fork) = self.by_id.get_mut(&id).filter(|fork| !fork.watched) else { return };
+        fork.watched = true;
+        self.deadlines_us.remove(&(fork.deadline_us, id));
+        fork.deadline_us = u64::MAX;
+        let (parent, held) = (fork.parent, size(&fork.holdings));
+        self.unload(parent, held);
+    }
+
+    /// The time of a watched child is over: what it does not hold any more. `None`: it is not watched.
+    pub fn take_listeners(&mut self, id: u64) -> Option<BTreeSet<u32>> {
+        let fork = self.by_id.get_mut(&id).filter(|fork| fork.watched)?;
+        self.deadlines_us.remove(&(fork.deadline_us, id));
+        fork.deadline_us = u64::MAX;
+        Some(std::mem::take(&mut fork.holdings.listeners))
+    }
+
+    /// One less that counts for `parent`.
+    fn unload(&mut self, parent: u32, holds: usize) {
+        if let Some((count, held)) = self.load.get_mut(&parent) {
+            *count -= 1;
+            *held -= holds;
+            if *count == 0 {
+                self.load.remove(&parent);
+            }
+        }
     }
 
     /// Takes a fork out.
@@ -97,12 +129,8 @@ impl Forks {
         let fork = self.by_id.remove(&id)?;
         self.by_nonce.remove(&(fork.parent, fork.nonce));
         self.deadlines_us.remove(&(fork.deadline_us, id));
-        if let Some((count, held)) = self.load.get_mut(&fork.parent) {
-            *count -= 1;
-            *held -= size(&fork.holdings);
-            if *count == 0 {
-                self.load.remove(&fork.parent);
-            }
+        if !fork.watched {
+            self.unload(fork.parent, size(&fork.holdings));
         }
         Some(fork)
     }

@@ -82,7 +82,7 @@ impl Logic {
         };
         let time_us = if holdings.conns.is_empty() { ATTACH_LATER_US_MAX } else { ATTACH_US_MAX };
         let deadline_us = now_us.saturating_add(time_us);
-        let fork = Fork { parent: f, nonce, group, deadline_us, holdings };
+        let fork = Fork { parent: f, nonce, group, deadline_us, holdings, watched: false };
         let Some(id) = self.forks.insert(fork) else { return };
         self.functions.join(group);
         let child = Holder::Fork(id);
@@ -107,6 +107,25 @@ impl Logic {
     pub(super) fn fork_failed(&mut self, f: u32, nonce: u64, out: &mut Vec<Out>) {
         if let Some(id) = self.forks.find(f, nonce) {
             self.drop_fork(id, out);
+        }
+    }
+
+    /// The child is known to live, as an attached process is: what it holds, it holds until the agent says otherwise.
+    pub(super) fn watch_fork(&mut self, parent: u32, nonce: u64) {
+        let Some(id) = self.forks.find(parent, nonce) else { return };
+        self.forks.watch(id);
+        let unserved = |id: &u32| self.listeners.get(*id).is_some_and(|l| !l.is_served());
+        let waited_for = self.forks.get(id).is_some_and(|f| f.holdings.listeners.iter().any(unserved));
+        if waited_for || self.functions.get(parent).is_none() {
+            self.hasten(vec![id]);
+        }
+    }
+
+    /// It has not attached in time. A watched one keeps its connections, which it may use; not its listeners, which it can't serve.
+    pub(super) fn fork_is_late(&mut self, id: u64, out: &mut Vec<Out>) {
+        let Some(listeners) = self.forks.take_listeners(id) else { return self.drop_fork(id, out) };
+        for listener in listeners {
+            self.release_listener(Holder::Fork(id), listener, out);
         }
     }
 

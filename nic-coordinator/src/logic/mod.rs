@@ -144,6 +144,8 @@ impl Logic {
             Request::StandsFor { function, pid, uid, name } => {
                 self.functions.stand_for(function, (pid, uid, name));
             }
+            Request::Child { parent, nonce, lives: true } => self.watch_fork(parent, nonce),
+            Request::Child { parent, nonce, lives: false } => self.fork_failed(parent, nonce, out),
             _ => {}
         }
     }
@@ -193,7 +195,8 @@ impl Logic {
             Request::Attach { .. }
             | Request::Detach { .. }
             | Request::SegmentMade { .. }
-            | Request::StandsFor { .. } => {}
+            | Request::StandsFor { .. }
+            | Request::Child { .. } => {}
         }
     }
 
@@ -202,7 +205,7 @@ impl Logic {
         self.now_us = now_us;
         while let Some((id, _)) = self.forks.next_deadline().filter(|(_, deadline_us)| *deadline_us <= now_us)
         {
-            self.drop_fork(id, out);
+            self.fork_is_late(id, out);
         }
     }
 

@@ -78,6 +78,10 @@ fn step(m: &mut Model, (kind, a, b, c): Step) {
                 m.tick(u64::from(c) * 10_000);
             }
         }
+        18 if c % 8 == 7 => {
+            let (parent, nonce) = pick(&m.forks.keys().copied().collect::<Vec<_>>(), b, (9, 9));
+            m.ask(0, Request::Child { parent, nonce, lives: c % 16 == 7 });
+        }
         18 => match c % 4 {
             0 => m.ask(f, Request::ForkFailed { nonce: u64::from(b % 4) }),
             1 => m.ask(f, Request::Lend { nonce: u64::from(b % 4), conn, side: u32::from(b % 2) }),

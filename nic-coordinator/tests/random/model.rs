@@ -80,6 +80,7 @@ pub struct Model {
     pub token: u32,
     pub processes: BTreeMap<u32, Process>,
     pub forks: BTreeMap<(u32, u64), (u32, u64)>, // to group and deadline
+    pub watched: BTreeSet<(u32, u64)>,           // of the forks
     pub listeners: BTreeMap<u32, ModelListener>,
     pub conns: BTreeMap<ConnId, ModelConn>,
     /// Requests that must be answered once: what they asked for.
@@ -189,6 +190,19 @@ impl Model {
                 self.release(Who::Function(function));
                 self.open.retain(|(owner, _), _| *owner != function);
             }
+            Request::Child { parent, nonce, lives: true } => {
+                if let Some((_, deadline_us)) = self.forks.get_mut(&(parent, nonce))
+                    && self.watched.insert((parent, nonce))
+                {
+                    *deadline_us = u64::MAX;
+                }
+            }
+            Request::Child { parent, nonce, lives: false } => {
+                if self.forks.remove(&(parent, nonce)).is_some() {
+                    self.watched.remove(&(parent, nonce));
+                    self.release(Who::Fork(parent, nonce));
+                }
+            }
             Request::SegmentMade { segment, .. } => self.making.retain(|s| *s != segment),
             Request::Attach { .. } => {
                 self.open.insert((f, token), request);
@@ -253,6 +267,7 @@ impl Model {
                 }
             }
             Request::ForkFailed { nonce } if self.forks.remove(&(f, nonce)).is_some() => {
+                self.watched.remove(&(f, nonce));
                 self.release(Who::Fork(f, nonce));
             }
             _ => {}
@@ -280,7 +295,16 @@ impl Model {
         self.now_us += us;
         let now_us = self.now_us;
         for key in self.forks.keys().copied().collect::<Vec<_>>() {
-            if self.forks[&key].1 <= now_us {
+            if self.forks[&key].1 > now_us {
+                continue;
+            }
+            if self.watched.contains(&key) {
+                for listener in self.listeners.values_mut() {
+                    listener.holders.remove(&Who::Fork(key.0, key.1));
+                }
+                self.waits.retain(|(believer, _), _| *believer != Who::Fork(key.0, key.1));
+                self.forks.get_mut(&key).unwrap().1 = u64::MAX;
+            } else {
                 self.forks.remove(&key);
                 self.release(Who::Fork(key.0, key.1));
             }
@@ -381,6 +405,7 @@ impl Model {
                     self.processes.insert(function, Process { group, uid, pid, netns });
                     if parent != 0 {
                         self.forks.remove(&(parent, nonce));
+                        self.watched.remove(&(parent, nonce));
                         self.inherit(Who::Fork(parent, nonce), Who::Function(function));
                         self.release(Who::Fork(parent, nonce));
                     }
@@ -565,6 +590,9 @@ impl Model {
         assert!(self.open.values().all(|r| matches!(r, Request::Accept { .. })));
         for function in self.processes.keys().copied().collect::<Vec<_>>() {
             self.ask(0, Request::Detach { function });
+        }
+        for (parent, nonce) in self.watched.clone() {
+            self.ask(0, Request::Child { parent, nonce, lives: false });
         }
         self.tick(ATTACH_US_MAX);
         assert!(self.logic.is_empty(), "{:?}", self.logic);
