@@ -13,6 +13,7 @@ use core::time::Duration;
 
 use ring::msg::{ACCEPT_WAIT, Addr, Completion, LISTEN_V6ONLY, Request, Status};
 use ring::stats::{Reason, SocketState};
+use rustix::event::{PollFd, PollFlags};
 
 use crate::coordinator::Ticket;
 use crate::handle::{self, Handle, Kind, touched};
@@ -286,29 +287,32 @@ struct Call {
 impl Call {
     fn wait(&mut self, limit: Option<Duration>) -> Result<i32> {
         let start = sys::now();
-        let mut spin = Spin::new();
-        let mut turn = 0u32;
         loop {
-            turn = turn.wrapping_add(1);
-            if process::is_attached() && spin.turn() {
-                coordinator::pump();
-                if self.h.ready.load(Ordering::Acquire) == 0 && !turn.is_multiple_of(SPIN_TURN) {
-                    continue;
-                }
-            } else {
-                let timeout = limit.map(|l| l.saturating_sub(sys::now() - start));
-                if timeout.is_some_and(|t| t.is_zero()) {
-                    return Err(Errno(libc::EAGAIN));
-                }
-                if let Some(new) = self.block(timeout)? {
-                    return Ok(new);
-                }
-                spin = Spin::new();
+            let timeout = limit.map(|l| l.saturating_sub(sys::now() - start));
+            if timeout.is_some_and(|t| t.is_zero()) {
+                return Err(Errno(libc::EAGAIN));
+            }
+            if let Some(new) = self.block(timeout)? {
+                return Ok(new);
             }
             if let Some(new) = self.try_accept()? {
                 return Ok(new);
             }
         }
+    }
+
+    /// A busy wait for the answer. False: the time is over, or the kernel has somebody, whom the sleep that follows sees at once.
+    fn spin(&self, ticket: Ticket) -> bool {
+        let mut spin = Spin::new();
+        let mut turn = 0u32;
+        while !ticket.is_answered() {
+            coordinator::pump();
+            turn = turn.wrapping_add(1);
+            if !spin.turn() || (turn.is_multiple_of(SPIN_TURN) && is_readable(self.listener())) {
+                return ticket.is_answered();
+            }
+        }
+        true
     }
 
     /// A descriptor of the listening socket: the one that the call was given, unless another thread has closed that.
@@ -410,7 +414,7 @@ impl Call {
         Ok(reserved.keep())
     }
 
-    /// Parks at the coordinator, which hands the next connection to the first parked, and sleeps until that or a
+    /// Parks at the coordinator, which hands the next connection to the first parked, and waits, busy and then asleep, until that or a
     /// kernel connection comes.
     fn block(&mut self, timeout: Option<Duration>) -> Result<Option<i32>> {
         let h = self.h;
@@ -428,7 +432,11 @@ impl Call {
         };
         let noted = holds::note(leave_queue, [listener as usize, ticket.packed()]);
         let limit = timeout.map_or(LOOK_AGAIN, |t| t.min(LOOK_AGAIN));
-        let slept = wait::sleep_with(Some(self.listener()), None, &|| ticket.is_answered(), Some(limit));
+        let slept = if self.spin(ticket) {
+            Ok(())
+        } else {
+            wait::sleep_with(Some(self.listener()), None, &|| ticket.is_answered(), Some(limit))
+        };
         drop(noted);
         coordinator::pump();
         let answer = ticket.finish().or_else(|| unpark(listener, ticket));
@@ -486,6 +494,12 @@ fn unpark(listener: u32, ticket: Ticket) -> Option<Completion> {
         wait::sleep_for_completions(&|| ticket.is_answered(), Duration::from_millis(100));
     }
     ticket.finish()
+}
+
+/// Somebody waits in the kernel's queue.
+fn is_readable(fd: i32) -> bool {
+    let mut set = [PollFd::from_borrowed_fd(sys::borrow(fd), PollFlags::IN)];
+    rustix::event::poll(&mut set, Some(&sys::timespec(Duration::ZERO))) == Ok(1)
 }
 
 /// Without a coordinator only the kernel's queue is left, until there is one again; with too many accepts parked there, the
