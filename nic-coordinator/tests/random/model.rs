@@ -197,11 +197,11 @@ impl Model {
                     *deadline_us = u64::MAX;
                 }
             }
-            Request::Child { parent, nonce, lives: false } => {
-                if self.forks.remove(&(parent, nonce)).is_some() {
-                    self.watched.remove(&(parent, nonce));
-                    self.release(Who::Fork(parent, nonce));
-                }
+            Request::Child { parent, nonce, lives: false }
+                if self.forks.remove(&(parent, nonce)).is_some() =>
+            {
+                self.watched.remove(&(parent, nonce));
+                self.release(Who::Fork(parent, nonce));
             }
             Request::SegmentMade { segment, .. } => self.making.retain(|s| *s != segment),
             Request::Attach { .. } => {
