@@ -1,6 +1,6 @@
 //! libc's originals of the symbols that we define. This list is the one list of what we intercept (with `accept`,
 //! `closefrom`, `fcntl64`, `sendfile64`, `freopen64`, `dprintf`, `__dprintf_chk`, `execv`, `execvp`, `execl`, `execlp` and `execle`,
-//! which are other names or forms of functions in it): the test `exports` compares it with
+//! which are other names or forms of functions in it, and [`vfork`]): the test `exports` compares it with
 //! the library's symbol table.
 //!
 //! All are looked up once, when the library is loaded. A call that comes earlier (another library's constructor) looks up its
@@ -45,6 +45,13 @@ impl Original {
         self.address.store(p, Ordering::Relaxed);
         p
     }
+}
+
+static VFORK: Original = Original::new(c"vfork");
+
+/// Where vfork(2) is: what returns twice can't be called by a function that returns.
+pub fn vfork() -> *mut c_void {
+    VFORK.get()
 }
 
 /// Stands in for a function that this libc does not have (`epoll_pwait2`, `closefrom`, `close_range` before glibc 2.34/2.35).

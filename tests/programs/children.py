@@ -5,6 +5,7 @@ The child does as the client's first message says, and never waits before: nothi
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 
@@ -18,6 +19,8 @@ def child(conn, what):
         conn.sendall(b"computed")
     elif what == b"executes":
         os.execvp("sleep", ["sleep", "60"])
+    elif what == b"runs cat":
+        subprocess.run(["cat"], stdin=conn, stdout=conn, check=True)
     elif what == b"waits":
         conn.sendall(conn.recv(16))
     else:
@@ -49,10 +52,12 @@ def client(port, what):
     sys.stdin.readline()
     if what == "is killed":
         os.kill(pid, signal.SIGKILL)
-    if what == "waits":
+    if what in ("waits", "runs cat"):
         conn.sendall(b"echo")
-    if what in ("computes", "waits"):
+    if what in ("computes", "waits", "runs cat"):
         print(conn.recv(16).decode())
+    if what == "runs cat":
+        conn.shutdown(socket.SHUT_WR)
     try:
         print("the end" if conn.recv(16) == b"" else "more")
     except ConnectionResetError:

@@ -1,11 +1,15 @@
-//! Programs that give up system calls (seccomp(2)): what we need some for is done before. (`syscall` is in [`super::raw`].)
+//! Programs that give up system calls (seccomp(2)), or whose child will have our memory and be another process (vfork(2)): what is not
+//! possible then is done before. (`syscall` is in [`super::raw`].)
 #![allow(unsafe_code, clippy::missing_safety_doc, missing_docs)]
+
+use core::arch::naked_asm;
+use core::ffi::c_void;
 
 use libc::{c_int, c_ulong};
 
 use crate::{process, real, sys};
 
-/// Before a filter is set: who has put off attaching could not do it later.
+/// Before that: who has put off attaching could not do it later.
 pub fn entering() {
     if process::is_announced() {
         let saved = sys::errno();
@@ -22,4 +26,25 @@ pub unsafe extern "C" fn prctl(option: c_int, a: c_ulong, b: c_ulong, c: c_ulong
     }
     // SAFETY: the application's arguments, unchanged.
     unsafe { real::prctl(option, a, b, c, d) }
+}
+
+/// Libc's vfork, which returns to where this was called from, twice.
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vfork() {
+    #[cfg(target_arch = "x86_64")]
+    naked_asm!("sub rsp, 8", "call {before}", "add rsp, 8", "jmp rax", before = sym before_vfork);
+    #[cfg(target_arch = "aarch64")]
+    naked_asm!(
+        "stp x29, x30, [sp, #-16]!",
+        "bl {before}",
+        "ldp x29, x30, [sp], #16",
+        "br x0",
+        before = sym before_vfork
+    );
+}
+
+extern "C" fn before_vfork() -> *mut c_void {
+    entering();
+    real::vfork()
 }
