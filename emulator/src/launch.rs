@@ -240,6 +240,10 @@ pub(crate) fn spawn(
         .args(["--", "--bus-fd", &number.to_string(), "--request-queue", options.request_queue.name()])
         .args(["--pcie-profile", &options.pcie_profile.to_string()])
         .args(options.uplink.iter().flat_map(Uplink::arguments))
+        // Of libfabric's providers the chosen one is enough; libpsm, which comes with others, would catch fatal signals and leave files.
+        .envs(options.uplink.iter().flat_map(|u| &u.fabric).map(|f| ("FI_PROVIDER", &f.provider)))
+        .env("IPATH_NO_BACKTRACE", "1")
+        .env("HFI_NO_BACKTRACE", "1")
         // The coordinator must not run under the shim that it serves.
         .env_remove("LD_PRELOAD")
         .stdin(Stdio::null())

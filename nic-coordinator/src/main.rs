@@ -50,7 +50,9 @@ fn start(eal_args: Vec<String>, options: cli::Options) -> ExitCode {
         Ok(filter) => filter,
         Err(error) => return usage(&format!("--log: {error}; use off, error, warn, info or debug")),
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    // Nobody may be left who hears it: telling that on stderr as well would be a panic.
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).log_internal_errors(false);
+    builder.with_writer(std::io::stderr).with_ansi(false).init();
 
     let bus = match bus(&options) {
         Ok(bus) => bus,

@@ -341,7 +341,9 @@ fn log_to_stderr(level: LogLevel) {
         LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Info => LevelFilter::INFO,
     };
-    let builder = tracing_subscriber::fmt().with_max_level(filter).with_target(false).with_ansi(false);
+    // A closed stderr is no reason to end.
+    let builder = tracing_subscriber::fmt().log_internal_errors(false);
+    let builder = builder.with_max_level(filter).with_target(false).with_ansi(false);
     builder.with_writer(std::io::stderr).init();
 }
 
