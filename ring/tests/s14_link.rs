@@ -70,7 +70,7 @@ fn s14_6_a_contact_comes_as_it_went() {
     };
     assert_eq!(Contact::from_path(&contact.to_path()), Ok(contact));
     assert!(Contact::from_path(&Path::default()).is_err());
-    for at in [0, 3, 38, 62, 63] {
+    for at in [0, 3, 38, 39] {
         let mut path = contact.to_path();
         path.0[at] ^= 1;
         assert!(Contact::from_path(&path).is_err(), "byte {at}");
