@@ -69,7 +69,12 @@ pub fn main(arguments: &Arguments, network: &OsStr) -> ExitCode {
         Ok(before) => before,
         Err(e) => return failed(&e.0),
     };
-    let pool = Pool::default();
+    // From this thread: a lab ends with the thread that started it.
+    let labs = if arguments.list { 0 } else { arguments.test_threads.unwrap_or(1) };
+    let pool = match (0..labs).map(|_| start(lossy)).collect::<Outcome<Vec<Lab>>>() {
+        Ok(labs) => Pool::new(Mutex::new(labs)),
+        Err(e) => return failed(&e.0),
+    };
     let tcp = GROUPS.iter().filter(|g| g.family == Family::Tcp && g.modes.contains(&Mode::Both));
     let cases =
         tcp.flat_map(|group| group.cases).filter(|(name, ..)| !AT_HOME.iter().any(|(n, _)| n == name));
