@@ -52,7 +52,7 @@ test-e2e: build ## Socket semantics against the kernel's, real programs, faults,
 
 test-hosts: build ## The TCP cases between two hosts of a lab, over a good network and one that loses 2 % of the cards' datagrams
 	@for network in good lossy; do \
-		IPC_DIRECT_TEST_HOSTS=$$network $(CARGO) test -p ipc-direct-tests --test conformance -- --test-threads=4 || exit; \
+		IPC_DIRECT_TEST_HOSTS=$$network $(CARGO) test -p ipc-direct-tests --test conformance -- --test-threads=6 || exit; \
 	done
 
 test-each-queue: build ## The cases of set-up calls over the request queues that are not the default

@@ -18,7 +18,7 @@ use crate::matrix::Family;
 use crate::{CASE_MAX, Expect, GROUPS, WORKER, path, same};
 
 /// Before a call of the other side: what was done before has arrived by then.
-pub const ON_THE_WAY: Duration = Duration::from_millis(25);
+pub const ON_THE_WAY: Duration = Duration::from_millis(15);
 
 /// Cases that are about one host, and why.
 const AT_HOME: &[(&str, &str)] = &[
