@@ -11,7 +11,6 @@ mod links;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-
 use std::sync::Arc;
 
 use fabric::errno::FiError;
