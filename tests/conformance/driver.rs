@@ -64,15 +64,16 @@ impl Mode {
 pub enum Stage<'a> {
     /// Here; the shimmed ones with this agent.
     Here(Option<&'a Instance>),
-    /// The server on the first host of a lab, the client on the second.
-    Hosts(&'a Lab),
+    /// The server on the first host of a lab, the client on the second. What one side does has so long to arrive before the other's
+    /// next call.
+    Hosts(&'a Lab, Duration),
 }
 
 impl Stage<'_> {
     fn hire(self, worker: &Path, host: u32, shimmed: bool) -> Outcome<(Worker, Guarded)> {
         match self {
             Stage::Here(instance) => hire(worker, instance.filter(|_| shimmed)),
-            Stage::Hosts(lab) => hire_by(lab.run_at(host, shimmed, worker)?),
+            Stage::Hosts(lab, _) => hire_by(lab.run_at(host, shimmed, worker)?),
         }
     }
 }
@@ -86,8 +87,8 @@ pub struct Side {
     name: &'static str,
     worker: Rc<Worker>,
     transcript: Rc<Transcript>,
-    /// Its host, and the other side's, if they are different ones.
-    hosts: Option<[u32; 2]>,
+    /// Its host, and the other side's, if they are different ones, and how long the way is.
+    hosts: Option<([u32; 2], Duration)>,
 }
 
 impl Side {
@@ -104,10 +105,11 @@ impl Side {
             return Out { ret: -1, ..Out::default() };
         }
         self.transcript.count(op);
-        let told = self.hosts.map(|hosts| across::told(op, hosts));
-        if self.hosts.is_some() && self.transcript.last.replace(self.name) != self.name {
-            // What the other side did has had its time on the network.
-            std::thread::sleep(across::ON_THE_WAY);
+        let told = self.hosts.map(|(hosts, _)| across::told(op, hosts));
+        if let Some((_, on_the_way)) = self.hosts
+            && self.transcript.last.replace(self.name) != self.name
+        {
+            std::thread::sleep(on_the_way);
         }
         match self.worker.exchange(told.as_ref().unwrap_or(op)) {
             Ok(out) => out,
@@ -552,7 +554,10 @@ pub fn run<T>(
         name,
         worker: Rc::clone(worker),
         transcript: Rc::clone(&transcript),
-        hosts: matches!(stage, Stage::Hosts(_)).then_some(hosts),
+        hosts: match stage {
+            Stage::Here(_) => None,
+            Stage::Hosts(_, on_the_way) => Some((hosts, on_the_way)),
+        },
     };
     let skipped = Cell::new(false);
     let over_pairs = Cell::new(false);
@@ -566,7 +571,7 @@ pub fn run<T>(
         let others: Vec<String> = transcript.pids.borrow().iter().map(|pid| child::describe(*pid)).collect();
         let rings = match stage {
             Stage::Here(instance) => instance.map(Instance::describe).unwrap_or_default(),
-            Stage::Hosts(lab) => lab.describe(),
+            Stage::Hosts(lab, _) => lab.describe(),
         };
         let all = others.concat();
         return fail(format!("{mode:?} got stuck: {text}\nso far:\n  {so_far}\n{all}{rings}"));
