@@ -8,7 +8,6 @@ use ring::msg::{ConnId, Status};
 
 use crate::hosts::Hosts;
 use crate::hosts::calls::{CallId, News, Wanted};
-use crate::hosts::finder::Found;
 use crate::logic::remote::{RemoteIn, RemoteOut};
 use crate::logic::segments::End;
 use crate::logic::{Logic, Out};
@@ -140,24 +139,16 @@ impl Exchange {
         out: &mut Vec<Out>,
     ) {
         match word {
-            RemoteOut::Connect { id, conn, dst, src } => {
-                let found = hosts.finder().look(dst.ip);
-                let path = if found == Found::Nobody {
-                    Err(Status::NoHost)
-                } else {
-                    data.prepare(conn, Role::Caller)
-                };
-                match (id, path) {
-                    (CallId::Out(number), Ok(path)) => {
-                        self.asking.insert(id, conn);
-                        hosts.connect(now_us, number, Wanted { dst, src, path });
-                    }
-                    (_, answer) => {
-                        let status = answer.err().unwrap_or(Status::BadRequest);
-                        logic.handle_remote(RemoteIn::Answered { id, answer: Err(status) }, out);
-                    }
+            RemoteOut::Connect { id, conn, dst, src } => match (id, data.prepare(conn, Role::Caller)) {
+                (CallId::Out(number), Ok(path)) => {
+                    self.asking.insert(id, conn);
+                    hosts.connect(now_us, number, Wanted { dst, src, path });
                 }
-            }
+                (_, answer) => {
+                    let status = answer.err().unwrap_or(Status::BadRequest);
+                    logic.handle_remote(RemoteIn::Answered { id, answer: Err(status) }, out);
+                }
+            },
             RemoteOut::Answer { id, answer } => {
                 let caller = self.callers.remove(&id);
                 let prepared = answer.and_then(|conn| Ok((conn, data.prepare(conn, Role::Callee)?)));

@@ -73,7 +73,7 @@ impl Stage<'_> {
     fn hire(self, worker: &Path, host: u32, shimmed: bool) -> Outcome<(Worker, Guarded)> {
         match self {
             Stage::Here(instance) => hire(worker, instance.filter(|_| shimmed)),
-            Stage::Hosts(lab, _) => hire_by(lab.run_at(host, shimmed, worker)?),
+            Stage::Hosts(lab, _) => hire_by(lab.in_host(&format!("h{host}"), shimmed, worker)?),
         }
     }
 }

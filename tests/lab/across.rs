@@ -8,7 +8,7 @@ use harness::scratch::Scratch;
 use harness::voice::Voice;
 use harness::{Failure, Outcome, ensure};
 
-use crate::meeting::{all_up, status};
+use crate::meeting::status;
 use crate::traffic::redis;
 use harness::lab::{BOUND, Lab, with_lab};
 
@@ -118,7 +118,7 @@ fn all_in_user_space(lab: &Lab, hosts: &[&str], bytes: u64) -> Outcome {
 
 pub fn redis_across() -> Outcome {
     with_lab(2, |lab| {
-        all_up(lab, 2)?;
+        lab.wait_met()?;
         let server = redis(lab, "h1")?;
         let arguments =
             ["-h", "h1", "-p", "7000", "-n", "5000", "-c", "20", "-t", "set,get", "-q", "-d", "1000"];
@@ -137,7 +137,7 @@ pub fn redis_across() -> Outcome {
 /// Large and small pieces, half-close, several connections at once, in both directions, by both families.
 pub fn bytes() -> Outcome {
     with_lab(2, |lab| {
-        all_up(lab, 2)?;
+        lab.wait_met()?;
         let servers = [server(lab, "h1", &["echo", "7010"])?, server(lab, "h2", &["echo", "7010"])?];
         let mut clients = Vec::new();
         for (from, to) in [("h1", "h2"), ("h2", "h1"), ("h2", "h1"), ("h1", "10.99.0.2")] {
@@ -160,7 +160,7 @@ pub fn bytes() -> Outcome {
 pub fn many() -> Outcome {
     const MANY: &str = "10000";
     with_lab(2, |lab| {
-        all_up(lab, 2)?;
+        lab.wait_met()?;
         let server = server(lab, "h1", &["mirror", "7011"])?;
         let said = run_ok(&mut python(lab, "h2", &["many", "h1", "7011", MANY])?, BOUND)?;
         ensure(said.trim() == "wrong 0", || said)?;
@@ -174,7 +174,7 @@ pub fn many() -> Outcome {
 pub fn kills() -> Outcome {
     with_lab(2, |lab| {
         for victim in ["client", "server", "h1 agent", "h2 agent", "h1 coordinator", "h2 coordinator"] {
-            all_up(lab, 2)?;
+            lab.wait_met()?;
             kill_one(lab, victim).map_err(|e| Failure(format!("{victim} killed: {}", e.0)))?;
             for host in lab.hosts()?.iter().filter(|host| host.state == "no-agent") {
                 wait_for(BOUND, || Ok((lab.host(&host.name)?.agent_pid == 0).then_some(())))?;
@@ -255,7 +255,7 @@ pub fn nginx_proxy() -> Outcome {
     std::fs::write(root.join("file"), &content)?;
     let wanted = scratch.path().join("file");
     with_lab(3, |lab| {
-        all_up(lab, 3)?;
+        lab.wait_met()?;
         for with_h3 in [true, false] {
             if !with_h3 {
                 lab.tell(&["fault", "kill", "h3", "agent"])?;
@@ -297,7 +297,7 @@ pub fn nginx_proxy() -> Outcome {
 /// What a program hears of another host where nobody listens, and of one that has no coordinator, also again.
 pub fn refusals() -> Outcome {
     with_lab(3, |lab| {
-        all_up(lab, 3)?;
+        lab.wait_met()?;
         lab.tell(&["fault", "kill", "h3", "agent"])?;
         lab.wait_state("h3", "no-agent")?;
         let _plain = lab.serve(true, "h3", "0.0.0.0:7012", "h3")?;

@@ -11,11 +11,7 @@ use rustix::process::Signal;
 use harness::lab::{BOUND, Lab, command, with_lab};
 
 pub fn status(lab: &Lab, host: &str) -> Outcome<Status> {
-    let own = bins::product_dir()?.join("ipc-direct");
-    let json = run_ok(
-        command(lab.name())?.args(["exec", "--plain", host, "--"]).arg(own).args(["status", "--json"]),
-        BOUND,
-    )?;
+    let json = lab.ask(host, &["status", "--json"])?;
     serde_json::from_str(&json).map_err(|e| Failure(format!("{e}: {json}")))
 }
 
@@ -30,7 +26,7 @@ fn wait_peer(lab: &Lab, host: &str, number: u32, state: &str) -> Outcome<Peer> {
     there.ok_or_else(|| Failure(format!("{host} does not have h{number} {state}: {:?}", status(lab, host))))
 }
 
-pub fn all_up(lab: &Lab, hosts: u32) -> Outcome {
+fn all_up(lab: &Lab, hosts: u32) -> Outcome {
     for (host, other) in (1..=hosts).flat_map(|h| (1..=hosts).map(move |o| (h, o))).filter(|(h, o)| h != o) {
         wait_peer(lab, &format!("h{host}"), other, "up")?;
     }

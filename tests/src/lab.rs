@@ -12,6 +12,7 @@ use serde::Deserialize;
 use crate::census::{self, Census};
 use crate::child::{Guarded, run_ok, wait_for};
 use crate::counters::Report;
+use crate::hosts::Peer;
 use crate::voice::Voice;
 use crate::{Failure, Outcome, bins, ensure, fail};
 
@@ -86,14 +87,7 @@ pub struct Host {
     /// 0: none.
     pub coordinator_pid: u32,
     /// What its card says of the others.
-    pub peers: Vec<Met>,
-}
-
-/// What a host's card says of another one.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Met {
-    /// `up`, ...
-    pub state: String,
+    pub peers: Vec<Peer>,
 }
 
 /// A running lab, which does not outlive the thread that started it.
@@ -184,30 +178,35 @@ impl Lab {
 
     /// `program` in `host`, under the shim.
     pub fn exec(&self, host: &str, program: &str) -> Outcome<Command> {
-        let mut exec = command(&self.name)?;
-        exec.args(["exec", host, "--"]).arg(bins::program(program)?);
-        Ok(exec)
+        self.in_host(host, true, &bins::program(program)?)
     }
 
     /// `program` in `host`, without the shim.
     pub fn plain(&self, host: &str, program: &str) -> Outcome<Command> {
-        let mut exec = command(&self.name)?;
-        exec.args(["exec", "--plain", host, "--"]).arg(bins::program(program)?);
-        Ok(exec)
+        self.in_host(host, false, &bins::program(program)?)
     }
 
-    /// The program at `path` in host `number`, under the shim or not.
+    /// The program at `path` in `host`, under the shim or not.
     ///
     /// # Errors
     /// When the product is missing.
-    pub fn run_at(&self, number: u32, shim: bool, path: &Path) -> Outcome<Command> {
+    pub fn in_host(&self, host: &str, shim: bool, path: &Path) -> Outcome<Command> {
         let mut exec = command(&self.name)?;
         exec.arg("exec");
         if !shim {
             exec.arg("--plain");
         }
-        exec.arg(format!("h{number}")).arg("--").arg(path);
+        exec.args([host, "--"]).arg(path);
         Ok(exec)
+    }
+
+    /// What `ipc-direct WORDS` says in `host`.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn ask(&self, host: &str, words: &[&str]) -> Outcome<String> {
+        let own = bins::product_dir()?.join("ipc-direct");
+        run_ok(self.in_host(host, false, &own)?.args(words), BOUND)
     }
 
     /// The scene's program in `host`, under the shim or not.
@@ -238,10 +237,7 @@ impl Lab {
 
     /// What `ipc-direct ps --json` says in a host.
     pub fn report(&self, host: &str) -> Outcome<Report> {
-        let own = bins::product_dir()?.join("ipc-direct");
-        let mut exec = command(&self.name)?;
-        exec.args(["exec", "--plain", host, "--"]).arg(own).args(["ps", "--json"]);
-        let json = run_ok(&mut exec, BOUND)?;
+        let json = self.ask(host, &["ps", "--json"])?;
         serde_json::from_str(&json).map_err(|e| Failure(format!("{e}: {json}")))
     }
 
@@ -261,12 +257,8 @@ impl Lab {
 
     /// What `ipc-direct ps --verbose` says in each host, for people.
     pub fn describe(&self) -> String {
-        let own = bins::product_dir().map(|dir| dir.join("ipc-direct")).unwrap_or_default();
-        let say = |number| {
-            let mut ps = self.run_at(number, false, &own).ok()?;
-            run_ok(ps.args(["ps", "--verbose"]), BOUND).ok()
-        };
-        (1..=self.hosts().map_or(0, |h| u32::try_from(h.len()).unwrap_or(0))).filter_map(say).collect()
+        let hosts = self.hosts().unwrap_or_default();
+        hosts.iter().filter_map(|host| self.ask(&host.name, &["ps", "--verbose"]).ok()).collect()
     }
 
     /// Ends it as its operator would.

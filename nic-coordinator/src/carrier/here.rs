@@ -40,7 +40,7 @@ impl Here {
 
     fn send(&self, segment: &SegmentMemory, flags: SendFlags) {
         if let Some(wire) = self.wires.get(&segment.number()) {
-            // A full wire wakes as well; one that is hung up has nobody to wake.
+            // Its processes take old rings out before it is full (SPEC 6.6); one that is hung up has nobody to wake.
             let _ = send(wire, &[1], flags | SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
         }
     }

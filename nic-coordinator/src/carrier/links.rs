@@ -31,12 +31,21 @@ pub(super) enum Asker {
     Them,
 }
 
+/// With whom a link is.
+#[derive(Clone, Copy)]
+pub(super) struct Party {
+    pub(super) asker: Asker,
+    /// The other run.
+    pub(super) token: Token,
+    card: Ipv4Addr,
+}
+
 /// What has become of a link.
 pub(super) enum News {
     /// It is there.
-    Up(Asker, Token, LinkId),
+    Up(Party, LinkId),
     /// It will not be.
-    Failed(Asker, Token),
+    Failed(Party),
 }
 
 /// Where a link is.
@@ -49,10 +58,7 @@ pub(super) enum State {
 
 /// A link that is being set up.
 struct Opening {
-    asker: Asker,
-    /// The other run.
-    token: Token,
-    card: Ipv4Addr,
+    party: Party,
     endpoint: Endpoint,
     /// Of the other bridge, once it has said so.
     receives: Option<u32>,
@@ -101,7 +107,9 @@ impl Links {
     pub(super) fn state(&self, asker: Asker, token: Token) -> State {
         match self.up.get(&(asker, token)) {
             Some(up) => State::Up(up.link),
-            None if self.opening.iter().any(|o| (o.asker, o.token) == (asker, token)) => State::Opening,
+            None if self.opening.iter().any(|o| (o.party.asker, o.party.token) == (asker, token)) => {
+                State::Opening
+            }
             None => State::None,
         }
     }
@@ -121,7 +129,8 @@ impl Links {
         let knock = Knock { to: caller.token, from: self.own, card: self.card.octets(), receives };
         match self.fabric.connect(peer, &settings(), &knock.to_bytes()) {
             Ok(endpoint) => {
-                self.begin(now_us, Asker::Us, caller.token, caller.card.into(), endpoint, None);
+                let party = Party { asker: Asker::Us, token: caller.token, card: caller.card.into() };
+                self.begin(now_us, party, endpoint, None);
                 Reach::Pending
             }
             Err(error) => {
@@ -132,59 +141,43 @@ impl Links {
         }
     }
 
-    fn begin(
-        &mut self,
-        now_us: u64,
-        asker: Asker,
-        token: Token,
-        card: Ipv4Addr,
-        endpoint: Endpoint,
-        receives: Option<u32>,
-    ) {
+    fn begin(&mut self, now_us: u64, party: Party, endpoint: Endpoint, receives: Option<u32>) {
         let until_us = now_us + OPEN_US_MAX;
-        self.opening.push(Opening { asker, token, card, endpoint, receives, until_us });
+        self.opening.push(Opening { party, endpoint, receives, until_us });
     }
 
     /// Grants what is asked for, and gives what is there to the bridge.
     pub(super) fn turn(&mut self, now_us: u64, bridge: &mut Bridge, mut each: impl FnMut(News)) {
         self.grant(now_us);
         for mut opening in std::mem::take(&mut self.opening) {
-            let (asker, token, card) = (opening.asker, opening.token, opening.card);
+            let party = opening.party;
             match opening.endpoint.event() {
                 Ok(None) if opening.until_us > now_us => self.opening.push(opening),
                 Ok(Some(Event::Connected(data))) => {
                     let welcome = Welcome::from_bytes(&data).ok().map(|welcome| welcome.receives);
                     let Some(receives) = opening.receives.or(welcome) else {
-                        self.failed(now_us, asker, token, card, "it answers nonsense", &mut each);
+                        self.failed(now_us, party, "it answers nonsense", &mut each);
                         continue;
                     };
                     let link = bridge.add_link(opening.endpoint, receives);
-                    self.up.insert((asker, token), Up { link, card });
-                    tracing::info!("a link to the bridge of card {card}");
-                    each(News::Up(asker, token, link));
+                    self.up.insert((party.asker, party.token), Up { link, card: party.card });
+                    tracing::info!("a link to the bridge of card {}", party.card);
+                    each(News::Up(party, link));
                 }
-                Ok(None) => self.failed(now_us, asker, token, card, "it takes too long", &mut each),
-                Ok(Some(event)) => self.failed(now_us, asker, token, card, &format!("{event:?}"), &mut each),
-                Err(down) => self.failed(now_us, asker, token, card, &down.to_string(), &mut each),
+                Ok(None) => self.failed(now_us, party, "it takes too long", &mut each),
+                Ok(Some(event)) => self.failed(now_us, party, &format!("{event:?}"), &mut each),
+                Err(down) => self.failed(now_us, party, &down.to_string(), &mut each),
             }
         }
         self.unreachable.retain(|_, until| *until > now_us);
     }
 
-    fn failed(
-        &mut self,
-        now_us: u64,
-        asker: Asker,
-        token: Token,
-        card: Ipv4Addr,
-        why: &str,
-        each: &mut impl FnMut(News),
-    ) {
-        tracing::warn!("no link to the bridge of card {card}: {why}");
-        if asker == Asker::Us {
-            self.unreachable.insert(token, now_us + UNREACHABLE_US);
+    fn failed(&mut self, now_us: u64, party: Party, why: &str, each: &mut impl FnMut(News)) {
+        tracing::warn!("no link to the bridge of card {}: {why}", party.card);
+        if party.asker == Asker::Us {
+            self.unreachable.insert(party.token, now_us + UNREACHABLE_US);
         }
-        each(News::Failed(asker, token));
+        each(News::Failed(party));
     }
 
     fn grant(&mut self, now_us: u64) {
@@ -208,8 +201,8 @@ impl Links {
             let receives = u32::try_from(settings().receives).unwrap_or(u32::MAX);
             match incoming.accept(&settings(), &Welcome { receives }.to_bytes()) {
                 Ok(endpoint) => {
-                    let card = knock.card.into();
-                    self.begin(now_us, Asker::Them, knock.from, card, endpoint, Some(knock.receives));
+                    let party = Party { asker: Asker::Them, token: knock.from, card: knock.card.into() };
+                    self.begin(now_us, party, endpoint, Some(knock.receives));
                 }
                 Err(error) => tracing::warn!("a link is not granted: {error}"),
             }
@@ -223,8 +216,8 @@ impl Links {
 
     /// The links of a card's host that is lost. Those that are being set up are given up.
     pub(super) fn of_card(&mut self, card: Ipv4Addr, mut each: impl FnMut(News)) -> Vec<LinkId> {
-        let of_it = |opening: &mut Opening| opening.card == card;
-        self.opening.extract_if(.., of_it).for_each(|gone| each(News::Failed(gone.asker, gone.token)));
+        let of_it = |opening: &mut Opening| opening.party.card == card;
+        self.opening.extract_if(.., of_it).for_each(|gone| each(News::Failed(gone.party)));
         self.up.values().filter(|up| up.card == card).map(|up| up.link).collect()
     }
 

@@ -32,7 +32,7 @@ use crate::logic::segments::End;
 use crate::mapping::MapError;
 use crate::sleep::NoMembarrier;
 use here::Here;
-use links::{Asker, Links, News, State};
+use links::{Asker, Links, News, Party, State};
 
 /// Why there is no data path.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +85,6 @@ pub struct Carrier {
     over: VecDeque<ConnId>,
     /// What a sleeper waits on: wires, by their edges, and what libfabric has.
     watched: OwnedFd,
-    now_us: u64,
 }
 
 impl Carrier {
@@ -104,9 +103,7 @@ impl Carrier {
         let watched = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(CarrierError::Kernel)?;
         let here = Here::new()?;
         let (bridge, segments, ends, by_number, joining, over) = Default::default();
-        let now_us = 0;
-        let carrier =
-            Carrier { bridge, here, links, segments, ends, by_number, joining, over, watched, now_us };
+        let carrier = Carrier { bridge, here, links, segments, ends, by_number, joining, over, watched };
         carrier.links.wait_fd().into_iter().for_each(|fd| carrier.watch(fd, FABRIC, epoll::EventFlags::IN));
         Ok(carrier)
     }
@@ -139,7 +136,6 @@ impl Carrier {
 
     /// One round: links that come and go, and bytes. True: something was done, or waits for the next round.
     pub fn turn(&mut self, now_us: u64) -> bool {
-        self.now_us = now_us;
         let mut news = Vec::new();
         self.links.turn(now_us, &mut self.bridge, |word| news.push(word));
         let mut active = !news.is_empty();
@@ -212,9 +208,9 @@ impl Carrier {
     /// What has become of links.
     fn hear(&mut self, news: Vec<News>) {
         for word in news {
-            let (asker, token, link) = match word {
-                News::Up(asker, token, link) => (asker, token, Some(link)),
-                News::Failed(asker, token) => (asker, token, None),
+            let (Party { asker, token, .. }, link) = match word {
+                News::Up(party, link) => (party, Some(link)),
+                News::Failed(party) => (party, None),
             };
             if link.is_some() {
                 self.bridge.wait_fds().for_each(|fd| self.watch(fd, FABRIC, epoll::EventFlags::IN));

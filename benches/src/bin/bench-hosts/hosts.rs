@@ -54,9 +54,10 @@ impl Hosts {
             0 => (NUMBERS[0], &self.addresses[0], "serve"),
             _ => (NUMBERS[1], &self.addresses[1], "load"),
         };
+        let host = format!("h{number}");
         let mut command = match path {
-            Path::Fabric => self.lab.run_at(number, false, &self.fabric_worker)?,
-            Path::Tcp | Path::Direct => self.lab.run_at(number, path == Path::Direct, &self.worker)?,
+            Path::Fabric => self.lab.in_host(&host, false, &self.fabric_worker)?,
+            Path::Tcp | Path::Direct => self.lab.in_host(&host, path == Path::Direct, &self.worker)?,
             other => return fail(format!("there is no {other} between hosts")),
         };
         match (path, role) {
