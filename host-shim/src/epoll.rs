@@ -28,8 +28,8 @@ use ready::{NESTING_MAX, SHARED_LANE};
 pub use set::Interest;
 use set::{Instance, NO_INSTANCE, NO_REG, Reg, State};
 pub use sleep::{
-    SleepOn, announce_sleep, begin_kernel_sleep, each_word_of, end_sleep, forget_sleepers, has_gained,
-    note_sleep, take_back_edges,
+    SleepOn, announce_sleep, begin_kernel_sleep, drain_sleeper, each_word_of, end_sleep, forget_sleepers,
+    has_gained, note_sleep, take_back_edges,
 };
 
 /// Registrations that are polled directly until the next barrier, before one is made for them.

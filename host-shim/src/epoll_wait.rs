@@ -143,15 +143,17 @@ fn merge_twins(out: &mut [libc::epoll_event], ours: usize, all: usize) -> usize 
 /// Both worlds, without waiting. The kernel is asked when nothing else is there, or it has not been for a while.
 fn look(ep: i32, e: &Handle, out: &mut [libc::epoll_event], settled: bool, ask: bool) -> Result<usize> {
     let (n, rung) = look_once(ep, e, out, settled, ask)?;
-    match (n, rung) {
-        // The edge was meant for a sleeper, and we took it: what it tells of may have come after our look.
-        (0, true) => Ok(epoll::look(e, out, false).n),
-        (_, true) => {
-            wait::kick_others();
-            Ok(n)
-        }
-        (_, false) => Ok(n),
+    if !rung {
+        return Ok(n);
     }
+    // The edge was meant for a sleeper, and we took it: what it tells of may have come after our look, and a wire that hung up
+    // says so this once.
+    epoll::drain_sleeper(e);
+    if n == 0 {
+        return Ok(epoll::look(e, out, false).n);
+    }
+    wait::kick_others();
+    Ok(n)
 }
 
 /// [`look`], and whether an edge for the instance's sleeper was taken from the kernel's set.
@@ -264,6 +266,9 @@ fn wait_in_kernel(
         drop(noted);
         epoll::end_sleep(e, true);
         let (n, rung) = result?;
+        if rung {
+            epoll::drain_sleeper(e);
+        }
         if n > 0 || !rung {
             return Ok(Ok(n));
         }

@@ -102,6 +102,15 @@ pub fn each_word_of(e: &Handle, act: &mut dyn FnMut(&SleepWord)) {
     each_word(SHARED_LANE, act);
 }
 
+/// An edge for the instance's sleeper was taken: what it tells of is noticed now.
+pub fn drain_sleeper(e: &Handle) {
+    let index = e.place.load(Ordering::Relaxed) as usize;
+    let sleeper = STATE.take().and_then(|st| st.instances.get(index)?.sleeper.checked_sub(1));
+    if let Some(s) = sleeper {
+        wait::Sleeper::kept(s).drain();
+    }
+}
+
 /// The kernel has found an instance readable: what only its sleeper has there is taken back. True: it is worth asking again.
 pub fn take_back_edges(e: &Handle) -> bool {
     let index = e.place.load(Ordering::Relaxed) as usize;
