@@ -41,8 +41,8 @@ impl Memory {
         let region = unsafe { Region::new(self.base, SEGMENT_BYTES) };
         let segment = Segment::over(region)?;
         let control = segment.slots.first()?.directions.get(direction)?;
-        let ring = RingBytes::new(segment.ring(0, u32::try_from(direction).ok()?)?)?;
-        stream::open(&ring, control, 1);
+        let ring = segment.ring(0, u32::try_from(direction).ok()?)?;
+        stream::open(ring, control, 1);
         Some((control, ring))
     }
 }

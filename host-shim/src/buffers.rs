@@ -129,7 +129,7 @@ impl Buffers<'_> {
                 break;
             }
             // SAFETY: the application's buffer has at least `n` bytes from `offset`; the span has room for them.
-            unsafe { ring.copy_in(span.at + filled, b.base.add(at.offset), n) };
+            unsafe { ring.copy_in(span.at.plus(filled), b.base.add(at.offset), n) };
             filled += n;
             at.offset += n;
             if at.offset == b.len {

@@ -19,7 +19,7 @@ use core::sync::atomic::{Ordering, fence};
 
 use crate::handle::{self, Handle, Kind, touched};
 use crate::lock::Guarded;
-use crate::segments;
+use crate::segments::{self, Lane};
 use crate::sys::{Errno, Membarrier, Result};
 use crate::{poll, process, wait};
 
@@ -113,7 +113,7 @@ fn barrier() {
 pub fn before_fork() {
     sleep::take_sleepers_out();
     let Some(mut st) = STATE.take() else { return };
-    (0..segments::LANES).for_each(|lane| st.scan(lane));
+    (0..segments::LANES).for_each(|lane| st.scan(Lane::number(lane)));
     for h in handle::all().filter(|h| h.kind() == Kind::Stream && h.regs.load(Ordering::Relaxed) != 0) {
         st.each(h, State::note_edge);
     }

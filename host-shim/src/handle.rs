@@ -7,8 +7,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use ring::msg::ConnId;
-use ring::segment::{Direction, RING_BYTES};
-use ring::shared::Region;
+use ring::segment::Direction;
 use ring::stats::{Reason, SOCKETS_MAX, SocketState};
 use ring::stream::RingBytes;
 
@@ -138,10 +137,8 @@ pub struct Stream {
     pub out_dir: &'static Direction,
     /// We read.
     pub in_dir: &'static Direction,
-    /// We write.
-    pub out_ring: RingBytes,
-    /// We read.
-    pub in_ring: RingBytes,
+    out_ring: NonNull<u8>,
+    in_ring: NonNull<u8>,
     /// Which connection.
     pub conn: ConnId,
 }
@@ -159,7 +156,7 @@ pub struct NewStream {
     /// Written by us, written by the peer.
     pub dirs: [&'static Direction; 2],
     /// Written by us, written by the peer.
-    pub rings: [Region; 2],
+    pub rings: [RingBytes; 2],
 }
 
 impl Handle {
@@ -251,15 +248,12 @@ impl Handle {
         // SAFETY: set together before the kind became Stream; arenas are never unmapped, and segments stay mapped while
         // the rule above is kept.
         unsafe {
-            let ring = |p: &AtomicPtr<u8>| {
-                RingBytes::new(Region::new(NonNull::new(p.load(Ordering::Relaxed))?, RING_BYTES))
-            };
             Some(Stream {
                 sock: self.sock.load(Ordering::Relaxed).as_ref()?,
                 out_dir: self.out_dir.load(Ordering::Relaxed).as_ref()?,
                 in_dir: self.in_dir.load(Ordering::Relaxed).as_ref()?,
-                out_ring: ring(&self.out_ring)?,
-                in_ring: ring(&self.in_ring)?,
+                out_ring: NonNull::new(self.out_ring.load(Ordering::Relaxed))?,
+                in_ring: NonNull::new(self.in_ring.load(Ordering::Relaxed))?,
                 conn,
             })
         }
@@ -269,12 +263,12 @@ impl Handle {
     pub fn become_stream(&self, new: &NewStream) {
         self.turns.store(0, Ordering::Relaxed);
         let [out_dir, in_dir] = new.dirs;
-        let [out_ring, in_ring] = new.rings;
+        let [out_ring, in_ring] = new.rings.map(|ring| ring.ring().base().as_ptr());
         self.set_sock(new.sock);
         self.out_dir.store(core::ptr::from_ref(out_dir).cast_mut(), Ordering::Relaxed);
         self.in_dir.store(core::ptr::from_ref(in_dir).cast_mut(), Ordering::Relaxed);
-        self.out_ring.store(out_ring.base().as_ptr(), Ordering::Relaxed);
-        self.in_ring.store(in_ring.base().as_ptr(), Ordering::Relaxed);
+        self.out_ring.store(out_ring, Ordering::Relaxed);
+        self.in_ring.store(in_ring, Ordering::Relaxed);
         self.conn.store(new.conn.0, Ordering::Relaxed);
         self.place.store(new.segment, Ordering::Relaxed);
         self.side.store(new.side, Ordering::Relaxed);
@@ -389,6 +383,22 @@ impl Handle {
 }
 
 impl Stream {
+    /// Where we write.
+    #[inline(always)]
+    #[must_use]
+    pub fn out_ring(&self) -> RingBytes {
+        // SAFETY: set together, and mapped as the rule of `Handle::stream` says.
+        unsafe { self.out_dir.memory(self.out_ring) }
+    }
+
+    /// Where we read.
+    #[inline(always)]
+    #[must_use]
+    pub fn in_ring(&self) -> RingBytes {
+        // SAFETY: as above.
+        unsafe { self.in_dir.memory(self.in_ring) }
+    }
+
     /// It is one of `AF_UNIX`, which ends in other ways than TCP.
     #[inline(always)]
     #[must_use]

@@ -78,8 +78,7 @@ pub fn events(h: &Handle, s: &Stream) -> u32 {
 }
 
 /// What a descriptor of ours is ready for, in `wanted` and [`ALWAYS`]. `None`: it is the kernel's.
-fn ours(fd: i32, wanted: u32) -> Option<u32> {
-    let h = table::get(fd)?;
+fn ours(h: &Handle, wanted: u32) -> Option<u32> {
     match h.kind() {
         Kind::Stream => {
             let _pinned = h.pin()?;
@@ -90,6 +89,15 @@ fn ours(fd: i32, wanted: u32) -> Option<u32> {
         Kind::Listener => Some(if listener::ready_in_user(h) { IN & wanted } else { 0 }),
         Kind::Epoll => Some(if epoll::is_ready(h) { IN & wanted } else { 0 }),
         _ => None,
+    }
+}
+
+/// Not ours, or a connection that is ready for nothing in `wanted`. False says nothing. For who keeps it mapped.
+fn is_quiet(h: &Handle, wanted: u32) -> bool {
+    match h.kind() {
+        Kind::Stream => wanted & OUT == 0 && h.stream().is_some_and(|s| s.is_quiet()),
+        Kind::Kernel | Kind::Overlay | Kind::Free => true,
+        Kind::Listener | Kind::Epoll => false,
     }
 }
 
@@ -160,8 +168,21 @@ impl Set<'_> {
     /// Looks at ours. The number that is ready.
     fn look(&mut self) -> usize {
         let mut n = 0;
+        // Most of a large set is quiet. One lock keeps them all mapped, where a pin each would cost more than the looks.
+        let mut mapped = None;
         for p in self.fds.iter_mut() {
-            let now = ours(p.fd, wanted(p)).unwrap_or(0);
+            let h = table::get(p.fd);
+            if h.is_some_and(|h| h.kind() == Kind::Stream) {
+                mapped = mapped.or_else(epoll::exclude);
+            }
+            let now = match h {
+                None => 0,
+                Some(h) if mapped.is_some() && is_quiet(h, wanted(p)) => 0,
+                Some(h) => {
+                    mapped = None;
+                    ours(h, wanted(p)).unwrap_or(0)
+                }
+            };
             p.revents = u16::try_from(now & 0xffff).unwrap_or(0).cast_signed();
             n += usize::from(now != 0);
         }

@@ -63,7 +63,7 @@ pub struct Sock {
     /// Writes that are with the kernel ([`crate::dual`]).
     pub kernel_writers: AtomicU32,
     tail: AtomicU64,
-    seen: AtomicU64,
+    limit: AtomicU64,
     /// Sends with `MSG_ZEROCOPY` so far, and those that were told of ([`crate::zerocopy`]).
     pub zerocopy_sent: AtomicU32,
     /// See there.
@@ -181,14 +181,14 @@ impl Sock {
     /// Under `tx`: our position in the outgoing stream. Relaxed: the lock orders.
     #[inline(always)]
     pub fn writer(&self) -> Writer {
-        Writer { tail: self.tail.load(Ordering::Relaxed), seen: self.seen.load(Ordering::Relaxed) }
+        Writer { tail: self.tail.load(Ordering::Relaxed), limit: self.limit.load(Ordering::Relaxed) }
     }
 
     /// Under `tx`.
     #[inline(always)]
     pub fn set_writer(&self, w: Writer) {
         self.tail.store(w.tail, Ordering::Relaxed);
-        self.seen.store(w.seen, Ordering::Relaxed);
+        self.limit.store(w.limit, Ordering::Relaxed);
     }
 
     /// Under `rx`: our position in the incoming stream. Without the lock a hint, which may take a taken record for a new one, and

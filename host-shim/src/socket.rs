@@ -130,7 +130,7 @@ fn join_mapped(
         if !s.is_unix() {
             stamps::follow(&s);
         }
-        stream::open(&s.out_ring, s.out_dir, conn.generation());
+        stream::open(s.out_ring(), s.out_dir, conn.generation());
     }
     mapped.enter(conn.slot(), h);
     // Of AF_UNIX, the kernel tells the end of a peer that has never joined.

@@ -8,7 +8,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{Ordering, fence};
 
 use ring::segment::{Direction, READER_SHUT, RING_BYTES, state};
-use ring::stream::{self, Reader};
+use ring::stream;
 use ring::urgent;
 use ring::wake::{self, Claimed, SleepWord};
 
@@ -76,14 +76,15 @@ impl Handle {
         let mut full = false;
         let total = from.total();
         while at.done < total {
-            let Ok(span) = stream::reserve(&s.out_ring, s.out_dir, &mut w, total - at.done) else {
+            let Ok(span) = stream::reserve(s.out_ring(), s.out_dir, &mut w, total - at.done) else {
                 return Err(s.violated());
             };
             let Some(span) = span else {
+                s.sock.set_writer(w);
                 full = true;
                 break;
             };
-            let filled = from.fill(&s.out_ring, &span, at);
+            let filled = from.fill(&s.out_ring(), &span, at);
             if filled == 0 {
                 s.sock.set_writer(w);
                 return Err(Errno(libc::EFAULT));
@@ -92,9 +93,9 @@ impl Handle {
                 Some(b) if from.urgent => {
                     // SAFETY: the application's byte, as above.
                     urgent::announce(s.out_dir, &w, unsafe { *b.base });
-                    stream::commit_urgent(&s.out_ring, &mut w)
+                    stream::commit_urgent(s.out_ring(), &mut w)
                 }
-                _ => stream::commit(&s.out_ring, &mut w, filled),
+                _ => stream::commit(s.out_ring(), &mut w, filled),
             };
             if published.is_err() {
                 return Err(s.violated());
@@ -109,7 +110,6 @@ impl Handle {
                 self.ring_urgent();
             }
         }
-        s.sock.set_writer(w);
         if s.out_dir.tx_wait.is_fenced() && passes(start, w.tail, RELAX_BYTES[1]) {
             s.out_dir.tx_wait.relax();
         }
@@ -137,15 +137,15 @@ impl Handle {
             return Err(Errno(libc::EPIPE));
         }
         let mut w = s.sock.writer();
-        let Ok(span) = stream::reserve(&s.out_ring, s.out_dir, &mut w, n) else { return Err(s.violated()) };
+        let Ok(span) = stream::reserve(s.out_ring(), s.out_dir, &mut w, n) else { return Err(s.violated()) };
         s.sock.set_writer(w);
         let Some(span) = span else { return Ok(None) };
-        let Some(place) = s.out_ring.at(span.at, span.len) else { return Err(s.violated()) };
+        let Some(place) = s.out_ring().at(span.at, span.len) else { return Err(s.violated()) };
         // SAFETY: the span lies in the mapped ring and is ours to fill until the commit.
         let room = unsafe { core::slice::from_raw_parts_mut(place, span.len) };
         let got = fill(room)?;
         if got > 0 {
-            if stream::commit(&s.out_ring, &mut w, got).is_err() {
+            if stream::commit(s.out_ring(), &mut w, got).is_err() {
                 return Err(s.violated());
             }
             s.sock.set_writer(w);
@@ -176,18 +176,18 @@ impl Handle {
             return Err(Errno(libc::EPIPE));
         }
         let mut w = s.sock.writer();
-        let span = stream::reserve(&s.out_ring, s.out_dir, &mut w, from.total());
+        let span = stream::reserve(s.out_ring(), s.out_dir, &mut w, from.total());
         s.sock.set_writer(w);
         let Ok(span) = span else { return Err(s.violated()) };
         let Some(span) = span else { return Ok(false) };
         let before = *at;
-        let filled = from.fill(&s.out_ring, &span, at);
+        let filled = from.fill(&s.out_ring(), &span, at);
         if filled == 0 {
             return Err(Errno(libc::EFAULT));
         }
         // The reader finds it at the kernel when it comes to the record.
         carry().inspect_err(|_| *at = before)?;
-        if stream::commit_ancillary(&s.out_ring, &mut w, filled).is_err() {
+        if stream::commit_ancillary(s.out_ring(), &mut w, filled).is_err() {
             return Err(s.violated());
         }
         s.sock.set_writer(w);
@@ -248,7 +248,7 @@ impl Handle {
             return Err(Errno(libc::EBADF));
         }
         let start = s.sock.reader();
-        if start == Reader::default() && !stream::is_open(s.in_dir, s.conn.generation()) {
+        if start.pos == 0 && !stream::is_open(s.in_dir, s.conn.generation()) {
             return Ok(false);
         }
         let mut r = start;
@@ -267,7 +267,7 @@ impl Handle {
                 }
                 break;
             }
-            let Ok(span) = stream::next(&s.in_ring, &mut r) else { return Err(s.violated()) };
+            let Ok(span) = stream::next(s.in_ring(), &mut r) else { return Err(s.violated()) };
             let Some(span) = span else { break };
             if span.urgent {
                 match s.meets_urgent(&r, at.done > 0) {
@@ -292,7 +292,7 @@ impl Handle {
             let n = span.len.min(left);
             if !how.discard {
                 // SAFETY: the application's buffer, at least `n` bytes from `offset`.
-                unsafe { s.in_ring.copy_out(span.at, b.base.add(at.offset), n) };
+                unsafe { s.in_ring().copy_out(span.at, b.base.add(at.offset), n) };
             }
             stream::take(&mut r, n);
             at.offset += n;
@@ -427,15 +427,28 @@ impl Stream {
     #[must_use]
     pub fn has_data(&self) -> bool {
         let mut r = self.sock.reader();
-        if r == Reader::default() && !stream::is_open(self.in_dir, self.conn.generation()) {
+        if r.pos == 0 && !stream::is_open(self.in_dir, self.conn.generation()) {
             return false;
         }
-        match stream::next(&self.in_ring, &mut r) {
+        match stream::next(self.in_ring(), &mut r) {
             Ok(None) => false,
             Ok(Some(span)) if span.urgent => self.more_than_urgent(r),
             // A violation counts as readable: the read reports it.
             _ => true,
         }
+    }
+
+    /// Nothing has come, ended or failed: no event, but for room to write. False says nothing.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        let plain = self.sock.modes.load(Ordering::Relaxed) & !(modes::UNIX | modes::OOB_INLINE) == 0;
+        plain
+            && self.sock.shut.load(Ordering::Relaxed) == 0
+            && self.sock.dead.load(Ordering::Relaxed) == 0
+            && self.in_dir.state.load(Ordering::Acquire) == state::OPEN
+            && self.in_dir.urgent.load(Ordering::Relaxed) == 0
+            && !self.has_data()
     }
 
     /// Enough bytes wait for poll(2), or the room for more is used up.
@@ -455,10 +468,10 @@ impl Stream {
     #[cold]
     fn reaches_lowat(&self) -> bool {
         let r = self.sock.reader();
-        if r == Reader::default() && !stream::is_open(self.in_dir, self.conn.generation()) {
+        if r.pos == 0 && !stream::is_open(self.in_dir, self.conn.generation()) {
             return false;
         }
-        let Ok(there) = stream::unread(&self.in_ring, &r) else { return true };
+        let Ok(there) = stream::unread(self.in_ring(), &r) else { return true };
         let wanted = self.sock.lowat.load(Ordering::Relaxed) as usize + usize::from(self.mark_hides_a_byte());
         there.bytes >= wanted || there.ring_bytes > RING_BYTES as u64 / 8 * 7
     }
@@ -558,12 +571,12 @@ impl Stream {
             return true;
         }
         let mut w = self.sock.writer();
-        let room = stream::has_room(&self.out_ring, self.out_dir, &mut w, WRITABLE_BYTES).unwrap_or(true);
+        let room = stream::has_room(self.out_ring(), self.out_dir, &mut w, WRITABLE_BYTES).unwrap_or(true);
         if !room {
             // Relaxed: before the announcement, which the heavy barrier orders.
             self.out_dir
                 .tx_wake_at
-                .store(stream::room_at(&self.out_ring, &w, WRITABLE_BYTES), Ordering::Relaxed);
+                .store(stream::room_at(self.out_ring(), &w, WRITABLE_BYTES), Ordering::Relaxed);
         }
         room
     }
@@ -579,20 +592,20 @@ impl Stream {
     #[must_use]
     pub fn arrived(&self) -> u64 {
         let r = self.sock.reader();
-        if r == Reader::default() && !stream::is_open(self.in_dir, self.conn.generation()) {
+        if r.pos == 0 && !stream::is_open(self.in_dir, self.conn.generation()) {
             return 0;
         }
         // What a relative reads at this moment may look like anything: one look in vain comes of it.
-        stream::unread(&self.in_ring, &r).map_or(u64::MAX, |there| r.pos + there.ring_bytes)
+        stream::unread(self.in_ring(), &r).map_or(u64::MAX, |there| r.pos + there.ring_bytes)
     }
 
     /// Payload bytes that can be read now (`FIONREAD`).
     #[must_use]
     pub fn available(&self) -> usize {
         let r = self.sock.reader();
-        if r == Reader::default() && !stream::is_open(self.in_dir, self.conn.generation()) {
+        if r.pos == 0 && !stream::is_open(self.in_dir, self.conn.generation()) {
             return 0;
         }
-        self.before_mark(&r).or_else(|_| stream::unread(&self.in_ring, &r).map(|u| u.bytes)).unwrap_or(0)
+        self.before_mark(&r).or_else(|_| stream::unread(self.in_ring(), &r).map(|u| u.bytes)).unwrap_or(0)
     }
 }

@@ -63,7 +63,7 @@ impl Stream {
         let end = r.pos + RING_BYTES as u64;
         while r.pos < end {
             stream::take(&mut r, 1);
-            match stream::next(&self.in_ring, &mut r) {
+            match stream::next(self.in_ring(), &mut r) {
                 Ok(None) => return false,
                 Ok(Some(span)) if span.urgent => {}
                 _ => return true,
@@ -76,7 +76,7 @@ impl Stream {
     pub fn at_mark(&self) -> bool {
         let mut r = self.behind_holes(self.sock.reader());
         let Some(mark) = self.ahead(&r) else { return false };
-        matches!(stream::next(&self.in_ring, &mut r), Ok(Some(span)) if span.urgent && mark.pos == r.pos)
+        matches!(stream::next(self.in_ring(), &mut r), Ok(Some(span)) if span.urgent && mark.pos == r.pos)
     }
 
     /// `r` behind urgent bytes that are gone, since a later one came while the reader stood before them.
@@ -84,7 +84,7 @@ impl Stream {
         let end = r.pos + RING_BYTES as u64;
         while r.pos < end && !self.inline() {
             let mut next = r;
-            match stream::next(&self.in_ring, &mut next) {
+            match stream::next(self.in_ring(), &mut next) {
                 Ok(Some(span)) if span.urgent && self.ahead(&next).is_none_or(|u| u.pos != next.pos) => {
                     stream::take(&mut next, 1);
                     r = next;
@@ -120,7 +120,7 @@ impl Stream {
         let mut r = self.behind_holes(*r);
         let mut bytes = 0;
         while r.pos <= mark.pos {
-            let span = stream::next(&self.in_ring, &mut r)?.ok_or(Violation)?;
+            let span = stream::next(self.in_ring(), &mut r)?.ok_or(Violation)?;
             if r.pos == mark.pos {
                 return Ok(bytes);
             }

@@ -5,11 +5,11 @@
 
 use crate::atomic::Ordering;
 use crate::segment::Direction;
-use crate::stream::{self, KIND_DATA, KIND_SKIP, KIND_URGENT, Memory, VALID, Violation, Writer};
+use crate::stream::{self, KIND_DATA, KIND_SKIP, KIND_URGENT, Memory, Place, VALID, Violation, Writer};
 
 const HEADER: u64 = 8;
 
-/// Records that follow one another, up to the end of the ring at most.
+/// Records that follow one another, up to the end of the head or of the ring at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
     /// The first one's header.
@@ -20,16 +20,20 @@ pub struct Run {
     pub urgent: bool,
 }
 
-/// Bytes of the record with `header` at `offset`, header and padding included. `None`: no valid header, or one of what does not go
+/// Bytes of the record with `header` at `pos`, header and padding included. `None`: no valid header, or one of what does not go
 /// to another memory (SPEC 4.9).
-fn step(size: u64, offset: u64, header: u64) -> Option<u64> {
-    let len = header & 0xffff_ffff;
-    let room = size - offset - HEADER;
+fn step(mem: impl Memory, pos: u64, header: u64) -> Option<u64> {
     if header == KIND_SKIP | VALID {
-        return (room == 0).then_some(HEADER);
+        return stream::skipped(mem, pos);
     }
+    let len = header & 0xffff_ffff;
     let known = header == KIND_DATA | VALID | len || header == KIND_URGENT | VALID | 1;
-    (known && len > 0 && len <= room).then(|| HEADER + ((len + 7) & !7))
+    (known && len > 0 && len <= rest(mem, pos) - HEADER).then(|| HEADER + ((len + 7) & !7))
+}
+
+/// Bytes from `pos` to the end of the head or of the ring.
+fn rest(mem: impl Memory, pos: u64) -> u64 {
+    mem.part(mem.place(pos)) - (pos & (mem.size() - 1))
 }
 
 /// Relay: the records from position `pos` on, at most `max` bytes of them unless the first one is longer. `consumed` is what
@@ -37,18 +41,18 @@ fn step(size: u64, offset: u64, header: u64) -> Option<u64> {
 ///
 /// # Errors
 /// [`Violation`] if a header is impossible, or the writer had no room for what it wrote.
-pub fn next_run(mem: &impl Memory, pos: u64, consumed: u64, max: u64) -> Result<Option<Run>, Violation> {
-    let (size, mask) = (mem.size(), mem.size() - 1);
+pub fn next_run(mem: impl Memory, pos: u64, consumed: u64, max: u64) -> Result<Option<Run>, Violation> {
+    let (size, rest) = (mem.size(), rest(mem, pos));
     let mut run = Run { first: 0, len: 0, urgent: false };
-    // Ends: each step moves on by 8 bytes at least, and never over the ring's end.
-    while run.len == 0 || (pos + run.len) & mask != 0 {
-        let offset = (pos + run.len) & mask;
-        // Acquire: pairs with the Release in `publish`: the copy is made after this, and finds the payload.
-        let header = mem.header(offset).ok_or(Violation)?.load(Ordering::Acquire);
+    // Ends: each step moves on by 8 bytes at least, and never over the end.
+    while run.len < rest {
+        let at = pos + run.len;
+        // Acquire: pairs with the Release in `publish_at`: the copy is made after this, and finds the payload.
+        let header = mem.header(mem.place(at)).ok_or(Violation)?.load(Ordering::Acquire);
         if header == 0 {
             break;
         }
-        let step = step(size, offset, header).ok_or(Violation)?;
+        let step = step(mem, at, header).ok_or(Violation)?;
         if run.len > 0 && run.len + step > max {
             break;
         }
@@ -66,31 +70,33 @@ pub fn next_run(mem: &impl Memory, pos: u64, consumed: u64, max: u64) -> Result<
 }
 
 /// Writer of the reader's ring: the `len` bytes at its position are in place, but for the first word, once `fill` has been called
-/// with the offset of the second. Publishes the first one, which is `first`.
+/// with the place of the second. Publishes the first one, which is `first`.
 ///
 /// # Errors
 /// [`Violation`]: no run of that length, first header and place is possible, or the reader's position isn't. Nothing is filled in or
 /// published.
 pub fn place(
-    mem: &impl Memory,
+    mem: impl Memory,
     dir: &Direction,
     w: &mut Writer,
     first: u64,
     len: u64,
-    fill: impl FnOnce(u64),
+    fill: impl FnOnce(Place),
 ) -> Result<(), Violation> {
-    let size = mem.size();
-    let offset = w.tail & (size - 1);
-    let step = step(size, offset, first).ok_or(Violation)?;
-    if !len.is_multiple_of(HEADER) || step > len || len > size - offset {
+    let step = step(mem, w.tail, first).ok_or(Violation)?;
+    if !len.is_multiple_of(HEADER) || step > len || len > rest(mem, w.tail) {
         return Err(Violation);
     }
-    if stream::space(mem, dir, w, len + HEADER)? < len + HEADER {
+    let next = w.tail + len;
+    if next + HEADER > w.limit {
+        consumed(mem, dir, w)?;
+    }
+    if next + HEADER > w.limit {
         return Err(Violation);
     }
-    fill(offset + HEADER);
-    stream::publish(mem, w.tail, first, len)?;
-    w.tail += len;
+    fill(mem.place(w.tail).behind_header());
+    stream::publish_at(mem, mem.place(w.tail), first, mem.place(next))?;
+    w.tail = next;
     Ok(())
 }
 
@@ -98,12 +104,8 @@ pub fn place(
 ///
 /// # Errors
 /// [`Violation`] if its position is impossible.
-pub fn consumed(dir: &Direction, w: &mut Writer) -> Result<u64, Violation> {
-    // Acquire: as in `stream::reserve`: what is freed is copied out.
-    let consumed = dir.consumed.load(Ordering::Acquire);
-    if consumed < w.seen || consumed > w.tail {
-        return Err(Violation);
-    }
-    w.seen = consumed;
+pub fn consumed(mem: impl Memory, dir: &Direction, w: &mut Writer) -> Result<u64, Violation> {
+    let consumed = stream::consumed(mem, dir, w)?;
+    w.limit = consumed + mem.size();
     Ok(consumed)
 }

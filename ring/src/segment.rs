@@ -4,23 +4,32 @@
 //! 0        SegmentHeader
 //! 4096     Side 0 (clients): lanes, news
 //! 28672    Side 1 (servers): lanes, news
-//! 65536    Slot[256]: control lines of both directions
-//! 262144   rings: slot 0 client-to-server, slot 0 server-to-client, slot 1 ...
+//! 65536    Slot[256]: control lines and heads of both directions
+//! 524288   rings: slot 0 client-to-server, slot 0 server-to-client, slot 1 ...
 //! ```
 //! The memory is sparse: pages that no connection touches cost nothing.
 //!
-//! `unsafe` is allowed here for the `Shared` markers only.
+//! `unsafe` is allowed here for the `Shared` markers, and to view a direction's head and ring.
 #![allow(unsafe_code)]
+
+#[cfg(not(loom))]
+use core::mem::{offset_of, size_of};
+#[cfg(not(loom))]
+use core::ptr::NonNull;
 
 use crate::VERSION;
 use crate::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use crate::shared::{Region, Shared};
+#[cfg(not(loom))]
+use crate::stream::RingBytes;
 use crate::wake::{self, Claimed, SleepWord};
 
 /// "IPDG".
 pub const SEGMENT_MAGIC: u32 = u32::from_le_bytes(*b"IPDG");
 /// Connections in one segment.
 pub const SLOTS: u16 = 256;
+/// Bytes of one direction's head, in the slot: room for the first messages, so that a connection with little to say touches no ring.
+pub const HEAD_BYTES: usize = 320;
 /// Bytes of one direction's ring.
 pub const RING_BYTES: usize = 256 * 1024;
 /// Lanes of one side: epoll instances that are told of news separately.
@@ -32,7 +41,7 @@ pub const SIDE_STRIDE: usize = 24_576;
 /// First byte of the slots.
 pub const SLOTS_OFFSET: usize = 65_536;
 /// First byte of the rings.
-pub const RINGS_OFFSET: usize = 262_144;
+pub const RINGS_OFFSET: usize = 524_288;
 /// Bytes of a segment.
 pub const SEGMENT_BYTES: usize = RINGS_OFFSET + SLOTS as usize * 2 * RING_BYTES;
 
@@ -134,9 +143,29 @@ pub struct Direction {
     /// The writer that waits or watches for space wants to be told when `consumed` gets here. Writer-set.
     pub tx_wake_at: AtomicU64,
     pad3: [AtomicU64; 3],
+    /// Where the stream begins ([`crate::stream`]). (Models have none.)
+    #[cfg(not(loom))]
+    head: [AtomicU64; HEAD_BYTES / 8],
 }
 // SAFETY: atomics only, repr(C).
 unsafe impl Shared for Direction {}
+
+#[cfg(not(loom))]
+impl Direction {
+    /// Its head, and its ring, which begins at `ring`.
+    ///
+    /// # Safety
+    /// It is one of a mapped segment, and `ring` is a ring of the same.
+    #[inline(always)]
+    #[must_use]
+    pub unsafe fn memory(&self, ring: NonNull<u8>) -> RingBytes {
+        // SAFETY: mapped, as the caller says. The rings are behind the slots, and each is as long as this.
+        unsafe {
+            let head = Region::new(NonNull::from(&self.head).cast(), RING_BYTES);
+            RingBytes::with_head(head, HEAD_BYTES as u64, Region::new(ring, RING_BYTES))
+        }
+    }
+}
 
 #[cfg(loom)]
 impl Direction {
@@ -166,29 +195,31 @@ impl Direction {
 }
 
 /// Both directions of a connection: 0 from client to server, 1 back.
-#[repr(C, align(512))]
+#[repr(C, align(1024))]
 pub struct Slot {
     /// Direction `d` is written by side `d`.
     pub directions: [Direction; 2],
 }
-// SAFETY: atomics only, repr(C); the tail padding is never looked at.
+// SAFETY: atomics only, repr(C).
 unsafe impl Shared for Slot {}
 
 #[cfg(not(loom))]
 const _: () = {
-    use core::mem::{offset_of, size_of};
     assert!(size_of::<SleepWord>() == 8 && size_of::<Lane>() == 64);
     assert!(size_of::<Side>() == 64 * LANES + LANES * SLOTS as usize);
     assert!(size_of::<Side>() <= SIDE_STRIDE);
-    assert!(size_of::<Direction>() == 192);
+    assert!(size_of::<Direction>() == 512);
     assert!(offset_of!(Direction, generation) == 64);
     assert!(offset_of!(Direction, urgent) == 72 && offset_of!(Direction, sent_at_ns) == 80);
     assert!(offset_of!(Direction, rx_wait) == 128);
     assert!(offset_of!(Direction, rx_watch) == 144);
     assert!(offset_of!(Direction, tx_wake_at) == 160);
-    assert!(size_of::<Slot>() == 512);
+    assert!(offset_of!(Direction, head) == 192);
+    assert!(size_of::<Slot>() == 1024);
     assert!(SIDES_OFFSET + 2 * SIDE_STRIDE <= SLOTS_OFFSET);
     assert!(SLOTS_OFFSET + SLOTS as usize * size_of::<Slot>() <= RINGS_OFFSET);
+    // What `Direction::memory` takes for mapped.
+    assert!(RINGS_OFFSET + RING_BYTES <= SEGMENT_BYTES);
     assert!(RING_BYTES.is_power_of_two() && SLOTS.is_power_of_two());
 };
 
@@ -227,13 +258,17 @@ impl<'a> Segment<'a> {
         self.region.get(SIDES_OFFSET + side as usize * SIDE_STRIDE)
     }
 
-    /// Ring memory of `slot`, direction 0 or 1.
+    /// Head and ring of `slot`, direction 0 or 1.
+    #[cfg(not(loom))]
     #[must_use]
-    pub fn ring(&self, slot: u16, direction: u32) -> Option<Region> {
+    pub fn ring(&self, slot: u16, direction: u32) -> Option<RingBytes> {
         if slot >= SLOTS || direction > 1 {
             return None;
         }
-        self.region.part(RINGS_OFFSET + (usize::from(slot) * 2 + direction as usize) * RING_BYTES, RING_BYTES)
+        let control = self.slots.get(usize::from(slot))?.directions.get(direction as usize)?;
+        let ring = RINGS_OFFSET + (usize::from(slot) * 2 + direction as usize) * RING_BYTES;
+        // SAFETY: both are of this segment.
+        Some(unsafe { control.memory(self.region.part(ring, RING_BYTES)?.base()) })
     }
 }
 

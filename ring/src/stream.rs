@@ -1,12 +1,12 @@
-//! One direction of a connection (SPEC 4): a ring of records with inline headers.
+//! One direction of a connection (SPEC 4): records with inline headers, the first ones in a short head, all others in a ring.
 //!
 //! A record is a 64-bit header and its payload, padded to 8 bytes; it never crosses the end of the ring.
 //! A header is valid when it is not zero, and the word where the next header will stand is zeroed before a header
 //! is published: so one small message costs one cache line, and the reader needs no index of the writer's.
 //!
 //! ```text
-//! header: bits 0-31 payload bytes, 32-39 kind (1 data, 2 skip to the ring's start, 3 one urgent byte, 4 data with something
-//!         beside it at the kernel), 63 valid
+//! header: bits 0-31 payload bytes, 32-39 kind (1 data, 2 skip to the ring's start or from the head to the ring, 3 one urgent
+//!         byte, 4 data with something beside it at the kernel), 63 valid
 //! ```
 //!
 //! Positions are bytes since the beginning, never wrapped; each side keeps its own in memory that the
@@ -30,61 +30,151 @@ pub(crate) const KIND_SKIP: u64 = 2 << 32;
 pub(crate) const KIND_URGENT: u64 = 3 << 32;
 const KIND_ANCILLARY: u64 = 4 << 32;
 
-/// The bytes of a ring, a power of two of them, as headers and payload. The shipped one is [`RingBytes`]; the loom tests
-/// bring one that detects overlapping accesses.
-pub trait Memory {
-    /// Ring size in bytes.
-    fn size(&self) -> u64;
-    /// The header word at `offset` (multiple of 8, inside the ring), if there is one.
-    fn header(&self, offset: u64) -> Option<&AtomicU64>;
+/// Where bytes of a stream lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// In the head, not in the ring.
+    pub in_head: bool,
+    /// From its start.
+    pub offset: usize,
 }
 
-/// Ring bytes in a mapped segment. (Not under loom, whose atomics are not plain memory.)
+impl Place {
+    /// `offset` bytes into the ring.
+    #[must_use]
+    pub fn in_ring(offset: usize) -> Place {
+        Place { in_head: false, offset }
+    }
+
+    /// `bytes` further in the same part.
+    #[inline(always)]
+    #[must_use]
+    pub fn plus(self, bytes: usize) -> Place {
+        Place { offset: self.offset.wrapping_add(bytes), ..self }
+    }
+
+    /// Where the payload of the record begins whose header is here.
+    #[inline(always)]
+    pub(crate) fn behind_header(self) -> Place {
+        self.plus(size_of::<u64>())
+    }
+}
+
+/// The bytes of a ring, a power of two of them, and of the head before it, as headers and payload. The shipped one is [`RingBytes`];
+/// the loom tests bring one that detects overlapping accesses. (Copied, so that its parts stay in registers.)
+pub trait Memory: Copy {
+    /// Ring size in bytes.
+    fn size(&self) -> u64;
+    /// Bytes of the head, a multiple of 8 below the ring's size: positions below this are there. 0: there is none.
+    fn head(&self) -> u64 {
+        0
+    }
+    /// The header word at a place (multiple of 8), if it is inside.
+    fn header(&self, place: Place) -> Option<&AtomicU64>;
+
+    /// Where a position lies.
+    #[inline(always)]
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation)] // below the ring's size
+    fn place(&self, pos: u64) -> Place {
+        Place { in_head: pos < self.head(), offset: (pos & (self.size() - 1)) as usize }
+    }
+
+    /// Bytes of the part that a place is in.
+    #[inline(always)]
+    #[must_use]
+    fn part(&self, place: Place) -> u64 {
+        if place.in_head { self.head() } else { self.size() }
+    }
+}
+
+impl<M: Memory> Memory for &M {
+    fn size(&self) -> u64 {
+        M::size(self)
+    }
+    fn head(&self) -> u64 {
+        M::head(self)
+    }
+    fn header(&self, place: Place) -> Option<&AtomicU64> {
+        M::header(self, place)
+    }
+}
+
+/// Head and ring in a mapped segment. (Not under loom, whose atomics are not plain memory.)
 #[cfg(not(loom))]
 #[derive(Clone, Copy, Debug)]
 pub struct RingBytes {
-    region: Region,
+    /// As long as the ring: what is mapped behind the head is nothing that the peer could not spoil anyway. One bound for both parts is
+    /// cheaper to check than two.
+    head: Region,
+    head_bytes: u64,
+    ring: Region,
 }
 
 #[cfg(not(loom))]
 impl RingBytes {
-    /// Views a region whose length is a power of two as a ring.
+    /// Views a region whose length is a power of two as a ring without a head.
     #[must_use]
-    pub fn new(region: Region) -> Option<Self> {
-        (region.len().is_power_of_two() && region.len() >= 64).then_some(RingBytes { region })
+    pub fn new(ring: Region) -> Option<Self> {
+        let aligned = (ring.base().as_ptr() as usize).is_multiple_of(8);
+        let fine = ring.len().is_power_of_two() && ring.len() >= 64 && aligned;
+        fine.then_some(RingBytes { head: ring, head_bytes: 0, ring })
     }
 
-    /// Copies `src` into the ring at `at` (from [`reserve`]); bytes outside the ring are not written.
+    /// A ring, with the first `head_bytes` of a region of the same length as its head.
+    #[inline(always)]
+    #[must_use]
+    pub fn with_head(head: Region, head_bytes: u64, ring: Region) -> Self {
+        debug_assert!(
+            ring.len().is_power_of_two() && head.len() == ring.len() && head_bytes.is_multiple_of(8)
+        );
+        RingBytes { head, head_bytes, ring }
+    }
+
+    /// The ring alone.
+    #[must_use]
+    pub fn ring(&self) -> Region {
+        self.ring
+    }
+
+    #[inline(always)]
+    fn region(&self, place: Place) -> Region {
+        if place.in_head { self.head } else { self.ring }
+    }
+
+    /// Copies `src` to a place (from [`reserve`]); bytes beyond the ring's length are not written.
     ///
     /// # Safety
     /// `src` is readable for `len` bytes.
     #[inline(always)]
-    pub unsafe fn copy_in(&self, at: usize, src: *const u8, len: usize) {
-        if at.checked_add(len).is_none_or(|end| end > self.region.len()) {
+    pub unsafe fn copy_in(&self, at: Place, src: *const u8, len: usize) {
+        let part = self.region(at);
+        if at.offset.checked_add(len).is_none_or(|end| end > part.len()) {
             return;
         }
-        // SAFETY: inside the mapped ring (checked), `src` readable (contract). The two sides are the user's private
-        // memory and the ring; a hostile peer may write the ring meanwhile, which garbles its own data only.
-        unsafe { copy(src, self.region.base().as_ptr().add(at), len) }
+        // SAFETY: inside the mapped part (checked), `src` readable (contract). The two sides are the user's private
+        // memory and the segment; a hostile peer may write there meanwhile, which garbles its own data only.
+        unsafe { copy(src, part.base().as_ptr().add(at.offset), len) }
     }
 
-    /// Copies from the ring at `at` (from [`next`]) to `dst`; nothing is copied from outside the ring.
+    /// Copies from a place (from [`next`]) to `dst`; nothing is copied from beyond the ring's length.
     ///
     /// # Safety
     /// `dst` is writable for `len` bytes.
     #[inline(always)]
-    pub unsafe fn copy_out(&self, at: usize, dst: *mut u8, len: usize) {
-        if at.checked_add(len).is_none_or(|end| end > self.region.len()) {
+    pub unsafe fn copy_out(&self, at: Place, dst: *mut u8, len: usize) {
+        let part = self.region(at);
+        if at.offset.checked_add(len).is_none_or(|end| end > part.len()) {
             return;
         }
         // SAFETY: as in `copy_in`, the other way.
-        unsafe { copy(self.region.base().as_ptr().add(at), dst, len) }
+        unsafe { copy(part.base().as_ptr().add(at.offset), dst, len) }
     }
 
-    /// First byte of the payload at `at`, for system calls that read or write it in place.
+    /// First byte of the payload at a place, for system calls that read or write it in place.
     #[must_use]
-    pub fn at(&self, at: usize, len: usize) -> Option<*mut u8> {
-        Some(self.region.part(at, len)?.base().as_ptr())
+    pub fn at(&self, at: Place, len: usize) -> Option<*mut u8> {
+        Some(self.region(at).part(at.offset, len)?.base().as_ptr())
     }
 }
 
@@ -108,12 +198,22 @@ unsafe fn copy(src: *const u8, dst: *mut u8, len: usize) {
 impl Memory for RingBytes {
     #[inline(always)]
     fn size(&self) -> u64 {
-        self.region.len() as u64
+        self.ring.len() as u64
     }
     #[inline(always)]
-    #[allow(clippy::cast_possible_truncation)] // offsets are below the region's length
-    fn header(&self, offset: u64) -> Option<&AtomicU64> {
-        self.region.get(offset as usize)
+    fn head(&self) -> u64 {
+        self.head_bytes
+    }
+    #[inline(always)]
+    fn header(&self, place: Place) -> Option<&AtomicU64> {
+        let part = self.region(place);
+        // A multiple of 8 already: said here, so that the compiler sees that a position's is inside.
+        let offset = place.offset & !7;
+        if offset > part.len() - 8 {
+            return None;
+        }
+        // SAFETY: in range (checked), aligned (both parts are), mapped, and any bit pattern and concurrent change is fine.
+        Some(unsafe { &*part.base().as_ptr().add(offset).cast() })
     }
 }
 
@@ -126,8 +226,8 @@ pub struct Violation;
 pub struct Writer {
     /// Bytes written, headers and padding included.
     pub tail: u64,
-    /// The reader's position as last seen.
-    pub seen: u64,
+    /// Up to where there is room, as last seen; the head's end, while it is in the head.
+    pub limit: u64,
 }
 
 /// The reader's own position. All zero for a fresh ring.
@@ -141,11 +241,11 @@ pub struct Reader {
     pub len: u32,
 }
 
-/// A place to copy to or from: offset of its first byte in the ring, and length.
+/// A place to copy to or from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// Offset in the ring.
-    pub at: usize,
+    /// Of its first byte.
+    pub at: Place,
     /// Bytes, at least 1.
     pub len: usize,
     /// Reader: this is the byte of an urgent record, and the reader stands before it ([`crate::urgent`]).
@@ -158,11 +258,11 @@ const fn padded(len: u64) -> u64 {
     (len + 7) & !7
 }
 
-/// Writer: makes the ring ready for a new connection of generation `generation` (SPEC 5.5).
+/// Writer: makes the memory ready for a new connection of generation `generation` (SPEC 5.5).
 /// Until this is done the reader takes the direction for empty.
-pub fn open(mem: &impl Memory, dir: &Direction, generation: u32) {
+pub fn open(mem: impl Memory, dir: &Direction, generation: u32) {
     use crate::segment::state;
-    if let Some(word) = mem.header(0) {
+    if let Some(word) = mem.header(mem.place(0)) {
         // Relaxed, all of these: published by the generation below.
         word.store(0, Ordering::Relaxed);
     }
@@ -180,21 +280,16 @@ pub fn is_open(dir: &Direction, generation: u32) -> bool {
     dir.generation.load(Ordering::Acquire) == generation
 }
 
-/// Writer: bytes that the reader has freed, looking at its line only when the known space is below `want`.
+/// Writer: how far the reader says it has come.
+///
+/// # Errors
+/// [`Violation`] if that is impossible.
 #[inline(always)]
-pub(crate) fn space(mem: &impl Memory, dir: &Direction, w: &mut Writer, want: u64) -> Result<u64, Violation> {
-    let free = mem.size().wrapping_sub(w.tail.wrapping_sub(w.seen));
-    if free >= want {
-        return Ok(free);
-    }
+pub(crate) fn consumed(mem: impl Memory, dir: &Direction, w: &Writer) -> Result<u64, Violation> {
     // Acquire: pairs with the Release in `release`: the reader has finished copying out what it frees.
     let consumed = dir.consumed.load(Ordering::Acquire);
     // Below what was seen, or ahead of what was written: only a reader that lies says so.
-    if consumed < w.seen || consumed > w.tail {
-        return Err(Violation);
-    }
-    w.seen = consumed;
-    Ok(mem.size() - (w.tail - consumed))
+    if consumed > w.tail || consumed + mem.size() < w.limit { Err(Violation) } else { Ok(consumed) }
 }
 
 /// Writer: reserves room for up to `want` payload bytes (at least 1) in one record.
@@ -204,35 +299,75 @@ pub(crate) fn space(mem: &impl Memory, dir: &Direction, w: &mut Writer, want: u6
 /// # Errors
 /// [`Violation`] if the reader's position is impossible.
 #[inline(always)]
-#[allow(clippy::cast_possible_truncation)] // lengths and offsets are below the ring's size
 pub fn reserve(
-    mem: &impl Memory,
+    mem: impl Memory,
     dir: &Direction,
     w: &mut Writer,
     want: usize,
 ) -> Result<Option<Span>, Violation> {
+    let want = want.min(RECORD_MAX);
+    let at = mem.place(w.tail);
+    // Room for: a skip header, this header, the payload, and the next header's zero; before the end of the ring, too.
+    let need = needed(want);
+    if w.limit.wrapping_sub(w.tail) >= need && mem.size() - at.offset as u64 >= need {
+        return Ok(Some(Span { at: at.behind_header(), len: want, urgent: false, ancillary: false }));
+    }
+    let (moved, span) = reserve_part(mem, dir, *w, want)?;
+    *w = moved;
+    Ok(span)
+}
+
+const fn needed(want: usize) -> u64 {
+    padded(want as u64) + 3 * HEADER
+}
+
+/// [`reserve`], where that is not as simple.
+#[cold]
+#[inline(never)]
+#[allow(clippy::cast_possible_truncation)] // lengths are below the ring's size
+fn reserve_part(
+    mem: impl Memory,
+    dir: &Direction,
+    mut w: Writer,
+    want: usize,
+) -> Result<(Writer, Option<Span>), Violation> {
     let size = mem.size();
-    let want = want.min(RECORD_MAX) as u64;
-    // Room for: a skip header, this header, the payload, and the next header's zero.
-    let free = space(mem, dir, w, padded(want) + 3 * HEADER)?;
-    let mut offset = w.tail & (size - 1);
-    let mut used = 0;
-    if size - offset == HEADER {
+    let need = needed(want);
+    if w.limit.wrapping_sub(w.tail) < need {
+        w = more_room(mem, dir, w, need)?;
+    }
+    let mut free = w.limit - w.tail;
+    if size - (w.tail & (size - 1)) == HEADER {
         // Only a header fits before the end: skip to the start. Published here, as an empty step.
         if free < 3 * HEADER + 8 {
-            return Ok(None);
+            return Ok((w, None));
         }
         publish(mem, w.tail, KIND_SKIP | VALID, HEADER)?;
         w.tail += HEADER;
-        offset = 0;
-        used = HEADER;
+        free -= HEADER;
     }
-    let room = (free - used).saturating_sub(2 * HEADER).min(size - offset - HEADER) & !7;
-    let len = want.min(room);
-    if len == 0 {
-        return Ok(None);
+    let at = mem.place(w.tail).behind_header();
+    let room = free.saturating_sub(2 * HEADER).min(size - at.offset as u64) & !7;
+    let len = want.min(room as usize);
+    Ok((w, (len > 0).then_some(Span { at, len, urgent: false, ancillary: false })))
+}
+
+/// Writer: `want` is more than the room that is known: looks for more. Of the head there is all from the beginning; who needs more
+/// goes on in the ring.
+fn more_room(mem: impl Memory, dir: &Direction, mut w: Writer, want: u64) -> Result<Writer, Violation> {
+    let consumed = consumed(mem, dir, &w)?;
+    let head = mem.head();
+    if w.tail < head {
+        w.limit = head;
+        if head - w.tail >= want {
+            return Ok(w);
+        }
+        // Each record in the head has left room for this one.
+        publish_at(mem, mem.place(w.tail), KIND_SKIP | VALID, mem.place(head))?;
+        w.tail = head;
     }
-    Ok(Some(Span { at: (offset + HEADER) as usize, len: len as usize, urgent: false, ancillary: false }))
+    w.limit = consumed + mem.size();
+    Ok(w)
 }
 
 /// Writer: publishes the `len` bytes (1 to the reserved length) that were copied to the reserved span.
@@ -240,7 +375,7 @@ pub fn reserve(
 /// # Errors
 /// [`Violation`] only if the ring itself is unusable (too small); nothing is published then.
 #[inline(always)]
-pub fn commit(mem: &impl Memory, w: &mut Writer, len: usize) -> Result<(), Violation> {
+pub fn commit(mem: impl Memory, w: &mut Writer, len: usize) -> Result<(), Violation> {
     let len = len as u64;
     let step = HEADER + padded(len);
     publish(mem, w.tail, KIND_DATA | VALID | len, step)?;
@@ -252,7 +387,7 @@ pub fn commit(mem: &impl Memory, w: &mut Writer, len: usize) -> Result<(), Viola
 ///
 /// # Errors
 /// As [`commit`].
-pub fn commit_ancillary(mem: &impl Memory, w: &mut Writer, len: usize) -> Result<(), Violation> {
+pub fn commit_ancillary(mem: impl Memory, w: &mut Writer, len: usize) -> Result<(), Violation> {
     let len = len as u64;
     let step = HEADER + padded(len);
     publish(mem, w.tail, KIND_ANCILLARY | VALID | len, step)?;
@@ -264,21 +399,30 @@ pub fn commit_ancillary(mem: &impl Memory, w: &mut Writer, len: usize) -> Result
 ///
 /// # Errors
 /// As [`commit`].
-pub fn commit_urgent(mem: &impl Memory, w: &mut Writer) -> Result<(), Violation> {
+pub fn commit_urgent(mem: impl Memory, w: &mut Writer) -> Result<(), Violation> {
     publish(mem, w.tail, KIND_URGENT | VALID | 1, HEADER + padded(1))?;
     w.tail += HEADER + padded(1);
     Ok(())
 }
 
+/// The word behind it is in the same part: nothing but a skip ends at the head's end.
 #[inline(always)]
-pub(crate) fn publish(mem: &impl Memory, tail: u64, header: u64, step: u64) -> Result<(), Violation> {
-    let mask = mem.size() - 1;
-    let next = mem.header((tail + step) & mask).ok_or(Violation)?;
-    let this = mem.header(tail & mask).ok_or(Violation)?;
+#[allow(clippy::cast_possible_truncation)] // below the ring's size
+fn publish(mem: impl Memory, tail: u64, header: u64, step: u64) -> Result<(), Violation> {
+    let at = mem.place(tail);
+    let next = Place { offset: ((tail + step) & (mem.size() - 1)) as usize, ..at };
+    publish_at(mem, at, header, next)
+}
+
+/// Publishes a header; the one behind it will stand at `next`.
+#[inline(always)]
+pub(crate) fn publish_at(mem: impl Memory, at: Place, header: u64, next: Place) -> Result<(), Violation> {
+    let next = mem.header(next).ok_or(Violation)?;
+    let this = mem.header(at).ok_or(Violation)?;
     // Relaxed: the Release below orders it before this header becomes visible, and nobody looks
     // for the next header before having seen this one.
     next.store(0, Ordering::Relaxed);
-    // Release: pairs with the Acquire in `next`: whoever sees the header sees the payload and the zero.
+    // Release: pairs with the Acquire in `load_header`: whoever sees the header sees the payload and the zero.
     this.store(header, Ordering::Release);
     Ok(())
 }
@@ -289,24 +433,19 @@ pub(crate) fn publish(mem: &impl Memory, tail: u64, header: u64, step: u64) -> R
 /// # Errors
 /// [`Violation`] if a header is impossible.
 #[inline(always)]
-#[allow(clippy::cast_possible_truncation)] // lengths and offsets are below the ring's size
-pub fn next(mem: &impl Memory, r: &mut Reader) -> Result<Option<Span>, Violation> {
-    let size = mem.size();
+#[allow(clippy::cast_possible_truncation)] // lengths and places are below the memory's size
+pub fn next(mem: impl Memory, r: &mut Reader) -> Result<Option<Span>, Violation> {
     let (mut urgent, mut ancillary) = (false, false);
     if r.left == 0 {
         // At most two steps: a skip is followed by something else.
         let mut header = load_header(mem, r.pos)?;
         if header == KIND_SKIP | VALID {
-            if size - (r.pos & (size - 1)) != HEADER {
-                return Err(Violation);
-            }
-            r.pos += HEADER;
-            header = load_header(mem, r.pos)?;
+            (r.pos, header) = behind_skip(mem, r.pos)?;
         }
         if header == 0 {
             return Ok(None);
         }
-        let offset = r.pos & (size - 1);
+        let at = mem.place(r.pos);
         let len = header & 0xffff_ffff;
         if header != KIND_DATA | VALID | len {
             urgent = header == KIND_URGENT | VALID | 1;
@@ -315,20 +454,36 @@ pub fn next(mem: &impl Memory, r: &mut Reader) -> Result<Option<Span>, Violation
                 return Err(Violation);
             }
         }
-        if len == 0 || len > size - offset - HEADER {
+        if len == 0 || len + HEADER > mem.part(at) - at.offset as u64 {
             return Err(Violation);
         }
         r.len = len as u32;
         r.left = len as u32;
     }
-    let start = (r.pos & (size - 1)) + HEADER + u64::from(r.len) - u64::from(r.left);
-    Ok(Some(Span { at: start as usize, len: r.left as usize, urgent, ancillary }))
+    let at = mem.place(r.pos).behind_header().plus(r.len as usize - r.left as usize);
+    Ok(Some(Span { at, len: r.left as usize, urgent, ancillary }))
+}
+
+/// The position behind a skip at `pos`, and the header there.
+#[cold]
+#[inline(never)]
+fn behind_skip(mem: impl Memory, pos: u64) -> Result<(u64, u64), Violation> {
+    let pos = pos + skipped(mem, pos).ok_or(Violation)?;
+    Ok((pos, load_header(mem, pos)?))
+}
+
+/// Bytes from a skip at `pos` to where it goes on; `None`: none may stand there.
+pub(crate) fn skipped(mem: impl Memory, pos: u64) -> Option<u64> {
+    match mem.head().checked_sub(pos) {
+        Some(rest) if rest > 0 => Some(rest),
+        _ => (mem.size() - (pos & (mem.size() - 1)) == HEADER).then_some(HEADER),
+    }
 }
 
 #[inline(always)]
-fn load_header(mem: &impl Memory, pos: u64) -> Result<u64, Violation> {
-    // Acquire: pairs with the Release in `publish`.
-    Ok(mem.header(pos & (mem.size() - 1)).ok_or(Violation)?.load(Ordering::Acquire))
+fn load_header(mem: impl Memory, pos: u64) -> Result<u64, Violation> {
+    // Acquire: pairs with the Release in `publish_at`.
+    Ok(mem.header(mem.place(pos)).ok_or(Violation)?.load(Ordering::Acquire))
 }
 
 /// Reader: `n` bytes of the span from [`next`] (at most its length) are copied out.
@@ -348,7 +503,7 @@ pub fn take(r: &mut Reader, n: usize) {
 pub fn release(dir: &Direction, r: &Reader) -> u64 {
     let inside = if r.left == 0 { 0 } else { HEADER + u64::from(r.len - r.left) };
     let consumed = r.pos + (inside & !7);
-    // Release: pairs with the Acquire in `space`: our copies out of the ring are done.
+    // Release: pairs with the Acquire in `consumed`: our copies out of the ring are done.
     dir.consumed.store(consumed, Ordering::Release);
     consumed
 }
@@ -366,7 +521,7 @@ pub struct Unread {
 ///
 /// # Errors
 /// [`Violation`] if a header is impossible.
-pub fn unread(mem: &impl Memory, r: &Reader) -> Result<Unread, Violation> {
+pub fn unread(mem: impl Memory, r: &Reader) -> Result<Unread, Violation> {
     let start = r.pos;
     let mut r = *r;
     let mut bytes = 0;
@@ -384,19 +539,28 @@ pub fn unread(mem: &impl Memory, r: &Reader) -> Result<Unread, Violation> {
 ///
 /// # Errors
 /// [`Violation`] if the reader's position is impossible.
-pub fn has_room(mem: &impl Memory, dir: &Direction, w: &mut Writer, want: u64) -> Result<bool, Violation> {
-    Ok(space(mem, dir, w, want + 4 * HEADER)? >= want + 4 * HEADER)
+pub fn has_room(mem: impl Memory, dir: &Direction, w: &mut Writer, want: u64) -> Result<bool, Violation> {
+    let need = want + 4 * HEADER;
+    if w.limit.wrapping_sub(w.tail) >= need {
+        return Ok(true);
+    }
+    let limit = consumed(mem, dir, w)? + mem.size();
+    if w.tail >= mem.head() {
+        w.limit = limit;
+    }
+    // What does not go into the head goes into the ring.
+    Ok(limit.saturating_sub(w.tail.max(mem.head())) >= need)
 }
 
 /// Writer: the reader's position from which [`has_room`] holds for `want`.
 #[must_use]
-pub fn room_at(mem: &impl Memory, w: &Writer, want: u64) -> u64 {
-    (w.tail + want + 4 * HEADER).saturating_sub(mem.size())
+pub fn room_at(mem: impl Memory, w: &Writer, want: u64) -> u64 {
+    (w.tail.max(mem.head()) + want + 4 * HEADER).saturating_sub(mem.size())
 }
 
 /// Writer: true if the reader has consumed everything.
 #[must_use]
 pub fn drained(dir: &Direction, w: &Writer) -> bool {
-    // Acquire: as in `space`.
+    // Acquire: as in `consumed`.
     dir.consumed.load(Ordering::Acquire) == w.tail
 }

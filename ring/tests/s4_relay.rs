@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use ring::atomic::Ordering;
 use ring::relay::{self, Run};
 use ring::segment::Direction;
-use ring::stream::{self, Memory as _, Reader, RingBytes, Violation, Writer};
+use ring::stream::{self, Memory as _, Place, Reader, RingBytes, Violation, Writer};
 use support::{StreamMemory, copy_in, copy_out};
 
 const VALID: u64 = 1 << 63;
@@ -18,8 +18,11 @@ struct End(StreamMemory);
 
 impl End {
     fn new(bytes: usize) -> End {
-        let end = End(StreamMemory::new(bytes));
-        stream::open(&end.ring(), end.dir(), 1);
+        End::with_head(bytes, 0)
+    }
+    fn with_head(bytes: usize, head: u64) -> End {
+        let end = End(StreamMemory::with_head(bytes, head));
+        stream::open(end.ring(), end.dir(), 1);
         end
     }
     fn ring(&self) -> RingBytes {
@@ -31,9 +34,9 @@ impl End {
     /// The words of a run but its first.
     fn copy_to(&self, to: &End, pos: u64, run: Run) {
         for at in (8..run.len).step_by(8) {
-            let offset = (pos + at) & (self.ring().size() - 1);
-            let word = self.ring().header(offset).unwrap().load(Ordering::Relaxed);
-            to.ring().header(offset).unwrap().store(word, Ordering::Relaxed);
+            let place = self.ring().place(pos).plus(usize::try_from(at).unwrap());
+            let word = self.ring().header(place).unwrap().load(Ordering::Relaxed);
+            to.ring().header(place).unwrap().store(word, Ordering::Relaxed);
         }
     }
 }
@@ -41,11 +44,11 @@ impl End {
 fn write(end: &End, w: &mut Writer, bytes: &[u8]) -> usize {
     let mut done = 0;
     while done < bytes.len() {
-        let Some(span) = stream::reserve(&end.ring(), end.dir(), w, bytes.len() - done).unwrap() else {
+        let Some(span) = stream::reserve(end.ring(), end.dir(), w, bytes.len() - done).unwrap() else {
             break;
         };
         copy_in(&end.ring(), span, &bytes[done..done + span.len]);
-        stream::commit(&end.ring(), w, span.len).unwrap();
+        stream::commit(end.ring(), w, span.len).unwrap();
         done += span.len;
     }
     done
@@ -54,7 +57,7 @@ fn write(end: &End, w: &mut Writer, bytes: &[u8]) -> usize {
 fn read(end: &End, r: &mut Reader, max: usize) -> Vec<u8> {
     let mut got = Vec::new();
     while got.len() < max {
-        let Some(span) = stream::next(&end.ring(), r).unwrap() else { break };
+        let Some(span) = stream::next(end.ring(), r).unwrap() else { break };
         let n = span.len.min(max - got.len());
         got.extend(copy_out(&end.ring(), span, n));
         stream::take(r, n);
@@ -83,9 +86,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 proptest! {
     #[test]
-    fn s4_10_bytes_come_through_in_order(steps in steps(), power in 6_u32..11) {
+    fn s4_10_bytes_come_through_in_order(steps in steps(), power in 6_u32..11, head in 0..8_u64) {
         let size = 1_usize << power;
-        let (here, there) = (End::new(size), End::new(size));
+        let head = (head * 8).min(size as u64 / 2);
+        let (here, there) = (End::with_head(size, head), End::with_head(size, head));
         let (mut w, mut r, mut far) = (Writer::default(), Reader::default(), Writer::default());
         let (mut relayed, mut credit) = (0, 0);
         let (mut sent, mut got) = (Vec::new(), Vec::new());
@@ -97,17 +101,17 @@ proptest! {
                     sent.extend_from_slice(&bytes[..done]);
                 }
                 Step::Relay(max) => {
-                    if let Some(run) = relay::next_run(&here.ring(), relayed, credit, max).unwrap() {
+                    if let Some(run) = relay::next_run(here.ring(), relayed, credit, max).unwrap() {
                         let fill = |at| {
-                            assert_eq!(at, (relayed & (here.ring().size() - 1)) + 8);
+                            assert_eq!(at, here.ring().place(relayed).plus(8));
                             here.copy_to(&there, relayed, run);
                         };
-                        relay::place(&there.ring(), there.dir(), &mut far, run.first, run.len, fill).unwrap();
+                        relay::place(there.ring(), there.dir(), &mut far, run.first, run.len, fill).unwrap();
                         relayed += run.len;
                     }
                 }
                 Step::Credit => {
-                    credit = relay::consumed(there.dir(), &mut far).unwrap();
+                    credit = relay::consumed(there.ring(), there.dir(), &mut far).unwrap();
                     here.dir().consumed.store(credit, Ordering::Release);
                 }
                 Step::Read(n) => got.extend(read(&there, &mut r, n)),
@@ -125,11 +129,11 @@ proptest! {
     ) {
         let end = End::new(128);
         for (at, word) in words.iter().enumerate() {
-            end.ring().header(at as u64 * 8).unwrap().store(*word, Ordering::Relaxed);
+            end.ring().header(Place::in_ring(at * 8)).unwrap().store(*word, Ordering::Relaxed);
         }
         let pos = turn * 128 + at * 8;
         let consumed = pos.saturating_sub(freed);
-        if let Ok(Some(run)) = relay::next_run(&end.ring(), pos, consumed, 64) {
+        if let Ok(Some(run)) = relay::next_run(end.ring(), pos, consumed, 64) {
             prop_assert!(run.len % 8 == 0 && at * 8 + run.len <= 128);
             prop_assert!(pos + run.len + 8 <= consumed + 128);
             prop_assert_eq!(run.first, words[usize::try_from(at).unwrap()]);
@@ -146,13 +150,13 @@ proptest! {
         // A writer is never more than the ring ahead of what it has seen.
         let seen = tail.saturating_sub(behind * 8);
         end.dir().consumed.store(seen, Ordering::Relaxed);
-        let mut w = Writer { tail, seen };
+        let mut w = Writer { tail, limit: seen + 128 };
         let offset = tail % 128;
-        match relay::place(&end.ring(), end.dir(), &mut w, first, len, |_| ()) {
+        match relay::place(end.ring(), end.dir(), &mut w, first, len, |_| ()) {
             Ok(()) => {
                 prop_assert!(len % 8 == 0 && offset + len <= 128 && tail + len + 8 <= seen + 128);
-                prop_assert_eq!(end.ring().header(offset).unwrap().load(Ordering::Relaxed), first);
-                prop_assert_eq!(end.ring().header((offset + len) % 128).unwrap().load(Ordering::Relaxed), 0);
+                prop_assert_eq!(end.ring().header(end.ring().place(tail)).unwrap().load(Ordering::Relaxed), first);
+                prop_assert_eq!(end.ring().header(end.ring().place(tail + len)).unwrap().load(Ordering::Relaxed), 0);
                 prop_assert_eq!(w.tail, tail + len);
             }
             Err(Violation) => prop_assert_eq!(w.tail, tail),
@@ -164,19 +168,19 @@ proptest! {
 fn s4_10_2_ancillary_data_does_not_go_to_another_host() {
     let end = End::new(128);
     let mut w = Writer::default();
-    let span = stream::reserve(&end.ring(), end.dir(), &mut w, 8).unwrap().unwrap();
-    stream::commit_ancillary(&end.ring(), &mut w, span.len).unwrap();
-    assert_eq!(relay::next_run(&end.ring(), 0, 0, 64), Err(Violation));
+    let span = stream::reserve(end.ring(), end.dir(), &mut w, 8).unwrap().unwrap();
+    stream::commit_ancillary(end.ring(), &mut w, span.len).unwrap();
+    assert_eq!(relay::next_run(end.ring(), 0, 0, 64), Err(Violation));
 }
 
 #[test]
 fn s4_10_4_a_reader_that_lies() {
     let end = End::new(128);
-    let mut w = Writer { tail: 64, seen: 16 };
+    let mut w = Writer { tail: 64, limit: 16 + 128 };
     for consumed in [8, 72, u64::MAX] {
         end.dir().consumed.store(consumed, Ordering::Relaxed);
-        assert_eq!(relay::consumed(end.dir(), &mut w), Err(Violation));
+        assert_eq!(relay::consumed(end.ring(), end.dir(), &mut w), Err(Violation));
     }
     end.dir().consumed.store(64, Ordering::Relaxed);
-    assert_eq!(relay::consumed(end.dir(), &mut w), Ok(64));
+    assert_eq!(relay::consumed(end.ring(), end.dir(), &mut w), Ok(64));
 }

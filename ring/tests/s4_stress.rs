@@ -100,14 +100,14 @@ fn write_all(mem: &StreamMemory, total: u64, how: &impl Wait) {
     while sent < total {
         let mut want = length(&mut seed).min(usize::try_from(total - sent).unwrap());
         while want > 0 {
-            let Some(span) = stream::reserve(&ring, dir, &mut w, want).unwrap() else {
+            let Some(span) = stream::reserve(ring, dir, &mut w, want).unwrap() else {
                 let mut copy = w;
-                how.wait(&dir.tx_wait, &mut || stream::has_room(&ring, dir, &mut copy, 1).unwrap());
+                how.wait(&dir.tx_wait, &mut || stream::has_room(ring, dir, &mut copy, 1).unwrap());
                 continue;
             };
             let bytes: Vec<u8> = (sent..sent + span.len as u64).map(byte).collect();
             copy_in(&ring, span, &bytes);
-            stream::commit(&ring, &mut w, span.len).unwrap();
+            stream::commit(ring, &mut w, span.len).unwrap();
             how.wake(&dir.rx_wait);
             sent += span.len as u64;
             want -= span.len;
@@ -123,13 +123,13 @@ fn read_all(mem: &StreamMemory, how: &impl Wait) -> u64 {
     let (mut r, mut got, mut seed) = (Reader::default(), 0, 2);
     loop {
         let ended = dir.state.load(Ordering::Acquire) == state::FIN;
-        let Some(span) = stream::next(&ring, &mut r).unwrap() else {
+        let Some(span) = stream::next(ring, &mut r).unwrap() else {
             if ended {
                 return got;
             }
             let mut copy = r;
             let mut ready = || {
-                dir.state.load(Ordering::Acquire) == state::FIN || stream::next(&ring, &mut copy) != Ok(None)
+                dir.state.load(Ordering::Acquire) == state::FIN || stream::next(ring, &mut copy) != Ok(None)
             };
             how.wait(&dir.rx_wait, &mut ready);
             continue;
@@ -147,7 +147,7 @@ fn read_all(mem: &StreamMemory, how: &impl Wait) -> u64 {
 
 fn run<W: Wait>(ring_bytes: usize, total: u64, writer: W, reader: &W) {
     let mem = Arc::new(StreamMemory::new(ring_bytes));
-    stream::open(&mem.ring(), mem.direction(), 1);
+    stream::open(mem.ring(), mem.direction(), 1);
     let thread = std::thread::spawn({
         let mem = mem.clone();
         move || write_all(&mem, total, &writer)

@@ -44,7 +44,7 @@ fn s5_1_every_ring_has_its_own_place_in_the_segment() {
     let mut end = base + RINGS_OFFSET;
     for slot in 0..SLOTS {
         for direction in 0..2 {
-            let ring = range(s.ring(slot, direction).unwrap());
+            let ring = range(s.ring(slot, direction).unwrap().ring());
             assert_eq!((ring.start, ring.len()), (end, RING_BYTES));
             end = ring.end;
         }

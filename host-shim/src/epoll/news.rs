@@ -6,7 +6,7 @@ use ring::segment::SLOTS;
 use ring::wake;
 
 use super::set::State;
-use crate::segments::{self, Mapped};
+use crate::segments::{self, Lane, Mapped};
 
 /// Looks with news between two times that the senders' fences are taken back: who sleeps again asks for them again.
 const RELAX_EVERY: u32 = 64;
@@ -18,8 +18,12 @@ const AGE_MAX: u8 = 127;
 
 impl State {
     /// Takes the news of one lane from all segments; from each in the order of arrival.
-    pub(super) fn scan(&mut self, lane: usize) {
+    pub(super) fn scan(&mut self, lane: Lane) {
         for (_, m) in segments::all() {
+            let lane = lane.of_segment(m);
+            if m.is_quiet(lane) {
+                continue;
+            }
             let Some(first) = m.next_news(lane, 0) else { continue };
             self.found = self.found.wrapping_add(1);
             if self.found.is_multiple_of(RELAX_EVERY)

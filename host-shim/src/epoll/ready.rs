@@ -8,10 +8,13 @@ use super::set::State;
 use super::shared::Joined;
 use super::{barrier, is_shared};
 use crate::handle::{self, Handle, Kind};
-use crate::{listener, poll, segments};
+use crate::segments::{self, LANES, Lane};
+use crate::{listener, poll};
 
 /// The lane that all instances share, for connections that are in several sets.
-pub(super) const SHARED_LANE: usize = 0;
+pub(super) const SHARED_LANE: Lane = Lane::number(0);
+/// In watch words.
+const SHARED_WATCH: u32 = 1;
 /// Sets within sets, as deep as the kernel allows them.
 pub(super) const NESTING_MAX: u32 = 4;
 
@@ -22,13 +25,16 @@ const OPTIONS: u32 = ET | ONESHOT | libc::EPOLLWAKEUP.cast_unsigned() | libc::EP
 /// Those that are.
 pub(super) const EVENTS: u32 = !OPTIONS;
 impl State {
-    /// Which lane a connection's news goes to: its set's, or the shared one if it is in several, or a forked relative has it,
-    /// too: one word says the lane for all of them.
-    pub(super) fn lane_for(&mut self, h: &Handle, instance: u32) -> usize {
+    /// Which lane a connection's news goes to, as in watch words: its set's, or the shared one if it is in several, or a forked
+    /// relative has it, too: one word says the lane for all of them.
+    fn watch_for(&mut self, h: &Handle, instance: u32) -> u32 {
         let elsewhere = is_shared(h)
             || self.of_handle(h).any(|i| self.regs.get(i).is_some_and(|r| r.instance != instance));
         self.shared_lane |= elsewhere;
-        if elsewhere { SHARED_LANE } else { segments::lane_of(instance) }
+        let own =
+            || segments::by_index(h.place.load(Ordering::Relaxed)).map(|m| Lane::of(instance).of_segment(m));
+        let lane = if elsewhere { None } else { own() };
+        lane.and_then(|lane| u32::try_from(lane + 1).ok()).unwrap_or(SHARED_WATCH)
     }
 
     /// A registration of a connection or listener in user space starts (again) to be watched.
@@ -47,8 +53,7 @@ impl State {
             return;
         };
         if let Some(s) = h.stream() {
-            let lane = self.lane_for(h, instance);
-            let value = u32::try_from(lane + 1).unwrap_or(1);
+            let value = self.watch_for(h, instance);
             let before = wake::set_lane(&s.in_dir.rx_watch, value);
             // A set that sleeps on the lane from before must announce itself on this one.
             self.kick |= before != 0 && before != value;
@@ -64,7 +69,7 @@ impl State {
     pub(super) fn watch_shared(&mut self, h: &Handle) -> bool {
         let Some(s) = h.stream() else { return false };
         self.shared_lane = true;
-        let value = u32::try_from(SHARED_LANE + 1).unwrap_or(1);
+        let value = SHARED_WATCH;
         let mut changed = false;
         for watch in [&s.in_dir.rx_watch, &s.out_dir.tx_watch] {
             if ![0, value].contains(&watch.load(Ordering::Relaxed)) {
@@ -112,8 +117,7 @@ impl State {
                 self.sync_kernel(index, h);
                 let mut all = poll::events(h, &s);
                 if interest & poll::OUT != 0 && all & poll::OUT == 0 {
-                    let lane = self.lane_for(h, instance);
-                    let value = u32::try_from(lane + 1).unwrap_or(1);
+                    let value = self.watch_for(h, instance);
                     if wake::set_lane(&s.out_dir.tx_watch, value) != value {
                         if interest & ET != 0 {
                             barrier();
@@ -159,7 +163,7 @@ impl State {
     pub(super) fn is_ready(&mut self, e: &Handle, depth: u32) -> bool {
         let instance = e.place.load(Ordering::Relaxed);
         let joined = self.join(instance as usize);
-        self.scan(segments::lane_of(instance));
+        self.scan(Lane::of(instance));
         self.scan(SHARED_LANE);
         let mut next = self.instances.get(instance as usize).map_or(0, |i| i.ready_head);
         while let Some(index) = (next as usize).checked_sub(1) {
@@ -187,9 +191,9 @@ impl State {
     pub(super) fn harvest(&mut self, instance: usize, out: &mut [libc::epoll_event], settled: bool) -> usize {
         let joined = self.join(instance);
         if self.instances.get(instance).is_some_and(|i| i.nested) {
-            (0..segments::LANES).for_each(|lane| self.scan(lane));
+            (0..LANES).for_each(|lane| self.scan(Lane::number(lane)));
         } else {
-            self.scan(segments::lane_of(u32::try_from(instance).unwrap_or(0)));
+            self.scan(Lane::of(u32::try_from(instance).unwrap_or(0)));
             if self.shared_lane {
                 self.scan(SHARED_LANE);
             }

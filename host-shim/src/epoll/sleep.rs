@@ -12,7 +12,8 @@ use super::shared::Set;
 use super::{SHARED_LANE, STATE};
 use crate::handle::{self, Handle};
 use crate::holds::{self, Noted};
-use crate::{epoll_wait, segments, wait};
+use crate::segments::{self, LANES, Lane};
+use crate::{epoll_wait, wait};
 
 /// Yields for threads that a fork has woken: more than they need to begin another sleep.
 const YIELDS_MAX: u32 = 1000;
@@ -49,9 +50,9 @@ pub fn announce_sleep(e: &Handle, ep: i32) -> SleepOn {
     let mut announced = wait::Announcements::new(inst.bell());
     let each = |act: &mut dyn FnMut(&SleepWord)| {
         if inst.nested {
-            (0..segments::LANES).for_each(|lane| each_word(lane, act));
+            (0..LANES).for_each(|lane| each_word(Lane::number(lane), act));
         } else {
-            each_word(segments::lane_of(index), act);
+            each_word(Lane::of(index), act);
             if shared {
                 each_word(SHARED_LANE, act);
             }
@@ -66,9 +67,9 @@ pub fn announce_sleep(e: &Handle, ep: i32) -> SleepOn {
 }
 
 /// The word of a lane in each segment. Under the lock, which keeps them mapped.
-fn each_word(lane: usize, act: &mut dyn FnMut(&SleepWord)) {
+fn each_word(lane: Lane, act: &mut dyn FnMut(&SleepWord)) {
     for (_, m) in segments::all() {
-        if let Some(l) = m.ours().and_then(|side| side.lanes.get(lane)) {
+        if let Some(l) = m.ours().and_then(|side| side.lanes.get(lane.of_segment(m))) {
             act(&l.sleeping);
         }
     }
@@ -98,7 +99,7 @@ pub fn note_sleep(e: &Handle, inside: bool) -> Noted {
 /// For a poll(2) that is about to sleep on an instance: the words of its lanes.
 pub fn each_word_of(e: &Handle, act: &mut dyn FnMut(&SleepWord)) {
     let Some(_no_scans) = STATE.take() else { return };
-    each_word(segments::lane_of(e.place.load(Ordering::Relaxed)), act);
+    each_word(Lane::of(e.place.load(Ordering::Relaxed)), act);
     each_word(SHARED_LANE, act);
 }
 
@@ -159,7 +160,7 @@ pub(super) fn sync_sleeper(instance: u32, ep: i32) {
         inst.install_sleeper(ep, inst.asleep_inside > 0);
         // Who sleeps is kicked, and runs the barrier.
         let bell = inst.bell();
-        each_word(segments::lane_of(instance), &mut |word| {
+        each_word(Lane::of(instance), &mut |word| {
             word.announce(wake::WIRE, bell);
         });
     }

@@ -6,7 +6,7 @@ use fabric::memory::{Region, Remote};
 use ring::atomic::Ordering;
 use ring::link::{Body, ITEM_MAX};
 use ring::relay::{self, Run};
-use ring::segment::{RING_BYTES, state};
+use ring::segment::{HEAD_BYTES, RING_BYTES, state};
 use ring::stream::{Memory as _, Violation, Writer};
 
 use super::link::Link;
@@ -18,6 +18,7 @@ const BURST_BYTES: u64 = 128 * 1024;
 const WRITE_BYTES: u64 = 64 * 1024;
 /// Runs up to this size go inside of the message, instead of a write and a message behind it.
 const INLINE_BYTES: u64 = 6 * 1024;
+const _: () = assert!(HEAD_BYTES as u64 <= INLINE_BYTES);
 /// Consumed bytes that are told at once. Less is told with what goes anyway, or a little later.
 const TELL_BYTES: u64 = RING_BYTES as u64 / 4;
 
@@ -175,7 +176,8 @@ impl Connection {
         let open = self.view.is_open();
         let state = if open { self.view.out_state() } else { state::OPEN };
         let turn = if open { self.relay_records(far, link)? } else { Turn::Idle };
-        let consumed = relay::consumed(self.view.input().0, &mut self.writer)?;
+        let (input, input_ring) = self.view.input();
+        let consumed = relay::consumed(input_ring, input, &mut self.writer)?;
         let closed = if self.gone { Some(false) } else { self.view.reader_closed() };
         if turn == Turn::Blocked || !self.say_consumed(far, link, consumed, closed.is_some()) {
             return Ok((Turn::Blocked, false));
@@ -228,9 +230,9 @@ impl Connection {
             }
         }
         // Behind the first header.
-        let (at, rest) = ((start & (ring.size() - 1)) + 8, run.len - 8);
-        let (at_ring, bytes) = (self.view.out_ring_at(), usize::try_from(rest).unwrap_or(0));
+        let bytes = usize::try_from(run.len - 8).unwrap_or(0);
         if run.len <= INLINE_BYTES {
+            let at = ring.place(start).plus(8);
             return Ok(link.say(ITEM_MAX + bytes, |message| {
                 message
                     .add_inline(far.connection, start, first, urgent, bytes, |room| copy_out(ring, at, room))
@@ -240,7 +242,8 @@ impl Connection {
         if !link.reserve(ITEM_MAX) {
             return Ok(false);
         }
-        let at = at_ring + usize::try_from(at).unwrap_or(0);
+        let offset = (start & (ring.size() - 1)) + 8;
+        let at = self.view.out_ring_at() + usize::try_from(offset).unwrap_or(0);
         let written = link.write(&self.rings, at, bytes, &far.rings, at as u64);
         Ok(written.map_err(|_| Violation)?
             && say(link, far, &Body::Run { start, first, len: run.len, urgent }))
@@ -301,6 +304,8 @@ impl Connection {
             Body::Done => (self.far_done, self.far_closed) = (true, true),
             // What was on its way when we ended it.
             _ if self.broken => {}
+            // The head is no part of the registration.
+            Body::Run { start, .. } if start < HEAD_BYTES as u64 => return Err(Violation),
             Body::Run { start, first, len, urgent } => self.place(start, first, len, urgent, &[], outside)?,
             Body::Inline { start, first, urgent, rest } => {
                 self.place(start, first, rest.len() as u64 + 8, urgent, rest, outside)?;

@@ -18,7 +18,7 @@ use ring::segment::{
     SIDES_OFFSET, SLOTS, Segment, Side, Slot, state,
 };
 use ring::shared::Region;
-use ring::stream::{self, RingBytes};
+use ring::stream::{self, Place, RingBytes};
 use ring::wake::{self, SleepWord};
 
 use crate::mapping::{MapError, map_one};
@@ -169,14 +169,13 @@ impl View {
     pub(super) fn new(memory: &Arc<SegmentMemory>, slot: u16, side: u32, generation: u32) -> Option<View> {
         let segment = Segment::over(memory.region)?;
         let slots: &'static [Slot] = segment.slots;
-        let ring = |direction| segment.ring(slot, direction).and_then(RingBytes::new);
         Some(View {
             memory: Arc::clone(memory),
             slot,
             side: if side > 1 { return None } else { side },
             generation,
             directions: &slots.get(usize::from(slot))?.directions,
-            rings: [ring(0)?, ring(1)?],
+            rings: [segment.ring(slot, 0)?, segment.ring(slot, 1)?],
             theirs: segment.side(side)?,
         })
     }
@@ -329,13 +328,13 @@ impl View {
 const LANE_PLUS_ONE: u32 = LANE as u32 + 1;
 
 /// Copies from a ring into a message.
-pub(super) fn copy_out(ring: &RingBytes, at: u64, into: &mut [u8]) {
-    // SAFETY: a slice of that length; outside of the ring nothing is copied.
-    unsafe { ring.copy_out(usize::try_from(at).unwrap_or(usize::MAX), into.as_mut_ptr(), into.len()) }
+pub(super) fn copy_out(ring: &RingBytes, at: Place, into: &mut [u8]) {
+    // SAFETY: a slice of that length; outside of head or ring nothing is copied.
+    unsafe { ring.copy_out(at, into.as_mut_ptr(), into.len()) }
 }
 
 /// Copies from a message into a ring.
-pub(super) fn copy_in(ring: &RingBytes, at: u64, from: &[u8]) {
+pub(super) fn copy_in(ring: &RingBytes, at: Place, from: &[u8]) {
     // SAFETY: as above.
-    unsafe { ring.copy_in(usize::try_from(at).unwrap_or(usize::MAX), from.as_ptr(), from.len()) }
+    unsafe { ring.copy_in(at, from.as_ptr(), from.len()) }
 }

@@ -217,7 +217,7 @@ pub struct Process {
 impl Process {
     fn new(memory: Arc<(MmapRaw, Region)>, slot: u16, side: u32, generation: u32) -> Process {
         let process = Process { memory, slot, side, generation, w: Writer::default(), r: Reader::default() };
-        stream::open(&process.out_ring(), process.out(), generation);
+        stream::open(process.out_ring(), process.out(), generation);
         process
     }
 
@@ -231,10 +231,10 @@ impl Process {
         &self.segment().slots[usize::from(self.slot)].directions[1 - self.side as usize]
     }
     pub fn out_ring(&self) -> RingBytes {
-        RingBytes::new(self.segment().ring(self.slot, self.side).unwrap()).unwrap()
+        self.segment().ring(self.slot, self.side).unwrap()
     }
     pub fn input_ring(&self) -> RingBytes {
-        RingBytes::new(self.segment().ring(self.slot, 1 - self.side).unwrap()).unwrap()
+        self.segment().ring(self.slot, 1 - self.side).unwrap()
     }
     fn theirs(&self) -> &Side {
         self.segment().side(1 - self.side).unwrap()
@@ -266,12 +266,12 @@ impl Process {
             let ring = self.out_ring();
             let mut w = self.w;
             let span =
-                stream::reserve(&ring, self.out(), &mut w, bytes.len() - done).expect("an honest bridge");
+                stream::reserve(ring, self.out(), &mut w, bytes.len() - done).expect("an honest bridge");
             self.w = w;
             let Some(span) = span else { break };
             // SAFETY: a slice of that length.
             unsafe { ring.copy_in(span.at, bytes[done..].as_ptr(), span.len) };
-            stream::commit(&ring, &mut self.w, span.len).unwrap();
+            stream::commit(ring, &mut self.w, span.len).unwrap();
             done += span.len;
             self.notify_reader();
         }
@@ -281,11 +281,11 @@ impl Process {
     pub fn write_urgent(&mut self, byte: u8) {
         let ring = self.out_ring();
         let mut w = self.w;
-        let span = stream::reserve(&ring, self.out(), &mut w, 1).unwrap().expect("room");
+        let span = stream::reserve(ring, self.out(), &mut w, 1).unwrap().expect("room");
         urgent::announce(self.out(), &w, byte);
         // SAFETY: one byte.
         unsafe { ring.copy_in(span.at, &raw const byte, 1) };
-        stream::commit_urgent(&ring, &mut w).unwrap();
+        stream::commit_urgent(ring, &mut w).unwrap();
         self.w = w;
         self.notify_reader();
     }
@@ -303,7 +303,7 @@ impl Process {
         while got.len() < max {
             let ring = self.input_ring();
             let mut r = self.r;
-            let Some(span) = stream::next(&ring, &mut r)? else { break };
+            let Some(span) = stream::next(ring, &mut r)? else { break };
             let n = span.len.min(max - got.len());
             let at = got.len();
             got.resize(at + n, 0);
@@ -326,7 +326,7 @@ impl Process {
         while done < into.len() {
             let ring = self.input_ring();
             let mut r = self.r;
-            let Some(span) = stream::next(&ring, &mut r).expect("an honest bridge") else { break };
+            let Some(span) = stream::next(ring, &mut r).expect("an honest bridge") else { break };
             let n = span.len.min(into.len() - done);
             // SAFETY: a slice of at least that length.
             unsafe { ring.copy_out(span.at, into[done..].as_mut_ptr(), n) };

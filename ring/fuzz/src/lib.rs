@@ -17,7 +17,7 @@ use ring::link;
 use ring::msg::{Completion, Request};
 use ring::queue::Key;
 use ring::queue::shared::{Found, Poster, Ring, Taker};
-use ring::stream::{self, Reader, Writer};
+use ring::stream::{self, Memory as _, Reader, Writer};
 use ring::urgent;
 use ring::window::{Consumer, Entry, IrqGate, Producer, Raw};
 use support::{Memory, StreamMemory};
@@ -183,10 +183,10 @@ pub fn queue(data: &[u8]) {
 pub fn stream(data: &[u8]) {
     let mut input = Input(data);
     let bytes = 64usize << (input.byte() % 5);
-    let memory = StreamMemory::new(bytes);
+    let memory = StreamMemory::with_head(bytes, u64::from(input.byte() % 5) * 8);
     let (ring, dir) = (memory.ring(), memory.direction());
-    let inside = |span: stream::Span| assert!(span.len >= 1 && span.at + span.len <= bytes);
-    stream::open(&ring, dir, 1);
+    let inside = |span: stream::Span| assert!(memory.inside(span));
+    stream::open(ring, dir, 1);
     let (mut w, mut r) = (Writer::default(), Reader::default());
     while !input.0.is_empty() {
         let n = usize::from(input.byte());
@@ -197,22 +197,22 @@ pub fn stream(data: &[u8]) {
             }
             // Valid-looking headers, where the reader will look.
             1 => {
-                let at = usize::try_from(r.pos % bytes as u64).unwrap_or(0);
                 let kind = u64::from(input.byte() % 4) << 32;
-                let word = memory.ring_region().get::<AtomicU64>(at);
+                let word = ring.header(ring.place(r.pos));
                 word.iter()
                     .for_each(|h| h.store(1 << 63 | kind | u64::from(input.byte()), Ordering::Relaxed));
             }
             2 => dir.consumed.store(input.word() >> (n / 7), Ordering::Relaxed),
             3 => {
-                if let Ok(Some(span)) = stream::reserve(&ring, dir, &mut w, usize::from(input.byte()) * 99) {
+                if let Ok(Some(span)) = stream::reserve(ring, dir, &mut w, usize::from(input.byte()) * 99 + 1)
+                {
                     inside(span);
                     let part = usize::from(input.byte()) % span.len + 1;
-                    assert_eq!(stream::commit(&ring, &mut w, part), Ok(()));
+                    assert_eq!(stream::commit(ring, &mut w, part), Ok(()));
                 }
             }
             4 => {
-                if let Ok(Some(span)) = stream::next(&ring, &mut r) {
+                if let Ok(Some(span)) = stream::next(ring, &mut r) {
                     inside(span);
                     stream::take(&mut r, usize::from(input.byte()));
                 }
@@ -221,14 +221,14 @@ pub fn stream(data: &[u8]) {
                 let _ = stream::release(dir, &r);
             }
             _ => {
-                let there = stream::unread(&ring, &r);
+                let there = stream::unread(ring, &r);
                 assert!(there.is_ok_and(|n| n.ring_bytes <= 3 * bytes as u64) || there.is_err());
                 let _ = urgent::ahead(dir, &r);
-                let _ = stream::has_room(&ring, dir, &mut w, u64::from(input.byte()));
+                let _ = stream::has_room(ring, dir, &mut w, u64::from(input.byte()));
                 let _ = stream::drained(dir, &w);
             }
         }
-        assert!(w.tail - w.seen <= bytes as u64 && r.pos.is_multiple_of(8));
+        assert!(w.limit <= w.tail + bytes as u64 && r.pos.is_multiple_of(8));
     }
 }
 

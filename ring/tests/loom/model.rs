@@ -3,7 +3,7 @@
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::AtomicU64;
 use ring::atomic::{Heavy, Ordering, fence};
-use ring::stream::{Memory, Span};
+use ring::stream::{Memory, Place, Span};
 
 /// Explores every interleaving with at most `preemptions` involuntary switches.
 pub fn explore(preemptions: usize, f: impl Fn() + Sync + Send + 'static) {
@@ -36,7 +36,17 @@ impl Heavy for Nothing {
 pub struct ModelRing {
     words: [AtomicU64; 8],
     cells: [UnsafeCell<u64>; 8],
+    head: Option<ModelHead>,
 }
+
+/// A head of 32 bytes.
+struct ModelHead {
+    words: [AtomicU64; 4],
+    cells: [UnsafeCell<u64>; 4],
+}
+
+/// Not zero: what an earlier connection may have left, looking like valid headers.
+const OLD: u64 = 1 << 63 | 1 << 32 | 8;
 
 // SAFETY: the cells are accessed as the stream protocol allows; loom checks exactly that.
 unsafe impl Sync for ModelRing {}
@@ -45,39 +55,57 @@ unsafe impl Send for ModelRing {}
 
 impl ModelRing {
     pub fn new() -> Self {
-        // Not zero: what an earlier connection may have left, looking like valid headers.
-        let old = 1 << 63 | 1 << 32 | 8;
         ModelRing {
-            words: core::array::from_fn(|_| AtomicU64::new(old)),
+            words: core::array::from_fn(|_| AtomicU64::new(OLD)),
             cells: core::array::from_fn(|_| UnsafeCell::new(0)),
+            head: None,
+        }
+    }
+
+    pub fn with_head() -> Self {
+        let head = ModelHead {
+            words: core::array::from_fn(|_| AtomicU64::new(OLD)),
+            cells: core::array::from_fn(|_| UnsafeCell::new(0)),
+        };
+        ModelRing { head: Some(head), ..ModelRing::new() }
+    }
+
+    fn at(&self, place: Place) -> Option<(&AtomicU64, &UnsafeCell<u64>)> {
+        let i = place.offset / 8;
+        match self.head.as_ref().filter(|_| place.in_head) {
+            Some(head) => head.words.get(i).zip(head.cells.get(i)),
+            None => self.words.get(i).zip(self.cells.get(i)),
         }
     }
 
     /// Copies one word in.
     pub fn write(&self, span: Span, value: u64) {
-        assert!(span.len >= 8 && span.at.is_multiple_of(8));
-        let i = span.at / 8;
-        self.words[i].store(value, Ordering::Relaxed);
+        assert!(span.len >= 8 && span.at.offset.is_multiple_of(8));
+        let (word, cell) = self.at(span.at).unwrap();
+        word.store(value, Ordering::Relaxed);
         // SAFETY: loom fails the model if another access overlaps.
-        self.cells[i].with_mut(|p| unsafe { *p = value });
+        cell.with_mut(|p| unsafe { *p = value });
     }
 
     /// Copies one word out.
     pub fn read(&self, span: Span) -> u64 {
         assert_eq!(span.len, 8);
-        let i = span.at / 8;
+        let (word, cell) = self.at(span.at).unwrap();
         // SAFETY: loom fails the model if a write overlaps.
-        let value = self.cells[i].with(|p| unsafe { *p });
-        assert_eq!(self.words[i].load(Ordering::Relaxed), value, "a header was written over payload");
+        let value = cell.with(|p| unsafe { *p });
+        assert_eq!(word.load(Ordering::Relaxed), value, "a header was written over payload");
         value
     }
 }
 
-impl Memory for ModelRing {
+impl Memory for &ModelRing {
     fn size(&self) -> u64 {
         64
     }
-    fn header(&self, offset: u64) -> Option<&AtomicU64> {
-        self.words.get(usize::try_from(offset).ok()? / 8)
+    fn head(&self) -> u64 {
+        if self.head.is_some() { 32 } else { 0 }
+    }
+    fn header(&self, place: Place) -> Option<&AtomicU64> {
+        self.at(place).map(|(word, _)| word)
     }
 }

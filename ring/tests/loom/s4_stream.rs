@@ -6,7 +6,7 @@ use loom::sync::Arc;
 use loom::thread;
 use ring::atomic::Ordering;
 use ring::segment::{Direction, state};
-use ring::stream::{self, Reader, Span, Writer};
+use ring::stream::{self, Memory as _, Reader, Span, Writer};
 use ring::wake::{EVERYBODY, FUTEX};
 
 struct Stream {
@@ -18,16 +18,16 @@ struct Stream {
 
 /// A stream in use, both sides at `start`.
 fn stream_at(start: u64) -> (Arc<Stream>, Writer, Reader) {
-    let s = Stream {
-        mem: ModelRing::new(),
-        dir: Direction::new(),
-        data_queue: Futex::new(),
-        space_queue: Futex::new(),
-    };
+    stream_in(ModelRing::new(), start)
+}
+
+fn stream_in(mem: ModelRing, start: u64) -> (Arc<Stream>, Writer, Reader) {
+    let s = Stream { mem, dir: Direction::new(), data_queue: Futex::new(), space_queue: Futex::new() };
     stream::open(&s.mem, &s.dir, 1);
-    ring::stream::Memory::header(&s.mem, start % 64).unwrap().store(0, Ordering::Relaxed);
+    let mem = &s.mem;
+    mem.header(mem.place(start)).unwrap().store(0, Ordering::Relaxed);
     s.dir.consumed.store(start, Ordering::Relaxed);
-    (Arc::new(s), Writer { tail: start, seen: start }, Reader { pos: start, left: 0, len: 0 })
+    (Arc::new(s), Writer { tail: start, limit: start }, Reader { pos: start, left: 0, len: 0 })
 }
 
 impl Stream {
@@ -65,8 +65,12 @@ type Write = fn(&Stream, &mut Writer, u64) -> bool;
 
 /// More messages than the ring holds, so that space is used again.
 fn messages_pass(start: u64, messages: u64, write: Write) {
+    messages_pass_in(ModelRing::new, start, messages, write);
+}
+
+fn messages_pass_in(ring: fn() -> ModelRing, start: u64, messages: u64, write: Write) {
     explore(2, move || {
-        let (s, mut w, mut r) = stream_at(start);
+        let (s, mut w, mut r) = stream_in(ring(), start);
         let writer = thread::spawn({
             let s = s.clone();
             move || {
@@ -103,6 +107,30 @@ fn s4_3_messages_pass_over_a_skip_at_the_end() {
 }
 
 #[test]
+fn s4_1_messages_pass_from_the_head_into_the_ring() {
+    messages_pass_in(ModelRing::with_head, 0, 4, Stream::write);
+}
+
+#[test]
+#[should_panic(expected = "Causality violation")]
+fn s4_1_twin_that_does_not_zero_the_ring_before_it_leaves_the_head() {
+    let write: Write = |s, w, value| {
+        let mem = &s.mem;
+        let first = mem.header(mem.place(32)).unwrap();
+        let old = first.load(Ordering::Relaxed);
+        let in_head = w.tail < 32;
+        let Some(span) = s.reserve(w) else { return false };
+        if in_head && w.tail >= 32 {
+            first.store(old, Ordering::Relaxed);
+        }
+        s.mem.write(span, value);
+        stream::commit(&s.mem, w, 8).unwrap();
+        true
+    };
+    messages_pass_in(ModelRing::with_head, 0, 2, write);
+}
+
+#[test]
 #[should_panic(expected = "Causality violation")]
 fn s4_2_twin_that_publishes_before_the_payload() {
     let write: Write = |s, w, value| {
@@ -119,7 +147,8 @@ fn s4_2_twin_that_publishes_before_the_payload() {
 fn s4_2_twin_that_does_not_zero_the_next_header() {
     let write: Write = |s, w, value| {
         let Some(span) = s.reserve(w) else { return false };
-        let next = ring::stream::Memory::header(&s.mem, (w.tail + 16) % 64).unwrap();
+        let mem = &s.mem;
+        let next = mem.header(mem.place(w.tail + 16)).unwrap();
         let old = next.load(Ordering::Relaxed);
         s.mem.write(span, value);
         stream::commit(&s.mem, w, 8).unwrap();

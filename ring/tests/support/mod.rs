@@ -3,9 +3,10 @@
 //! `unsafe` is allowed here to allocate it and to copy between slices and a ring.
 #![allow(unsafe_code, dead_code)] // each test binary uses its part of this
 
+use ring::atomic::{AtomicU64, Ordering};
 use ring::segment::{Direction, Slot};
 use ring::shared::Region;
-use ring::stream::{RingBytes, Span};
+use ring::stream::{Memory as _, RingBytes, Span};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 
@@ -42,15 +43,22 @@ unsafe impl Send for Memory {}
 // SAFETY: as above; access goes through `Region`.
 unsafe impl Sync for Memory {}
 
-/// A ring and its control lines.
+/// A ring, its head, and its control lines.
 pub struct StreamMemory {
     slot: Memory,
     ring: Memory,
+    head: Memory,
+    head_bytes: u64,
 }
 
 impl StreamMemory {
     pub fn new(ring_bytes: usize) -> Self {
-        StreamMemory { slot: Memory::zeroed(512), ring: Memory::zeroed(ring_bytes) }
+        Self::with_head(ring_bytes, 0)
+    }
+
+    pub fn with_head(ring_bytes: usize, head_bytes: u64) -> Self {
+        let [slot, ring, head] = [1024, ring_bytes, ring_bytes].map(Memory::zeroed);
+        StreamMemory { slot, ring, head, head_bytes }
     }
 
     pub fn direction(&self) -> &Direction {
@@ -59,7 +67,26 @@ impl StreamMemory {
     }
 
     pub fn ring(&self) -> RingBytes {
-        RingBytes::new(self.ring.region()).expect("a power of two")
+        let ring = RingBytes::new(self.ring.region()).expect("a power of two");
+        if self.head_bytes == 0 {
+            return ring;
+        }
+        RingBytes::with_head(self.head.region(), self.head_bytes, ring.ring())
+    }
+
+    pub fn inside(&self, span: Span) -> bool {
+        let part = self.ring().part(span.at);
+        span.len >= 1 && (span.at.offset + span.len) as u64 <= part
+    }
+
+    /// Every word of it.
+    pub fn fill(&self, mut word: impl FnMut() -> u64) {
+        for (memory, bytes) in [(&self.ring, self.ring.layout.size() as u64), (&self.head, self.head_bytes)] {
+            for offset in (0..bytes).step_by(8) {
+                let at: &AtomicU64 = memory.region().get(usize::try_from(offset).unwrap()).unwrap();
+                at.store(word(), Ordering::Relaxed);
+            }
+        }
     }
 
     pub fn ring_region(&self) -> Region {

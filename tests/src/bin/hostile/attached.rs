@@ -208,7 +208,7 @@ impl Attached {
         let (mapped, wire) = self.segment(conn, side)?;
         let region = mapped.region()?;
         let spots =
-            [64..4096, 4096..SLOTS_OFFSET, SLOTS_OFFSET..SLOTS_OFFSET + 512, RINGS_OFFSET..SCRIBBLE_BYTES];
+            [64..4096, 4096..SLOTS_OFFSET, SLOTS_OFFSET..SLOTS_OFFSET + 1024, RINGS_OFFSET..SCRIBBLE_BYTES];
         while Instant::now() < end {
             for _ in 0..1000 {
                 for spot in &spots {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use ring::atomic::Ordering;
 use ring::msg::{Completion, ConnId, Request, Status};
 use ring::segment::Segment;
-use ring::stream::{self, RingBytes, Writer};
+use ring::stream::{self, Writer};
 use rustix::net::{
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, bind, send, sendmsg, sockopt,
 };
@@ -335,16 +335,16 @@ impl Liar<'_> {
         let slot = segment.slots.get(usize::from(conn.slot())).ok_or("no such slot")?;
         let [to, from] = if side == 0 { [0, 1] } else { [1, 0] };
         let (out, back) = (&slot.directions[to], &slot.directions[from]);
-        let ring = segment.ring(conn.slot(), side).and_then(RingBytes::new).ok_or("no ring")?;
+        let ring = segment.ring(conn.slot(), side).ok_or("no ring")?;
         let mut stream = self.talk.stream.try_clone()?;
         stream.set_nonblocking(true)?;
         let mut w = Writer::default();
-        stream::open(&ring, out, conn.generation());
+        stream::open(ring, out, conn.generation());
         while Instant::now() < end {
             let small = u32::try_from(random.below(5))?;
             match random.below(14) {
                 0 => {
-                    stream::open(&ring, out, conn.generation());
+                    stream::open(ring, out, conn.generation());
                     w = Writer::default();
                 }
                 1 => out.generation.store(small, Ordering::Release),
@@ -352,10 +352,10 @@ impl Liar<'_> {
                 3 => back.reader_closed.store(conn.generation() * (small & 1), Ordering::Release),
                 4 => back.consumed.store(random.next() % 4096, Ordering::Release),
                 kind @ 5..8 => {
-                    if let Ok(Some(span)) = stream::reserve(&ring, out, &mut w, 1 + random.below(64)) {
+                    if let Ok(Some(span)) = stream::reserve(ring, out, &mut w, 1 + random.below(64)) {
                         let published = match kind {
-                            7 => stream::commit_ancillary(&ring, &mut w, span.len),
-                            _ => stream::commit(&ring, &mut w, span.len),
+                            7 => stream::commit_ancillary(ring, &mut w, span.len),
+                            _ => stream::commit(ring, &mut w, span.len),
                         };
                         published.map_err(|_| "the ring is unusable")?;
                     }
