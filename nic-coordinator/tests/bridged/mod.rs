@@ -189,11 +189,13 @@ impl Rig {
         }
     }
 
-    /// Rounds for as long as anything could be told late.
+    /// Rounds for as long as anything could be told late, and enough of them if other programs have the processors.
     pub fn settle(&mut self) {
         let start = Instant::now();
-        while start.elapsed() < Duration::from_millis(20) {
+        let mut rounds = 0;
+        while start.elapsed() < Duration::from_millis(20) || rounds < 100 {
             self.turn();
+            rounds += 1;
         }
     }
 
