@@ -59,6 +59,7 @@ impl<'eal> Ethernet<'eal> {
         };
         // A link of the kernel's tells us, too. If it can't, we look.
         let bell = port.if_index()?.and_then(|link| os::frames_of(link).ok());
+        os::keep_tcp_out();
         Ok(Some(Ethernet {
             _port: port,
             mac,

@@ -85,6 +85,44 @@ pub fn frames_of(if_index: u32) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Classic BPF (filter(7) of BSD, Linux's socket(7) `SO_ATTACH_FILTER`): every frame but TCP's, with IPv4 or IPv6.
+const NOT_TCP: [libc::sock_filter; 9] = [
+    instruction(0x28, 0, 0, 12),     // ldh [12]: the EtherType
+    instruction(0x15, 0, 2, 0x0800), // IPv4?
+    instruction(0x30, 0, 0, 23),     // ldb [23]: its protocol
+    instruction(0x15, 4, 3, 6),
+    instruction(0x15, 0, 2, 0x86dd), // IPv6?
+    instruction(0x30, 0, 0, 20),     // ldb [20]: its next header
+    instruction(0x15, 1, 0, 6),
+    instruction(0x06, 0, 0, u32::MAX), // all of it
+    instruction(0x06, 0, 0, 0),        // none
+];
+
+const fn instruction(code: u16, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
+    libc::sock_filter { code, jt, jf, k }
+}
+
+/// The packet sockets of this process, the port's among them, get no TCP: nobody here takes it from a port, and beside a data path of
+/// the kernel's TCP on the same link they would get a copy of each of its frames. Where it can't be done, they get it.
+pub fn keep_tcp_out() {
+    let Ok(open) = std::fs::read_dir("/proc/self/fd") else { return };
+    for fd in open.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()) {
+        let mut domain: libc::c_int = 0;
+        let mut room = libc::socklen_t::try_from(size_of_val(&domain)).unwrap_or(0);
+        let program = libc::sock_fprog { len: 9, filter: NOT_TCP.as_ptr().cast_mut() };
+        let bytes = libc::socklen_t::try_from(size_of_val(&program)).unwrap_or(0);
+        // SAFETY: room for an int; a program of that length, which the kernel copies.
+        unsafe {
+            let at = (&raw mut domain).cast();
+            let known = libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_DOMAIN, at, &raw mut room) == 0;
+            if known && domain == libc::AF_PACKET {
+                let at = (&raw const program).cast();
+                libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, at, bytes);
+            }
+        }
+    }
+}
+
 /// See [`remove_at_exit`].
 static DIR_TO_REMOVE: OnceLock<PathBuf> = OnceLock::new();
 

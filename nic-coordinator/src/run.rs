@@ -317,13 +317,15 @@ impl Card<'_> {
                     worked_us = now_us;
                     self.changed = true;
                 }
-            } else if now_us >= bus_due_us {
-                bus_due_us = now_us + BUS_EVERY_US;
-                woken = peek(self.bus, self.end, NO_TIME);
             } else {
+                // First of all: after work, whoever it was for has something to do.
                 rustix::thread::sched_yield();
                 if self.rhythm.now_us() - now_us > SLICES_US {
                     sleepy = SLEEPY_TURNS;
+                }
+                if now_us >= bus_due_us {
+                    bus_due_us = now_us + BUS_EVERY_US;
+                    woken = peek(self.bus, self.end, NO_TIME);
                 }
             }
             if let Some(end) = self.bus_turn(woken, &mut net)? {

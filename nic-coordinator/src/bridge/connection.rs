@@ -15,10 +15,7 @@ use super::segment::{Outside, View, copy_in, copy_out};
 /// Bytes of one connection in one turn, so that the others get theirs.
 const BURST_BYTES: u64 = 128 * 1024;
 /// Bytes of one write: the first of a large burst are on their way while the process writes the rest.
-const WRITE_BYTES: u64 = 64 * 1024;
-/// Runs up to this size go inside of the message, instead of a write and a message behind it.
-const INLINE_BYTES: u64 = 6 * 1024;
-const _: () = assert!(HEAD_BYTES as u64 <= INLINE_BYTES);
+const WRITE_BYTES: u64 = 128 * 1024;
 /// Consumed bytes that are told at once. Less is told with what goes anyway, or a little later.
 const TELL_BYTES: u64 = RING_BYTES as u64 / 4;
 
@@ -231,7 +228,7 @@ impl Connection {
         }
         // Behind the first header.
         let bytes = usize::try_from(run.len - 8).unwrap_or(0);
-        if run.len <= INLINE_BYTES {
+        if run.len <= link.inline_bytes() {
             let at = ring.place(start).plus(8);
             return Ok(link.say(ITEM_MAX + bytes, |message| {
                 message

@@ -14,13 +14,19 @@ use fabric::endpoint::{Completion, Down, Endpoint, PostError};
 use fabric::memory::{Region, Remote};
 
 use ring::link::{self, Builder, HEAD_BYTES, Items, Malformed};
+use ring::segment::HEAD_BYTES as SLOT_HEAD_BYTES;
 
 /// Messages under way from which a link counts as busy.
 const BUSY_MESSAGES: usize = 4;
 
+/// Room of a message for what is gathered beside the longest run in it.
+pub const GATHERED_BYTES: usize = 10 * 1024;
+
 /// A link.
 pub(super) struct Link {
     endpoint: Endpoint,
+    /// Runs up to this size go inside of the message, instead of a write and a message behind it.
+    inline_bytes: u64,
     /// Receives that the other bridge posts.
     peer_receives: u32,
     /// Bytes of the message that is being gathered.
@@ -37,8 +43,10 @@ pub(super) struct Link {
 
 impl Link {
     pub(super) fn new(endpoint: Endpoint, peer_receives: u32) -> Link {
+        let inline = endpoint.message_bytes().saturating_sub(GATHERED_BYTES).max(SLOT_HEAD_BYTES);
         Link {
             endpoint,
+            inline_bytes: inline as u64,
             // One of two may be gathered behind; one is for saying how many were taken.
             peer_receives: peer_receives.max(4),
             filled: HEAD_BYTES,
@@ -84,6 +92,11 @@ impl Link {
     /// See [`Endpoint::wait_fds`].
     pub(super) fn wait_fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.endpoint.wait_fds().into_iter().flatten()
+    }
+
+    /// The longest run that goes inside of a message.
+    pub(super) fn inline_bytes(&self) -> u64 {
+        self.inline_bytes
     }
 
     fn under_way(&self) -> u32 {

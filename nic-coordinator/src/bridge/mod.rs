@@ -48,6 +48,7 @@ use ring::link::{Item, Items, Malformed};
 
 use connection::{Connection, Turn};
 pub use connection::{Far, Speaker};
+pub use link::GATHERED_BYTES;
 use link::{Link, Received};
 use segment::{Lane, View};
 pub use segment::{Outside, SegmentMemory};
@@ -291,11 +292,14 @@ impl Bridge {
         (!self.later.is_empty()).then_some(self.later_at_us)
     }
 
-    /// Announces that the caller will sleep. True: it may, on the wires of all segments, on [`Bridge::wait_fds`], and until
+    /// Announces that the caller will sleep. A heavy barrier, and [`Bridge::may_sleep`], are to follow.
+    pub fn announce_sleep(&self) {
+        self.lanes.iter().for_each(Lane::announce);
+    }
+
+    /// The look behind the barrier. True: the caller may sleep, on the wires of all segments, on [`Bridge::wait_fds`], and until
     /// [`Bridge::due_us`]. False: poll.
     pub fn may_sleep(&mut self, outside: &mut impl Outside) -> bool {
-        self.lanes.iter().for_each(Lane::announce);
-        outside.heavy_barrier();
         let mut quiet =
             !self.lanes.iter().any(Lane::has_news) && self.down.is_empty() && self.over.is_empty();
         for id in 0..self.links.len() {

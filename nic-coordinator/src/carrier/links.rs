@@ -10,7 +10,7 @@ use fabric::provider::Fabric;
 use ring::link::{Contact, Knock, Token, Welcome};
 
 use super::CarrierError;
-use crate::bridge::{Bridge, LinkId};
+use crate::bridge::{Bridge, GATHERED_BYTES, LinkId};
 use crate::exchange::Reach;
 
 /// How long a link may take to be set up: a call waits for it, and has time left then.
@@ -19,6 +19,8 @@ const OPEN_US_MAX: u64 = 1_000_000;
 const UNREACHABLE_US: u64 = 10_000_000;
 /// How often links that are being set up are looked at.
 const LOOK_EVERY_US: u64 = 1000;
+/// How often it is looked who asks for a link: each look is a system call.
+const LISTEN_EVERY_US: u64 = 100;
 /// Requests that are being granted at one time.
 const GRANTING_MAX: usize = 256;
 
@@ -73,6 +75,7 @@ struct Up {
 /// All of them.
 pub(super) struct Links {
     pub(super) fabric: Fabric,
+    settings: Settings,
     listener: Listener,
     at: SocketAddr,
     own: Token,
@@ -80,14 +83,16 @@ pub(super) struct Links {
     up: BTreeMap<(Asker, Token), Up>,
     opening: Vec<Opening>,
     unreachable: BTreeMap<Token, u64>,
+    listened_us: u64,
 }
 
 impl Links {
     pub(super) fn new(fabric: Fabric, card: Ipv4Addr, own: Token) -> Result<Links, CarrierError> {
         let listener = fabric.listen(0)?;
         let at = listener.address().map_err(CarrierError::Fabric)?;
-        let (up, opening, unreachable) = Default::default();
-        Ok(Links { fabric, listener, at, own, card, up, opening, unreachable })
+        let (up, opening, unreachable, listened_us) = Default::default();
+        let settings = settings(&fabric);
+        Ok(Links { fabric, settings, listener, at, own, card, up, opening, unreachable, listened_us })
     }
 
     /// How we can be reached; the rest of a path is the connection's.
@@ -125,9 +130,9 @@ impl Links {
             return Reach::Never;
         }
         let peer = SocketAddr::new(Ipv6Addr::from(caller.ip).to_canonical(), caller.port);
-        let receives = u32::try_from(settings().receives).unwrap_or(u32::MAX);
+        let receives = u32::try_from(self.settings.receives).unwrap_or(u32::MAX);
         let knock = Knock { to: caller.token, from: self.own, card: self.card.octets(), receives };
-        match self.fabric.connect(peer, &settings(), &knock.to_bytes()) {
+        match self.fabric.connect(peer, &self.settings, &knock.to_bytes()) {
             Ok(endpoint) => {
                 let party = Party { asker: Asker::Us, token: caller.token, card: caller.card.into() };
                 self.begin(now_us, party, endpoint, None);
@@ -148,7 +153,10 @@ impl Links {
 
     /// Grants what is asked for, and gives what is there to the bridge.
     pub(super) fn turn(&mut self, now_us: u64, bridge: &mut Bridge, mut each: impl FnMut(News)) {
-        self.grant(now_us);
+        if now_us >= self.listened_us + LISTEN_EVERY_US {
+            self.listened_us = now_us;
+            self.grant(now_us);
+        }
         for mut opening in std::mem::take(&mut self.opening) {
             let party = opening.party;
             match opening.endpoint.event() {
@@ -198,8 +206,8 @@ impl Links {
             // Who does not know the token is refused, by being dropped.
             let knock = Knock::from_bytes(&incoming.data).ok().filter(|knock| knock.to == self.own);
             let Some(knock) = knock.filter(|_| self.opening.len() < GRANTING_MAX) else { continue };
-            let receives = u32::try_from(settings().receives).unwrap_or(u32::MAX);
-            match incoming.accept(&settings(), &Welcome { receives }.to_bytes()) {
+            let receives = u32::try_from(self.settings.receives).unwrap_or(u32::MAX);
+            match incoming.accept(&self.settings, &Welcome { receives }.to_bytes()) {
                 Ok(endpoint) => {
                     let party = Party { asker: Asker::Them, token: knock.from, card: knock.card.into() };
                     self.begin(now_us, party, endpoint, Some(knock.receives));
@@ -235,7 +243,10 @@ impl Links {
     }
 }
 
-/// Room for a gathered message with the longest inline run, and more.
-fn settings() -> Settings {
-    Settings { message_bytes: 16 * 1024, ..Settings::default() }
+/// Room for a gathered message with the longest inline run. Over `tcp` a write is a message of the kernel's that wakes the other
+/// coordinator once more, which costs as much as two copies of 64 KiB; a card writes by itself, and its buffers stay in memory.
+fn settings(fabric: &Fabric) -> Settings {
+    let (inline_bytes, receives, sends) =
+        if fabric.provider() == "tcp" { (68 * 1024, 32, 16) } else { (6 * 1024, 64, 32) };
+    Settings { message_bytes: inline_bytes + GATHERED_BYTES, receives, sends, ..Settings::default() }
 }
