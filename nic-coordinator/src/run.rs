@@ -29,6 +29,8 @@ use crate::{os, telemetry};
 
 /// How often the bus and the signals are looked at while there is work.
 const BUS_EVERY_US: u64 = 20;
+/// How much later between two turns that have work: the look is a system call.
+const BUS_LATE_US: u64 = 200;
 /// How long `--idle nap` does not look.
 pub const NAP: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000 };
 /// How old the tables that telemetry shows may be.
@@ -292,7 +294,8 @@ impl Card<'_> {
         let mut sleepy: u32 = 0;
         loop {
             let now_us = self.rhythm.now_us();
-            if self.turn(now_us, &mut net)? {
+            let worked = self.turn(now_us, &mut net)?;
+            if worked {
                 worked_us = now_us;
             }
             if self.poller.was_crowded() {
@@ -323,7 +326,7 @@ impl Card<'_> {
                 if self.rhythm.now_us() - now_us > SLICES_US {
                     sleepy = SLEEPY_TURNS;
                 }
-                if now_us >= bus_due_us {
+                if now_us >= bus_due_us + if worked { BUS_LATE_US } else { 0 } {
                     bus_due_us = now_us + BUS_EVERY_US;
                     woken = peek(self.bus, self.end, NO_TIME);
                 }
