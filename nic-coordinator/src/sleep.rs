@@ -77,9 +77,6 @@ pub fn sleep(
     counters: &Counters,
 ) -> Woken {
     poller.set_doorbell_wanted(true);
-    if let Some(carrier) = &carrier {
-        carrier.announce_sleep();
-    }
     heavy.heavy_barrier();
     let mut worked = poller.scan(now_us);
     while !poller.shards_sleep() {

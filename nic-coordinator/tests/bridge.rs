@@ -536,7 +536,6 @@ fn who_is_quiet_may_sleep() {
         // What the endpoint has left may need a look.
         let quiet = (0..10).any(|_| {
             host.poll(1 << 40);
-            host.bridge.announce_sleep();
             host.bridge.may_sleep(&mut asked)
         });
         assert!(quiet && host.bridge.due_us().is_none());
@@ -545,7 +544,6 @@ fn who_is_quiet_may_sleep() {
     // Who publishes now sees the announcement, and the bridge sees the news.
     client.write(b"again");
     let host = &mut rig.hosts[0];
-    host.bridge.announce_sleep();
     assert!(!host.bridge.may_sleep(&mut host.asked));
     transfer(&mut rig, &mut client, &mut server, b"");
     let mut got = Vec::new();

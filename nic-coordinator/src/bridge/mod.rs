@@ -44,6 +44,7 @@ use std::sync::Arc;
 
 use fabric::endpoint::{Down, Endpoint};
 use fabric::memory::Region;
+use ring::atomic::{Ordering, fence};
 use ring::link::{Item, Items, Malformed};
 
 use connection::{Connection, Turn};
@@ -292,14 +293,10 @@ impl Bridge {
         (!self.later.is_empty()).then_some(self.later_at_us)
     }
 
-    /// Announces that the caller will sleep. A heavy barrier, and [`Bridge::may_sleep`], are to follow.
-    pub fn announce_sleep(&self) {
-        self.lanes.iter().for_each(Lane::announce);
-    }
-
-    /// The look behind the barrier. True: the caller may sleep, on the wires of all segments, on [`Bridge::wait_fds`], and until
+    /// Announces that the caller will sleep. True: it may, on the wires of all segments, on [`Bridge::wait_fds`], and until
     /// [`Bridge::due_us`]. False: poll.
     pub fn may_sleep(&mut self, outside: &mut impl Outside) -> bool {
+        self.announce_sleep(outside);
         let mut quiet =
             !self.lanes.iter().any(Lane::has_news) && self.down.is_empty() && self.over.is_empty();
         for id in 0..self.links.len() {
@@ -313,6 +310,17 @@ impl Bridge {
             quiet &= link.is_idle() && link.endpoint().may_sleep().unwrap_or(false);
         }
         quiet
+    }
+
+    /// Who leaves news from now on rings, or the next look finds them.
+    fn announce_sleep(&self, outside: &mut impl Outside) {
+        let announced: Vec<_> = self.lanes.iter().map(Lane::announce).collect();
+        if announced.iter().flatten().all(|announced| announced.is_settled()) {
+            // SeqCst: pairs with the fences of those who leave news (SPEC 6.7).
+            return fence(Ordering::SeqCst);
+        }
+        outside.heavy_barrier();
+        self.lanes.iter().zip(announced).for_each(|(lane, announced)| lane.settle(announced));
     }
 
     /// The links' descriptors.

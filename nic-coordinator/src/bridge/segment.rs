@@ -19,7 +19,7 @@ use ring::segment::{
 };
 use ring::shared::Region;
 use ring::stream::{self, Place, RingBytes};
-use ring::wake::{self, SleepWord};
+use ring::wake::{self, Announced, SleepWord};
 
 use crate::mapping::{MapError, map_one};
 
@@ -144,10 +144,15 @@ impl Lane {
         self.news.iter().any(|word| word.load(Ordering::Relaxed) != 0)
     }
 
-    /// Before a heavy barrier, and another look: whoever leaves news from now on rings the bridge's end of the wire.
-    pub(super) fn announce(&self) {
-        if let Some(lane) = self.ours.lanes.get(LANE) {
-            lane.sleeping.announce(wake::WIRE, wake::EVERYBODY);
+    /// Before a barrier, and another look: whoever leaves news from now on rings the bridge's end of the wire.
+    pub(super) fn announce(&self) -> Option<Announced> {
+        Some(self.ours.lanes.get(LANE)?.sleeping.announce(wake::WIRE, wake::EVERYBODY))
+    }
+
+    /// A heavy barrier has passed since it was announced: later ones need none.
+    pub(super) fn settle(&self, announced: Option<Announced>) {
+        if let Some((lane, announced)) = self.ours.lanes.get(LANE).zip(announced) {
+            lane.sleeping.settle(announced);
         }
     }
 }

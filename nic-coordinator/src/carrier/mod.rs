@@ -167,12 +167,7 @@ impl Carrier {
         self.bridge.due_us().into_iter().chain(self.links.due_us(now_us)).min()
     }
 
-    /// Announces that the caller will sleep. A heavy barrier, and [`Carrier::may_sleep`], are to follow.
-    pub fn announce_sleep(&self) {
-        self.bridge.announce_sleep();
-    }
-
-    /// The look behind the barrier. True: the caller may sleep, on [`Carrier::watched`], and until [`Carrier::due_us`].
+    /// Announces that the caller will sleep. True: it may, on [`Carrier::watched`], and until [`Carrier::due_us`].
     pub fn may_sleep(&mut self) -> bool {
         self.links.may_sleep() && self.bridge.may_sleep(&mut self.here)
     }
