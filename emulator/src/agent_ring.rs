@@ -108,9 +108,7 @@ impl AgentRing {
     }
 
     fn ring_doorbell(&self) {
-        // SeqCst fence: the request is visible before we look whether the card sleeps. The card sets
-        // the word, runs its heavy barrier and then looks at the ring once more (SPEC 2.6), so either
-        // we see the word or it sees the request. Not a hot path: a full fence on this side will do.
+        // SeqCst: pairs with the fence of the card that goes to sleep (SPEC 2.6.3): we see the word, or it sees the request.
         if self.end.doorbell_wanted(|| fence(Ordering::SeqCst)) {
             self.write_doorbell();
         }
@@ -142,8 +140,7 @@ impl AgentRing {
         let mut count = [0; 8];
         // EAGAIN: it was clear.
         let _ = rustix::io::read(&self.interrupt, &mut count);
-        // SeqCst fence: the word is visible before we look once more; the card looks at the word again
-        // behind its heavy barrier before it sleeps (SPEC 2.5), so one of us sees the other.
+        // SeqCst: pairs with the fence of the card that goes to sleep (SPEC 2.5.3): we see the completion, or it sees `armed`.
         let armed = self.end.arm(|| fence(Ordering::SeqCst));
         if armed.ring {
             self.write_doorbell();

@@ -10,7 +10,6 @@
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use core::time::Duration;
 
-use ring::atomic::light_barrier;
 use ring::msg::{Completion, ConnId, Request, Status};
 use ring::queue::Requests;
 use ring::window::{FarWindow, HostEnd, HostMemory, Raw};
@@ -105,7 +104,8 @@ pub fn uninstall() {
         NEXT_HEADER.store(core::ptr::null_mut(), Ordering::Relaxed);
     }
     // Those alone that are in use: what is written to here, the kernel copies.
-    for p in PENDING.iter().take(PENDING_USED.load(Ordering::Relaxed)) {
+    let used = PENDING.iter().take(PENDING_USED.load(Ordering::Relaxed));
+    for p in used.filter(|p| p.state.load(Ordering::Relaxed) != FREE) {
         p.state.store(FREE, Ordering::Relaxed);
     }
 }
@@ -151,8 +151,8 @@ fn push_as(request: Request, token: u32, mut quiet: bool) -> Result<(), NoAnswer
             }
             let posted = rings.end.post(&raw);
             rings.quiet = 0;
-            // Pairs with the coordinator's heavy barrier before it sleeps (SPEC 2.6).
-            if rings.end.doorbell_wanted(light_barrier) {
+            // SeqCst: pairs with the fence of the card that goes to sleep (SPEC 2.6.3): we see the word, or it sees the request.
+            if rings.end.doorbell_wanted(|| fence(Ordering::SeqCst)) {
                 ring_doorbell();
             }
             if posted.is_ok() {
@@ -546,7 +546,8 @@ fn listeners(number: u32) -> impl Iterator<Item = &'static Handle> {
 pub fn arm() -> bool {
     let Some(mut guard) = RINGS.take() else { return true };
     let Some(rings) = guard.as_mut() else { return false };
-    let armed = rings.end.arm(light_barrier);
+    // SeqCst: as there (SPEC 2.5.3): we see the completion, or the card sees `armed`.
+    let armed = rings.end.arm(|| fence(Ordering::SeqCst));
     if armed.ring {
         ring_doorbell();
     }

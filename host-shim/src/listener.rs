@@ -258,7 +258,7 @@ pub fn accept(fd: i32, h: &'static Handle, out: PeerOut, flags: i32) -> Result<i
         renew(fd, h, sock);
     }
     let mut call = Call { fd, h, sock, out, flags, reserved: None };
-    if let Some(new) = call.try_accept()? {
+    if let Some(new) = call.try_accept(nonblocking)? {
         return Ok(new);
     }
     if nonblocking {
@@ -295,7 +295,7 @@ impl Call {
             if let Some(new) = self.block(timeout)? {
                 return Ok(new);
             }
-            if let Some(new) = self.try_accept()? {
+            if let Some(new) = self.try_accept(false)? {
                 return Ok(new);
             }
         }
@@ -320,8 +320,9 @@ impl Call {
         socket::descriptor(self.fd, self.h)
     }
 
-    /// Whatever waits in either queue, without waiting for it.
-    fn try_accept(&mut self) -> Result<Option<i32>> {
+    /// Whatever waits in either queue, without waiting for it. `asks`: the kernel, even if nobody waits there, for it may have an error to
+    /// tell; accept(2) in vain costs more than twice as much as a look.
+    fn try_accept(&mut self, asks: bool) -> Result<Option<i32>> {
         let turn = self.h.turns.fetch_add(1, Ordering::Relaxed);
         let kernel_first = turn % KERNEL_TURN == KERNEL_TURN - 1;
         if kernel_first && let Some(new) = self.take_from_kernel()? {
@@ -333,7 +334,10 @@ impl Call {
         {
             return Ok(Some(new));
         }
-        if kernel_first { Ok(None) } else { self.take_from_kernel() }
+        if kernel_first || !(asks || is_readable(self.listener())) {
+            return Ok(None);
+        }
+        self.take_from_kernel()
     }
 
     fn take_from_kernel(&mut self) -> Result<Option<i32>> {

@@ -137,7 +137,7 @@ fn give_back(fd: usize, _: usize) {
 pub fn forget_others(forker: u32) {
     for w in &WAITING {
         let entry = w.load(Ordering::Acquire);
-        if entry >> 32 != u64::from(forker) {
+        if entry != 0 && entry >> 32 != u64::from(forker) {
             w.store(0, Ordering::Release);
             fds::discard(number(entry).unwrap_or(-1));
         }

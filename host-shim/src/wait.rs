@@ -595,7 +595,12 @@ pub fn lost(fd: i32) {
 
 /// After fork, in the child: the sets are shared with the parent, so they are left alone, and new ones made.
 pub fn forget_sleepers() {
-    for place in &SLEEPERS {
+    // Those alone that were ever used: what is written to here, the kernel copies.
+    let is_used = |p: &&Place| {
+        let made = p.epoll.load(Ordering::Relaxed).max(p.bell.load(Ordering::Relaxed)) >= 0;
+        made || p.taken.load(Ordering::Relaxed) != 0
+    };
+    for place in SLEEPERS.iter().filter(is_used) {
         fds::discard(place.epoll.swap(-1, Ordering::AcqRel));
         fds::discard(place.bell.swap(-1, Ordering::AcqRel));
         // Calls of the parent's: the pins are forgotten with the handles'.

@@ -10,7 +10,6 @@ use nic_coordinator::counters::Shown;
 use nic_coordinator::intake::Intake;
 use nic_coordinator::link::{RING_WORDS, ShardEnd, link};
 use nic_coordinator::shard::Shard;
-use nic_coordinator::sleep::Membarrier;
 use nic_coordinator::worker::Worker;
 
 use crate::cli::{Idle, Options};
@@ -66,15 +65,13 @@ pub fn launch<'scope>(
     rhythm: Rhythm,
 ) -> Result<(), RunError> {
     for (lcore, worker) in workers {
-        let heavy = Membarrier::new();
-        let heavy = if rhythm.idle == Idle::Sleep { Some(heavy?) } else { None };
-        scope.launch(&lcore, move || run(worker, rhythm, heavy))?;
+        scope.launch(&lcore, move || run(worker, rhythm))?;
     }
     Ok(())
 }
 
 /// A shard's loop. As the logic's lcore it polls for ever, naps, or leaves its core to others and sleeps; when to sleep, the logic says.
-fn run(mut worker: Worker<'_>, rhythm: Rhythm, heavy: Option<Membarrier>) {
+fn run(mut worker: Worker<'_>, rhythm: Rhythm) {
     if let Some(Err(error)) = rhythm.everywhere.map(|all| all.apply_to_this_thread()) {
         tracing::warn!("a shard stays on its CPU: {error}");
     }
@@ -84,12 +81,12 @@ fn run(mut worker: Worker<'_>, rhythm: Rhythm, heavy: Option<Membarrier>) {
         if worker.turn(now_us) {
             worked_us = now_us;
         }
-        match (rhythm.idle, &heavy) {
-            (Idle::Nap, _) if now_us.saturating_sub(worked_us) >= rhythm.spin_us => {
+        match rhythm.idle {
+            Idle::Nap if now_us.saturating_sub(worked_us) >= rhythm.spin_us => {
                 // Cut short by nothing: signals are blocked.
                 let _ = rustix::thread::nanosleep(&NAP);
             }
-            (Idle::Sleep, Some(heavy)) if !worker.sleep_if_asked(heavy, now_us) => {
+            Idle::Sleep if !worker.sleep_if_asked(now_us) => {
                 rustix::thread::sched_yield();
                 if rhythm.now_us() - now_us > SLICES_US {
                     worker.is_crowded();

@@ -9,6 +9,7 @@ mod key;
 mod lcores;
 mod meeting;
 mod os;
+mod pace;
 mod run;
 mod telemetry;
 mod udp;

@@ -17,7 +17,7 @@ use nic_coordinator::link::LinkError;
 use nic_coordinator::logic::{Limits, Logic};
 use nic_coordinator::mapping::MapError;
 use nic_coordinator::poll::Poller;
-use nic_coordinator::sleep::{Membarrier, NoMembarrier, Woken, sleep};
+use nic_coordinator::sleep::{Woken, sleep};
 use ring::bus::BusMsg;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -25,6 +25,7 @@ use crate::cli::{Idle, Options};
 use crate::ethernet::Ethernet;
 use crate::lcores::{self, Rhythm};
 use crate::meeting::Meeting;
+use crate::pace::Pace;
 use crate::{os, telemetry};
 
 /// How often the bus and the signals are looked at while there is work.
@@ -61,8 +62,6 @@ pub enum RunError {
     Link(#[from] LinkError),
     #[error(transparent)]
     Launch(#[from] LaunchError),
-    #[error(transparent)]
-    NoMembarrier(#[from] NoMembarrier),
     #[error("the kernel refused {0}: {1}")]
     Kernel(&'static str, #[source] std::io::Error),
     #[error("{0}")]
@@ -196,9 +195,7 @@ fn with_host(
             rhythm,
         };
         let ended = match (doorbell, options.idle) {
-            (Some(doorbell), Idle::Sleep) => {
-                card.poll_and_sleep(net.as_mut(), &doorbell, &Membarrier::new()?)
-            }
+            (Some(doorbell), Idle::Sleep) => card.poll_and_sleep(net.as_mut(), &doorbell),
             (_, Idle::Nap) => card.poll(net.as_mut(), Some(options.spin_us)),
             _ => card.poll(net.as_mut(), None),
         };
@@ -287,37 +284,36 @@ impl Card<'_> {
         &mut self,
         mut net: Option<&mut Net<'_, '_>>,
         doorbell: &OwnedFd,
-        heavy: &Membarrier,
     ) -> Result<End, RunError> {
         let mut bus_due_us = 0;
-        let mut worked_us = 0;
+        let mut pace = Pace::new(self.rhythm.spin_us);
         let mut sleepy: u32 = 0;
         loop {
             let now_us = self.rhythm.now_us();
             let worked = self.turn(now_us, &mut net)?;
             if worked {
-                worked_us = now_us;
+                pace.worked(now_us);
             }
             if self.poller.was_crowded() {
                 sleepy = SLEEPY_TURNS;
             }
             let mut woken = Woken::default();
-            if sleepy != 0 || now_us.saturating_sub(worked_us) >= self.rhythm.spin_us {
+            if sleepy != 0 || pace.is_over(now_us) {
                 sleepy = sleepy.saturating_sub(1);
                 let until_us = self.wake_at_us(now_us, net.as_deref()).map(|at| at.saturating_sub(now_us));
                 let (far, port) = net.as_deref_mut().map(Net::sleepers).unwrap_or_default();
                 let end = self.end.as_fd();
                 let fds = [self.bus.fd().unwrap_or(end), end, port.unwrap_or(end)];
                 let times = (now_us, until_us);
-                woken = sleep(&mut self.poller, far, heavy, doorbell, fds, times, &self.counters);
+                woken = sleep(&mut self.poller, far, doorbell, fds, times, &self.counters);
                 if let Some(net) = net.as_deref() {
                     net.ethernet.silence();
                 }
                 if woken.port {
-                    worked_us = self.rhythm.now_us();
+                    pace.expect(self.rhythm.now_us());
                 }
                 if woken.worked {
-                    worked_us = now_us;
+                    pace.worked(now_us);
                     self.changed = true;
                 }
             } else {

@@ -1,9 +1,9 @@
 //! Sleeping when there is nothing to do (SPEC 2.6): for the emulated card, which takes its core from the host.
 //!
-//! The card announces in every function's host memory that it wants a doorbell, runs the heavy barrier, looks at
-//! everything once more, and only then sleeps. A host posts its request, then reads the announcement. Whichever came
-//! first: if the host's post is not seen by our second look, the host's read comes after the barrier and sees the
-//! announcement. The same argument covers `armed`, whose host looks at its completion ring after posting it.
+//! The card announces in every function's host memory that it wants a doorbell, runs a full fence, looks at everything once more, and
+//! only then sleeps. A host posts its request, runs a full fence, too, then reads the announcement. Of the two fences one is the first: if
+//! it is the host's, our second look sees the post, else the host sees the announcement. The same argument covers `armed`, whose
+//! host looks at its completion ring after posting it.
 //!
 //! Shards on other lcores sleep when the logic's lcore does. It asks them to; each announces, looks once more, says what it has
 //! found, then that it sleeps, and waits for its bell. So once all have said so, and nothing else, nothing is under way, and the logic's
@@ -11,7 +11,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use ring::atomic::Heavy;
+use ring::atomic::{Heavy, Ordering, fence};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, IoSliceMut, ReadWriteFlags, ioctl_fionbio, preadv2};
 use rustix::thread::{MembarrierCommand, membarrier, membarrier_query};
@@ -20,7 +20,7 @@ use crate::carrier::Carrier;
 use crate::counters::Counters;
 use crate::poll::Poller;
 
-/// The kernel's expedited barrier over all registered processes.
+/// The kernel's expedited barrier over all registered processes: for sleeps on what processes publish without a fence.
 #[derive(Debug)]
 pub struct Membarrier(());
 
@@ -70,14 +70,14 @@ pub struct Woken {
 pub fn sleep(
     poller: &mut Poller,
     mut carrier: Option<&mut Carrier>,
-    heavy: &impl Heavy,
     doorbell: &OwnedFd,
     others: [BorrowedFd<'_>; 3],
     (now_us, timeout_us): (u64, Option<u64>),
     counters: &Counters,
 ) -> Woken {
     poller.set_doorbell_wanted(true);
-    heavy.heavy_barrier();
+    // SeqCst: pairs with the fence of who posts (SPEC 2.6.3).
+    fence(Ordering::SeqCst);
     let mut worked = poller.scan(now_us);
     while !poller.shards_sleep() {
         worked |= poller.turn(now_us);

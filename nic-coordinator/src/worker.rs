@@ -1,6 +1,6 @@
 //! A shard on an lcore of its own, at the far end of a [`link`](crate::link).
 
-use ring::atomic::Heavy;
+use ring::atomic::{Ordering, fence};
 
 use crate::link::{BURST, LogicEnd, ToLogic, ToShard};
 use crate::logic::Out;
@@ -51,12 +51,13 @@ impl<'r> Worker<'r> {
     }
 
     /// Sleeps until the bell, if the logic has asked for it (SPEC 2.6). True if it did.
-    pub fn sleep_if_asked(&mut self, heavy: &impl Heavy, now_us: u64) -> bool {
+    pub fn sleep_if_asked(&mut self, now_us: u64) -> bool {
         if !std::mem::take(&mut self.sleep_asked) {
             return false;
         }
         self.shard.set_doorbell_wanted(true);
-        heavy.heavy_barrier();
+        // SeqCst: pairs with the fence of who posts (SPEC 2.6.3).
+        fence(Ordering::SeqCst);
         let worked = self.visit(true, now_us);
         if self.shard.is_under_way() {
             // That comes without a doorbell.

@@ -94,7 +94,7 @@ fn s2_10_twin_that_sleeps_without_a_look() {
 #[test]
 fn s2_10_twins_of_the_doorbell() {
     let silent = Mistakes { no_doorbell: true, ..Mistakes::default() };
-    let hasty = Mistakes { no_heavy_barrier: true, ..Mistakes::default() };
+    let hasty = Mistakes { no_fence: true, ..Mistakes::default() };
     let stingy = Mistakes { no_credit_doorbell: true, ..Mistakes::default() };
     for mistakes in [silent, hasty, stingy] {
         is_found(Way::InOrder, Faults::default(), mistakes, &["lost", "stuck", "missed wake"]);

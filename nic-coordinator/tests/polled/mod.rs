@@ -9,7 +9,6 @@ use nic_coordinator::link::ShardEnd;
 use nic_coordinator::logic::{Limits, Logic};
 use nic_coordinator::mapping::{CardMemory, FunctionMemory};
 use nic_coordinator::poll::Poller;
-use ring::atomic::light_barrier;
 use ring::bus::AGENT_FUNCTION;
 use ring::msg::{Completion, Request};
 use ring::profile::Profile;
@@ -18,6 +17,11 @@ use ring::queue::{COMMON_BYTES, CommonMemory, Key, Kind, Requests};
 use ring::window::{HOST_BYTES, HostEnd, HostMemory, Raw, WINDOW_BYTES, Window};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+
+/// What a process runs between its post and its look whether the card sleeps (SPEC 2.6.2).
+fn full_fence() {
+    std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+}
 
 fn memory(bytes: usize) -> (OwnedFd, CardMemory) {
     let fd = memfd_create("ipcd-test", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
@@ -124,7 +128,7 @@ impl Process {
 
     pub fn post(&mut self, raw: &Raw) {
         self.end.post(raw).unwrap();
-        self.doorbells += u64::from(self.end.doorbell_wanted(light_barrier));
+        self.doorbells += u64::from(self.end.doorbell_wanted(full_fence));
     }
 
     /// Tokens and completions but for credits, in their order.
@@ -141,7 +145,7 @@ impl Process {
 
     /// As before sleeping: the card gets the credit for what was heard, and is asked for an interrupt.
     pub fn arm(&mut self) {
-        let _ = self.end.arm(light_barrier);
+        let _ = self.end.arm(full_fence);
     }
 
     /// Takes the interrupts of a vector: how many there were.

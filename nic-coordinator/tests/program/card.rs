@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering as O};
 use std::time::{Duration, Instant};
 
 use memmap2::{MmapOptions, MmapRaw};
-use ring::atomic::{AtomicU64, Ordering, light_barrier};
+use ring::atomic::{AtomicU64, Ordering, fence};
 use ring::bus::BusMsg;
 use ring::msg::{Completion, Request};
 use ring::queue::{COMMON_BYTES, CommonMemory, Key, Kind, Requests};
@@ -306,7 +306,7 @@ impl Process {
     }
 
     pub fn ring(&self) {
-        light_barrier();
+        fence(Ordering::SeqCst);
         if self.host.header.doorbell_wanted.load(Ordering::Relaxed) != 0 {
             rustix::io::write(&self.doorbell, &1u64.to_ne_bytes()).unwrap();
         }

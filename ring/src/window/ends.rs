@@ -103,8 +103,7 @@ impl<'a, M: Memory> HostEnd<'a, M> {
         }
     }
 
-    /// The card sleeps and wants its doorbell rung, for what was posted (SPEC 2.6.2). `fence`: between the two, a light barrier in a
-    /// process that is registered for the card's heavy one, and a full fence in others.
+    /// The card sleeps and wants its doorbell rung, for what was posted (SPEC 2.6.2). `fence`: a full one, between the two.
     #[inline]
     #[must_use]
     pub fn doorbell_wanted(&self, fence: impl FnOnce()) -> bool {
@@ -262,7 +261,7 @@ impl<'a, M: Memory> CardEnd<'a, M> {
     }
 
     /// Tells the host whether it has to ring the doorbell after a request (SPEC 2.6). Setting it is ordered before the second look at
-    /// the rings by the heavy barrier between the two; a host that reads the old 1 after the clearing rings in vain.
+    /// the rings by the full fence between the two; a host that reads the old 1 after the clearing rings in vain.
     pub fn set_doorbell_wanted(&self, wanted: bool) {
         self.doorbell_wanted.publish(u32::from(wanted));
     }

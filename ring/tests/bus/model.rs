@@ -301,15 +301,11 @@ impl Bus {
         self.views[party as usize].since = self.clock;
     }
 
-    /// The heavy barrier (SPEC 6.2): both sides pass a full fence, so what they have stored before is there.
-    pub fn heavy_barrier(&mut self) {
-        for party in [Party::Host, Party::Card] {
-            self.drain(party);
-        }
-        self.arrive_all();
-        for party in [Party::Host, Party::Card] {
-            self.catch_up(party);
-        }
+    /// `party` passes a full fence, in memory that both share: what it has stored before is there, and it sees what is.
+    pub fn fence(&mut self, party: Party) {
+        self.drain(party);
+        while self.arrive(party) {}
+        self.catch_up(party);
     }
 }
 

@@ -20,8 +20,8 @@ pub struct Mistakes {
     pub no_doorbell: bool,
     /// It rings for requests only, and not for credit.
     pub no_credit_doorbell: bool,
-    /// The card sleeps without the heavy barrier.
-    pub no_heavy_barrier: bool,
+    /// The card sleeps without its full fence.
+    pub no_fence: bool,
 }
 
 /// The memories of a function.
@@ -202,7 +202,7 @@ impl World {
         if posted.is_ok() {
             self.posted.set(self.posted.get() + 1);
         }
-        self.ring(host.end.doorbell_wanted(|| ()));
+        self.ring(host.end.doorbell_wanted(|| self.bus.borrow_mut().fence(Party::Host)));
         if posted.is_err() {
             Self::take_completions(host);
         }
@@ -221,7 +221,7 @@ impl World {
     fn host_sleeps(&self, host: &mut Host) {
         // Its eventfd was reset before: an interrupt from here on wakes it.
         self.host_asleep.set(true);
-        let armed = host.end.arm(|| ());
+        let armed = host.end.arm(|| self.bus.borrow_mut().fence(Party::Host));
         self.ring(armed.ring && !self.mistakes.no_credit_doorbell);
         if armed.ready && !self.mistakes.no_look_after_arm {
             self.host_asleep.set(false);
@@ -243,8 +243,8 @@ impl World {
             return;
         }
         card.end.set_doorbell_wanted(true);
-        if !self.mistakes.no_heavy_barrier {
-            self.bus.borrow_mut().heavy_barrier();
+        if !self.mistakes.no_fence {
+            self.bus.borrow_mut().fence(Party::Card);
         }
         if self.turn(&mut card) {
             card.end.set_doorbell_wanted(false);
