@@ -4,6 +4,7 @@
 mod support;
 
 use proptest::prelude::*;
+use ring::VERSION;
 use ring::atomic::{AtomicU64, Ordering};
 use ring::queue::{Key, Kind, Requests};
 use ring::window::{
@@ -12,6 +13,9 @@ use ring::window::{
 };
 use std::collections::VecDeque;
 use support::Memory;
+
+/// Not ours.
+const OTHER_VERSION: u8 = VERSION as u8 + 1;
 
 fn raw() -> impl Strategy<Value = Raw> {
     (any::<u8>(), any::<u16>(), any::<u32>(), any::<[u64; 6]>()).prop_map(|(kind, status, token, body)| Raw {
@@ -199,7 +203,7 @@ proptest! {
             let version = content[0].to_le_bytes()[5];
             match c.pop() {
                 Ok(Some((raw, _))) => {
-                    prop_assert_eq!(version, 1);
+                    prop_assert_eq!(u32::from(version), VERSION);
                     prop_assert_eq!(&raw.body[..], &content[2..]);
                 }
                 Ok(None) => prop_assert_ne!(content[0] & 0xffff_ffff, (at + 1) & 0xffff_ffff),
@@ -253,8 +257,11 @@ fn s2_3_an_entry_of_another_version_is_refused_and_consumed() {
     let (mut p, mut c) = ring_at(entries(&memory, 4), 0);
     p.push(&Raw { kind: 9, ..Raw::default() }, 0).unwrap();
     let head: &AtomicU64 = memory.region().get(0).unwrap();
-    head.store(head.load(Ordering::Relaxed) & !(0xff << 40) | 2 << 40, Ordering::Relaxed);
-    assert_eq!(c.pop(), Err(WrongVersion(2)));
+    head.store(
+        head.load(Ordering::Relaxed) & !(0xff << 40) | u64::from(OTHER_VERSION) << 40,
+        Ordering::Relaxed,
+    );
+    assert_eq!(c.pop(), Err(WrongVersion(OTHER_VERSION)));
     assert_eq!(c.pop(), Ok(None));
     assert_eq!(c.consumed(), 1);
 }
@@ -283,7 +290,7 @@ fn s2_1_windows_and_host_memory_are_checked() {
     assert!(w.valid() && h.valid());
     assert_eq!(w.header.function.load(Ordering::Relaxed), 7);
     assert_eq!((w.requests.len(), h.completions.len()), (ENTRIES as usize, ENTRIES as usize));
-    w.header.version.store(2, Ordering::Relaxed);
+    w.header.version.store(OTHER_VERSION.into(), Ordering::Relaxed);
     h.header.magic.store(0, Ordering::Relaxed);
     assert!(!w.valid() && !h.valid());
 
