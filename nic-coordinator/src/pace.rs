@@ -16,8 +16,10 @@ pub struct Pace {
     /// For how long to look.
     spin_us: u64,
     worked_us: u64,
-    /// How much of the work came within that time: of [`ALWAYS`].
+    /// How much of the work came within that time, or was there when this thread came back from a yield: of [`ALWAYS`].
     soon: u64,
+    /// Since the last work there was a sleep.
+    slept: bool,
     /// Something is known to come: until this time it is looked for in any case.
     due_us: u64,
 }
@@ -25,14 +27,19 @@ pub struct Pace {
 impl Pace {
     /// Looks for `spin_us`, and expects that it is worth it.
     pub fn new(spin_us: u64) -> Self {
-        Pace { spin_us, worked_us: 0, soon: ALWAYS, due_us: 0 }
+        Pace { spin_us, worked_us: 0, soon: ALWAYS, slept: false, due_us: 0 }
     }
 
     /// There was work.
     pub fn worked(&mut self, now_us: u64) {
-        let soon = if now_us.saturating_sub(self.worked_us) < self.spin_us { ALWAYS } else { 0 };
-        self.soon = self.soon - self.soon / MEMORY + soon / MEMORY;
-        self.worked_us = now_us;
+        let late = self.slept && now_us.saturating_sub(self.worked_us) >= self.spin_us;
+        self.soon = self.soon - self.soon / MEMORY + if late { 0 } else { ALWAYS / MEMORY };
+        (self.worked_us, self.slept) = (now_us, false);
+    }
+
+    /// There was a sleep.
+    pub fn slept(&mut self) {
+        self.slept = true;
     }
 
     /// Something is about to come.
@@ -56,6 +63,7 @@ mod tests {
     /// A pace after `count` more pieces of work, each so long after the one before.
     fn after(pace: Pace, count: u64, gap_us: u64) -> Pace {
         (0..count).fold(pace, |mut pace, _| {
+            pace.slept();
             pace.worked(pace.worked_us + gap_us);
             pace
         })
@@ -77,6 +85,13 @@ mod tests {
     #[test]
     fn one_late_piece_of_work_is_no_reason_to_sleep() {
         assert!(looks(&after(after(Pace::new(SPIN_US), 100, 10), 1, 1_000_000)));
+    }
+
+    #[test]
+    fn what_came_while_this_thread_had_no_processor_came_soon() {
+        let mut pace = Pace::new(SPIN_US);
+        (0..100).for_each(|i| pace.worked(i * 1_000));
+        assert!(looks(&pace));
     }
 
     #[test]

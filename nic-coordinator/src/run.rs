@@ -315,6 +315,8 @@ impl Card<'_> {
                 if woken.worked {
                     pace.worked(now_us);
                     self.changed = true;
+                } else {
+                    pace.slept();
                 }
             } else {
                 // First of all: after work, whoever it was for has something to do.
