@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use support::Memory;
 
 /// Not ours.
-const OTHER_VERSION: u8 = VERSION as u8 + 1;
+const OTHER_VERSION: u8 = VERSION.to_le_bytes()[0] + 1;
 
 fn raw() -> impl Strategy<Value = Raw> {
     (any::<u8>(), any::<u16>(), any::<u32>(), any::<[u64; 6]>()).prop_map(|(kind, status, token, body)| Raw {
