@@ -73,8 +73,8 @@ test-pci: build ## A card behind real PCI BARs: QEMU's ivshmem, agent and redis 
 	IPC_DIRECT_GUEST_DIR=$(TARGET)/guest $(CARGO) test -p ipc-direct-tests --test pci
 
 test-rdma: build ## Two hosts with RDMA: guests of QEMU with soft-RoCE, joined by an Ethernet
-	$(CARGO) build --release -p fabric --bin fabric-check
-	@scripts/guest rdma $(TARGET)/guest-rdma $(IPC_DIRECT_BIN_DIR) $(IPC_DIRECT_BIN_DIR)/fabric-check
+	$(CARGO) build --release -p fabric --bin fabric-check -p ipc-direct-tests --bin transfer
+	@scripts/guest rdma $(TARGET)/guest-rdma $(IPC_DIRECT_BIN_DIR) $(addprefix $(IPC_DIRECT_BIN_DIR)/,fabric-check transfer)
 	IPC_DIRECT_GUEST_DIR=$(TARGET)/guest-rdma $(CARGO) test -p ipc-direct-tests --test rdma
 
 arm64: build ## Cross-build the coordinator for 64-bit Arm; its tests and whole sessions with it under qemu-user

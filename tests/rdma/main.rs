@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use harness::suite::{self, Test};
 
 mod card;
+mod carried;
 mod fabric;
 mod meeting;
 mod pair;
@@ -17,6 +18,12 @@ const TESTS: &[Test] = &[
     ("meeting", meeting::cards),
     ("fabric_writes", fabric::writes),
     ("fabric_process_killed", fabric::process_killed),
+    ("carried_bytes", carried::bytes),
+    ("carried_redis", carried::redis),
+    ("carried_process_killed", carried::process_killed),
+    ("carried_coordinator_killed", carried::coordinator_killed),
+    // The last: it needs a pair for itself.
+    ("carried_host_killed", carried::host_killed),
 ];
 
 fn main() -> ExitCode {

@@ -20,10 +20,18 @@ static RUNNING: Mutex<Option<Pair>> = Mutex::new(None);
 /// # Errors
 /// Those of the test, and when the guests do not come up.
 pub fn on_pair(test: impl FnOnce(&mut Pair) -> Outcome) -> Outcome {
-    let mut pair = take_running().map_or_else(Pair::boot, Ok)?;
+    let mut pair = running()?;
     test(&mut pair)?;
     *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) = Some(pair);
     Ok(())
+}
+
+/// The pair that runs, or one that is booted now: for a test that does not leave it as it was.
+///
+/// # Errors
+/// When the guests do not come up.
+pub fn running() -> Outcome<Pair> {
+    take_running().map_or_else(Pair::boot, Ok)
 }
 
 /// The pair that runs, if there is one.

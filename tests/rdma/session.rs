@@ -2,17 +2,14 @@
 
 use harness::{Outcome, ensure};
 
-use crate::card;
+use crate::card::{self, SHIMMED};
 use crate::pair::{BOUND, on_pair};
-
-/// How programs are started under the shim.
-const SHIMMED: &str = "IPC_DIRECT_SOCKET=/run/agent /opt/ipc-direct run --require-agent --";
 
 /// On one host.
 pub fn redis() -> Outcome {
     on_pair(|pair| {
         let host = &mut pair.first;
-        card::up(host, 1)?;
+        card::up(host, 1, "off")?;
         host.start("redis", &format!("{SHIMMED} redis-server --port 7000 --save '' --dir /tmp"))?;
         host.until(&format!("{SHIMMED} redis-cli -p 7000 ping | grep -q PONG"), BOUND)?;
         host.run(&format!("{SHIMMED} redis-benchmark -p 7000 -c 4 -n 500 -t set,get -q"), BOUND)?;

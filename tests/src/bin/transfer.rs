@@ -1,13 +1,15 @@
 //! A transfer that runs until somebody dies, for the tests that kill.
 //!
-//! `transfer server [PATH]` prints its port (or the path of its unix socket, which stands for a port below, too) and echoes connections, one after the other. `transfer client PORT busy SECONDS`
-//! sends and checks echoes for that long; `... idle SECONDS` only waits for the end of the stream. Both print a line
-//! when a connection ends: how, and when by the monotonic clock in ns; a busy client also prints its progress.
+//! `transfer server [AT]` prints where it listens and echoes connections, one after the other: AT is a path, ADDRESS:PORT, or by default a port of the loopback, which is
+//! printed without its address. `transfer client AT busy SECONDS` sends and checks echoes for that long; `... idle SECONDS` only waits for the end of the stream. Both print a line
+//! when a connection ends: how, and when by the monotonic clock in ns; a busy client also prints its progress. `... stream BYTES` sends so many without waiting for
+//! echoes, ends its half, and checks what comes up to the end of the other one.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::ExitCode;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use harness::wire::Pattern;
@@ -22,10 +24,14 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let outcome = match words.as_slice() {
-        ["server"] => server(),
-        ["server", path] => unix_server(path),
-        ["client", port, kind @ ("busy" | "idle"), seconds] => match seconds.parse() {
-            Ok(seconds) => connect(port, *kind == "busy", Duration::from_secs_f64(seconds)),
+        ["server"] => server(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))),
+        ["server", at] => at.parse().map_or_else(|_| unix_server(at), server),
+        ["client", at, "stream", bytes] => match (tcp_address(at), bytes.parse()) {
+            (Some(at), Ok(bytes)) => stream(at, bytes),
+            _ => Err(io::Error::from(ErrorKind::InvalidInput)),
+        },
+        ["client", at, kind @ ("busy" | "idle"), seconds] => match seconds.parse() {
+            Ok(seconds) => connect(at, *kind == "busy", Duration::from_secs_f64(seconds)),
             _ => Err(io::Error::from(ErrorKind::InvalidInput)),
         },
         _ => Err(io::Error::from(ErrorKind::InvalidInput)),
@@ -54,9 +60,14 @@ fn cause(e: &io::Error) -> &'static str {
     }
 }
 
-fn server() -> io::Result<()> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    println!("port {}", listener.local_addr()?.port());
+fn server(at: SocketAddr) -> io::Result<()> {
+    let listener = TcpListener::bind(at)?;
+    let at = listener.local_addr()?;
+    if at.ip() == Ipv4Addr::LOCALHOST {
+        println!("port {}", at.port());
+    } else {
+        println!("port {at}");
+    }
     loop {
         echo(listener.accept()?.0);
     }
@@ -86,14 +97,19 @@ fn echo(mut peer: impl Read + Write) {
     ended(how);
 }
 
-fn connect(port: &str, busy: bool, time: Duration) -> io::Result<()> {
+/// None: it is a path.
+fn tcp_address(at: &str) -> Option<SocketAddr> {
+    at.parse().map(|port: u16| (Ipv4Addr::LOCALHOST, port).into()).or_else(|_| at.parse()).ok()
+}
+
+fn connect(at: &str, busy: bool, time: Duration) -> io::Result<()> {
     let limit = (!busy).then_some(time);
-    if let Ok(port) = port.parse::<u16>() {
-        let peer = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    if let Some(at) = tcp_address(at) {
+        let peer = TcpStream::connect(at)?;
         peer.set_read_timeout(limit)?;
         client(peer, busy, time)
     } else {
-        let peer = UnixStream::connect(port)?;
+        let peer = UnixStream::connect(at)?;
         peer.set_read_timeout(limit)?;
         client(peer, busy, time)
     }
@@ -127,6 +143,42 @@ fn client(mut peer: impl Read + Write, busy: bool, time: Duration) -> io::Result
             println!("progress {total}");
             told = Instant::now();
         }
+    }
+    println!("done {total}");
+    Ok(())
+}
+
+fn stream(at: SocketAddr, bytes: u64) -> io::Result<()> {
+    let mut peer = TcpStream::connect(at)?;
+    println!("connected");
+    let mut sends = peer.try_clone()?;
+    let sender = thread::spawn(move || {
+        let (pattern, mut total) = (Pattern::default(), 0);
+        while total < bytes {
+            let rest = usize::try_from(bytes - total).unwrap_or(MESSAGE);
+            let message = pattern.at(total, rest.min(MESSAGE));
+            sends.write_all(message)?;
+            total += message.len() as u64;
+        }
+        sends.shutdown(Shutdown::Write)
+    });
+    let (pattern, mut room, mut total) = (Pattern::default(), vec![0; MESSAGE], 0);
+    loop {
+        let n = peer.read(&mut room)?;
+        if n == 0 {
+            break;
+        }
+        if !pattern.check(total, room.get(..n).unwrap_or(&[])) {
+            return Err(io::Error::new(
+                ErrorKind::InvalidData,
+                format!("the echo differs after {total} bytes"),
+            ));
+        }
+        total += n as u64;
+    }
+    sender.join().map_err(|_| io::Error::other("the sender panicked"))??;
+    if total != bytes {
+        return Err(io::Error::new(ErrorKind::UnexpectedEof, format!("{total} of {bytes} bytes came")));
     }
     println!("done {total}");
     Ok(())
