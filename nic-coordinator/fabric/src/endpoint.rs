@@ -3,11 +3,13 @@
 
 use std::ffi::c_void;
 use std::fmt;
+use std::io;
 use std::mem::zeroed;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 
 use fabric_sys as sys;
 use thiserror::Error;
@@ -62,6 +64,9 @@ pub enum ConnectError {
     /// Its buffers could not be registered.
     #[error(transparent)]
     Buffers(#[from] RegisterError),
+    /// Nobody could wait for it.
+    #[error("cannot ask for a libfabric connection: {0}")]
+    Thread(io::Error),
     /// The peer's request could not be answered.
     #[error("cannot accept a libfabric connection: {0}")]
     Accept(FiError),
@@ -190,7 +195,8 @@ pub struct Endpoint {
 unsafe impl Send for Endpoint {}
 
 impl Fabric {
-    /// Asks `peer` for a connection, with private data. It is there at [`Event::Connected`].
+    /// Asks `peer` for a connection, with private data. It is there at [`Event::Connected`]. With verbs this waits until the
+    /// network knows the peer's address, up to some seconds.
     ///
     /// # Errors
     /// [`ConnectError`].
@@ -207,6 +213,31 @@ impl Fabric {
         // SAFETY: an open endpoint, an address of its format, and private data.
         check(unsafe { sys::shim_connect(ep, info.destination(), data.0, data.1) }).map_err(no_way)?;
         Ok(endpoint)
+    }
+
+    /// As [`Fabric::connect`], without waiting: a thread does that.
+    ///
+    /// # Errors
+    /// There is no thread.
+    pub fn ask(&self, peer: SocketAddr, settings: Settings, data: Vec<u8>) -> Result<Asking, ConnectError> {
+        let fabric = self.clone();
+        let thread = thread::Builder::new().spawn(move || fabric.connect(peer, &settings, &data));
+        thread.map(|thread| Asking(Some(thread))).map_err(ConnectError::Thread)
+    }
+}
+
+/// A connection that is being asked for. Dropped, nothing comes of it.
+#[derive(Debug)]
+pub struct Asking(Option<JoinHandle<Result<Endpoint, ConnectError>>>);
+
+impl Asking {
+    /// What has come of it, without waiting, and once.
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub fn poll(&mut self) -> Result<Option<Endpoint>, ConnectError> {
+        let Some(thread) = self.0.take_if(|thread| thread.is_finished()) else { return Ok(None) };
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map(Some)
     }
 }
 

@@ -14,8 +14,8 @@
 //! it gets it all the same), and one promise about order, `FI_ORDER_SAW`: a message that is sent after a write is delivered
 //! after the write's bytes are in place.
 //!
-//! Nothing here blocks and nothing here has a thread. Who wants to sleep asks [`endpoint::Endpoint::may_sleep`] and waits
-//! for [`endpoint::Endpoint::wait_fds`].
+//! Nothing here blocks and nothing here has a thread, but for asking for a connection: that is to be had with either. Who wants to
+//! sleep asks [`endpoint::Endpoint::may_sleep`] and waits for [`endpoint::Endpoint::wait_fds`].
 //!
 //! A peer whose process dies is an event. A peer whose whole host goes without a word may be none: over verbs on soft-RoCE, a
 //! minute passed and a message that nobody acknowledged was still under way. A link needs signs of life of its own.

@@ -27,6 +27,22 @@ fn messages_go_both_ways_in_order() {
 }
 
 #[test]
+fn asking_without_waiting() {
+    let fabric = open();
+    let mut listener = fabric.listen(0).unwrap();
+    let mut asking = fabric.ask(listener.address().unwrap(), Settings::default(), b"may I".to_vec()).unwrap();
+    let mut client = until("the endpoint", || asking.poll().unwrap());
+    assert!(asking.poll().unwrap().is_none());
+    let incoming = accept_one(&mut listener, &mut client);
+    assert!(incoming.data.starts_with(b"may I"), "{:?}", incoming.data);
+    let mut server = incoming.accept(&Settings::default(), b"").unwrap();
+    until("both connections", || {
+        let _ = server.event().unwrap();
+        matches!(client.event().unwrap(), Some(Event::Connected(_))).then_some(())
+    });
+}
+
+#[test]
 fn a_peer_refuses() {
     let fabric = open();
     let mut listener = fabric.listen(0).unwrap();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::BorrowedFd;
 
-use fabric::endpoint::{Endpoint, Event, Settings};
+use fabric::endpoint::{Asking, Endpoint, Event, Settings};
 use fabric::listener::Listener;
 use fabric::provider::Fabric;
 use ring::link::{Contact, Knock, Token, Welcome};
@@ -61,10 +61,24 @@ pub(super) enum State {
 /// A link that is being set up.
 struct Opening {
     party: Party,
-    endpoint: Endpoint,
+    /// Until there is an endpoint.
+    asking: Option<Asking>,
+    endpoint: Option<Endpoint>,
     /// Of the other bridge, once it has said so.
     receives: Option<u32>,
     until_us: u64,
+}
+
+impl Opening {
+    /// What has happened to it.
+    fn event(&mut self) -> Result<Option<Event>, String> {
+        if let Some(asking) = &mut self.asking
+            && let Some(endpoint) = asking.poll().map_err(|error| error.to_string())?
+        {
+            (self.asking, self.endpoint) = (None, Some(endpoint));
+        }
+        self.endpoint.as_mut().map_or(Ok(None), |endpoint| endpoint.event().map_err(|down| down.to_string()))
+    }
 }
 
 struct Up {
@@ -132,10 +146,10 @@ impl Links {
         let peer = SocketAddr::new(Ipv6Addr::from(caller.ip).to_canonical(), caller.port);
         let receives = u32::try_from(self.settings.receives).unwrap_or(u32::MAX);
         let knock = Knock { to: caller.token, from: self.own, card: self.card.octets(), receives };
-        match self.fabric.connect(peer, &self.settings, &knock.to_bytes()) {
-            Ok(endpoint) => {
+        match self.fabric.ask(peer, self.settings.clone(), knock.to_bytes().to_vec()) {
+            Ok(asking) => {
                 let party = Party { asker: Asker::Us, token: caller.token, card: caller.card.into() };
-                self.begin(now_us, party, endpoint, None);
+                self.begin(now_us, party, (Some(asking), None), None);
                 Reach::Pending
             }
             Err(error) => {
@@ -146,9 +160,15 @@ impl Links {
         }
     }
 
-    fn begin(&mut self, now_us: u64, party: Party, endpoint: Endpoint, receives: Option<u32>) {
+    fn begin(
+        &mut self,
+        now_us: u64,
+        party: Party,
+        (asking, endpoint): (Option<Asking>, Option<Endpoint>),
+        receives: Option<u32>,
+    ) {
         let until_us = now_us + OPEN_US_MAX;
-        self.opening.push(Opening { party, endpoint, receives, until_us });
+        self.opening.push(Opening { party, asking, endpoint, receives, until_us });
     }
 
     /// Grants what is asked for, and gives what is there to the bridge.
@@ -159,22 +179,23 @@ impl Links {
         }
         for mut opening in std::mem::take(&mut self.opening) {
             let party = opening.party;
-            match opening.endpoint.event() {
+            match opening.event() {
                 Ok(None) if opening.until_us > now_us => self.opening.push(opening),
                 Ok(Some(Event::Connected(data))) => {
                     let welcome = Welcome::from_bytes(&data).ok().map(|welcome| welcome.receives);
-                    let Some(receives) = opening.receives.or(welcome) else {
+                    let receives = opening.receives.or(welcome);
+                    let Some((endpoint, receives)) = opening.endpoint.zip(receives) else {
                         self.failed(now_us, party, "it answers nonsense", &mut each);
                         continue;
                     };
-                    let link = bridge.add_link(opening.endpoint, receives);
+                    let link = bridge.add_link(endpoint, receives);
                     self.up.insert((party.asker, party.token), Up { link, card: party.card });
                     tracing::info!("a link to the bridge of card {}", party.card);
                     each(News::Up(party, link));
                 }
                 Ok(None) => self.failed(now_us, party, "it takes too long", &mut each),
                 Ok(Some(event)) => self.failed(now_us, party, &format!("{event:?}"), &mut each),
-                Err(down) => self.failed(now_us, party, &down.to_string(), &mut each),
+                Err(why) => self.failed(now_us, party, &why, &mut each),
             }
         }
         self.unreachable.retain(|_, until| *until > now_us);
@@ -210,7 +231,7 @@ impl Links {
             match incoming.accept(&self.settings, &Welcome { receives }.to_bytes()) {
                 Ok(endpoint) => {
                     let party = Party { asker: Asker::Them, token: knock.from, card: knock.card.into() };
-                    self.begin(now_us, party, endpoint, Some(knock.receives));
+                    self.begin(now_us, party, (None, Some(endpoint)), Some(knock.receives));
                 }
                 Err(error) => tracing::warn!("a link is not granted: {error}"),
             }
