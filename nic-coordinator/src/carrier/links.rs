@@ -146,7 +146,7 @@ impl Links {
         let peer = SocketAddr::new(Ipv6Addr::from(caller.ip).to_canonical(), caller.port);
         let receives = u32::try_from(self.settings.receives).unwrap_or(u32::MAX);
         let knock = Knock { to: caller.token, from: self.own, card: self.card.octets(), receives };
-        match self.fabric.ask(peer, self.settings.clone(), knock.to_bytes().to_vec()) {
+        match self.fabric.ask(peer, self.settings, knock.to_bytes().to_vec()) {
             Ok(asking) => {
                 let party = Party { asker: Asker::Us, token: caller.token, card: caller.card.into() };
                 self.begin(now_us, party, (Some(asking), None), None);
