@@ -26,7 +26,7 @@ pub struct Membarrier(());
 
 /// The kernel has no `MEMBARRIER_CMD_GLOBAL_EXPEDITED`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this kernel has no membarrier(2) with GLOBAL_EXPEDITED: use Linux 4.16 or newer, or --idle poll")]
+#[error("this kernel has no membarrier(2) with GLOBAL_EXPEDITED: use Linux 4.16 or newer")]
 pub struct NoMembarrier;
 
 impl Membarrier {
