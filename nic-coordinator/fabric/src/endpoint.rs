@@ -317,6 +317,12 @@ impl Endpoint {
         self.sent.count() - self.free_sends.len() - usize::from(self.filling.is_some())
     }
 
+    /// Writes of ours that are under way.
+    #[must_use]
+    pub fn writing(&self) -> usize {
+        self.writes.len() - self.free_writes.len()
+    }
+
     /// What has happened to the connection, without waiting. To be asked until [`Event::Connected`], when [`Endpoint::poll`] or
     /// [`Endpoint::wait_fds`] say that something happened, and now and then.
     ///

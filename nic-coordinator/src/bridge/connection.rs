@@ -228,7 +228,7 @@ impl Connection {
         }
         // Behind the first header.
         let bytes = usize::try_from(run.len - 8).unwrap_or(0);
-        if run.len <= link.inline_bytes() {
+        if link.takes_inline(run.len) {
             let at = ring.place(start).plus(8);
             return Ok(link.say(ITEM_MAX + bytes, |message| {
                 message

@@ -19,13 +19,16 @@ use ring::segment::HEAD_BYTES as SLOT_HEAD_BYTES;
 /// Messages under way from which a link counts as busy.
 const BUSY_MESSAGES: usize = 4;
 
+/// Runs up to this size go inside of the message however busy the link is.
+const SHORT_BYTES: u64 = 6 * 1024;
+const _: () = assert!(SLOT_HEAD_BYTES as u64 <= SHORT_BYTES);
 /// Room of a message for what is gathered beside the longest run in it.
 pub const GATHERED_BYTES: usize = 10 * 1024;
 
 /// A link.
 pub(super) struct Link {
     endpoint: Endpoint,
-    /// Runs up to this size go inside of the message, instead of a write and a message behind it.
+    /// Runs up to this size may go inside of the message, instead of a write and a message behind it.
     inline_bytes: u64,
     /// Receives that the other bridge posts.
     peer_receives: u32,
@@ -43,7 +46,7 @@ pub(super) struct Link {
 
 impl Link {
     pub(super) fn new(endpoint: Endpoint, peer_receives: u32) -> Link {
-        let inline = endpoint.message_bytes().saturating_sub(GATHERED_BYTES).max(SLOT_HEAD_BYTES);
+        let inline = endpoint.message_bytes().saturating_sub(GATHERED_BYTES);
         Link {
             endpoint,
             inline_bytes: inline as u64,
@@ -94,9 +97,11 @@ impl Link {
         self.endpoint.wait_fds().into_iter().flatten()
     }
 
-    /// The longest run that goes inside of a message.
-    pub(super) fn inline_bytes(&self) -> u64 {
-        self.inline_bytes
+    /// Whether a run of `bytes` goes inside of the message. Longer ones do on a quiet link, which they reach sooner so; on a busy one
+    /// it is copies that count.
+    pub(super) fn takes_inline(&self, bytes: u64) -> bool {
+        let quiet = || self.endpoint.sending() + self.endpoint.writing() == 0;
+        bytes <= SHORT_BYTES || bytes <= self.inline_bytes && quiet()
     }
 
     fn under_way(&self) -> u32 {
