@@ -242,10 +242,10 @@ pub(crate) fn spawn(
         .args(options.uplink.iter().flat_map(Uplink::arguments))
         // Of libfabric's providers the chosen one is enough; libpsm, which comes with others, would catch fatal signals and leave files.
         .envs(options.uplink.iter().flat_map(|u| &u.fabric).map(|f| ("FI_PROVIDER", &f.provider)))
-        // Cached by libfabric, registrations of memory would outlive their connections, and with them the keys that other hosts have.
-        .env("FI_MR_CACHE_MAX_COUNT", "0")
         .env("IPATH_NO_BACKTRACE", "1")
         .env("HFI_NO_BACKTRACE", "1")
+        // Cached by libfabric, registrations of memory would outlive their connections, and with them the keys that other hosts have.
+        .env("FI_MR_CACHE_MAX_COUNT", "0")
         // The coordinator must not run under the shim that it serves.
         .env_remove("LD_PRELOAD")
         .stdin(Stdio::null())

@@ -85,7 +85,7 @@ pub fn frames_of(if_index: u32) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Classic BPF (filter(7) of BSD, Linux's socket(7) `SO_ATTACH_FILTER`): every frame but TCP's, with IPv4 or IPv6.
+/// Classic BPF (socket(7), `SO_ATTACH_FILTER`; bpf(4) of the BSDs): every frame but TCP's, with IPv4 or IPv6.
 const NOT_TCP: [libc::sock_filter; 9] = [
     instruction(0x28, 0, 0, 12),     // ldh [12]: the EtherType
     instruction(0x15, 0, 2, 0x0800), // IPv4?
@@ -106,10 +106,11 @@ const fn instruction(code: u16, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
 /// the kernel's TCP on the same link they would get a copy of each of its frames. Where it can't be done, they get it.
 pub fn keep_tcp_out() {
     let Ok(open) = std::fs::read_dir("/proc/self/fd") else { return };
+    let len = u16::try_from(NOT_TCP.len()).unwrap_or(0);
     for fd in open.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()) {
         let mut domain: libc::c_int = 0;
         let mut room = libc::socklen_t::try_from(size_of_val(&domain)).unwrap_or(0);
-        let program = libc::sock_fprog { len: 9, filter: NOT_TCP.as_ptr().cast_mut() };
+        let program = libc::sock_fprog { len, filter: NOT_TCP.as_ptr().cast_mut() };
         let bytes = libc::socklen_t::try_from(size_of_val(&program)).unwrap_or(0);
         // SAFETY: room for an int; a program of that length, which the kernel copies.
         unsafe {

@@ -212,8 +212,10 @@ fn kill_one(lab: &Lab, victim: &str) -> Outcome {
     let sent = || lab.report("h2").ok().map(|report| report.totals.user.tx_bytes);
     let both = || {
         let report = lab.report("h2")?;
-        let connected = report.processes.iter().filter(|p| p.command.starts_with("python3")).count();
-        Ok((connected > 0 && report.totals.user.tx_bytes > before.user.tx_bytes + 10_000).then_some(()))
+        let connected = report.processes.iter().filter(|p| p.command.starts_with("python3")).any(|p| {
+            p.sockets.iter().any(|s| s.state == "connected" && s.path.as_deref() == Some("user-space"))
+        });
+        Ok((connected && report.totals.user.tx_bytes > before.user.tx_bytes + 10_000).then_some(()))
     };
     ensure(wait_for(BOUND, both)?.is_some(), || "the clients send nothing in user space".into())?;
     match victim.split_once(' ') {

@@ -12,10 +12,9 @@ use ring::stream::{Memory as _, Violation, Writer};
 use super::link::Link;
 use super::segment::{Outside, View, copy_in, copy_out};
 
-/// Bytes of one connection in one turn, so that the others get theirs.
+/// Bytes of one connection in one turn, so that the others get theirs, and of one write: the first are on their way while the process
+/// writes the rest.
 const BURST_BYTES: u64 = 128 * 1024;
-/// Bytes of one write: the first of a large burst are on their way while the process writes the rest.
-const WRITE_BYTES: u64 = 128 * 1024;
 /// Consumed bytes that are told at once. Less is told with what goes anyway, or a little later.
 const TELL_BYTES: u64 = RING_BYTES as u64 / 4;
 
@@ -199,7 +198,7 @@ impl Connection {
         let mut burst = 0;
         while burst < BURST_BYTES {
             let (out, ring) = self.view.out();
-            let Some(run) = relay::next_run(ring, self.relayed, self.credit, WRITE_BYTES)? else {
+            let Some(run) = relay::next_run(ring, self.relayed, self.credit, BURST_BYTES)? else {
                 return Ok(Turn::Idle);
             };
             if self.far_closed {

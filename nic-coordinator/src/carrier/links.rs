@@ -61,23 +61,29 @@ pub(super) enum State {
 /// A link that is being set up.
 struct Opening {
     party: Party,
-    /// Until there is an endpoint.
-    asking: Option<Asking>,
-    endpoint: Option<Endpoint>,
+    stage: Stage,
     /// Of the other bridge, once it has said so.
     receives: Option<u32>,
     until_us: u64,
 }
 
-impl Opening {
+/// How far it is.
+enum Stage {
+    Asking(Asking),
+    There(Box<Endpoint>),
+}
+
+impl Stage {
     /// What has happened to it.
     fn event(&mut self) -> Result<Option<Event>, String> {
-        if let Some(asking) = &mut self.asking
-            && let Some(endpoint) = asking.poll().map_err(|error| error.to_string())?
-        {
-            (self.asking, self.endpoint) = (None, Some(endpoint));
+        if let Stage::Asking(asking) = self {
+            let Some(endpoint) = asking.poll().map_err(|error| error.to_string())? else { return Ok(None) };
+            *self = Stage::There(Box::new(endpoint));
         }
-        self.endpoint.as_mut().map_or(Ok(None), |endpoint| endpoint.event().map_err(|down| down.to_string()))
+        match self {
+            Stage::Asking(_) => Ok(None),
+            Stage::There(endpoint) => endpoint.event().map_err(|down| down.to_string()),
+        }
     }
 }
 
@@ -107,6 +113,11 @@ impl Links {
         let (up, opening, unreachable, listened_us) = Default::default();
         let settings = settings(&fabric);
         Ok(Links { fabric, settings, listener, at, own, card, up, opening, unreachable, listened_us })
+    }
+
+    /// Receives that each of our endpoints posts, for the other bridge.
+    fn receives(&self) -> u32 {
+        u32::try_from(self.settings.receives).unwrap_or(u32::MAX)
     }
 
     /// How we can be reached; the rest of a path is the connection's.
@@ -144,12 +155,12 @@ impl Links {
             return Reach::Never;
         }
         let peer = SocketAddr::new(Ipv6Addr::from(caller.ip).to_canonical(), caller.port);
-        let receives = u32::try_from(self.settings.receives).unwrap_or(u32::MAX);
+        let receives = self.receives();
         let knock = Knock { to: caller.token, from: self.own, card: self.card.octets(), receives };
         match self.fabric.ask(peer, self.settings, knock.to_bytes().to_vec()) {
             Ok(asking) => {
                 let party = Party { asker: Asker::Us, token: caller.token, card: caller.card.into() };
-                self.begin(now_us, party, (Some(asking), None), None);
+                self.begin(now_us, party, Stage::Asking(asking), None);
                 Reach::Pending
             }
             Err(error) => {
@@ -160,15 +171,9 @@ impl Links {
         }
     }
 
-    fn begin(
-        &mut self,
-        now_us: u64,
-        party: Party,
-        (asking, endpoint): (Option<Asking>, Option<Endpoint>),
-        receives: Option<u32>,
-    ) {
+    fn begin(&mut self, now_us: u64, party: Party, stage: Stage, receives: Option<u32>) {
         let until_us = now_us + OPEN_US_MAX;
-        self.opening.push(Opening { party, asking, endpoint, receives, until_us });
+        self.opening.push(Opening { party, stage, receives, until_us });
     }
 
     /// Grants what is asked for, and gives what is there to the bridge.
@@ -179,16 +184,17 @@ impl Links {
         }
         for mut opening in std::mem::take(&mut self.opening) {
             let party = opening.party;
-            match opening.event() {
+            match opening.stage.event() {
                 Ok(None) if opening.until_us > now_us => self.opening.push(opening),
                 Ok(Some(Event::Connected(data))) => {
                     let welcome = Welcome::from_bytes(&data).ok().map(|welcome| welcome.receives);
-                    let receives = opening.receives.or(welcome);
-                    let Some((endpoint, receives)) = opening.endpoint.zip(receives) else {
+                    let (Stage::There(endpoint), Some(receives)) =
+                        (opening.stage, opening.receives.or(welcome))
+                    else {
                         self.failed(now_us, party, "it answers nonsense", &mut each);
                         continue;
                     };
-                    let link = bridge.add_link(endpoint, receives);
+                    let link = bridge.add_link(*endpoint, receives);
                     self.up.insert((party.asker, party.token), Up { link, card: party.card });
                     tracing::info!("a link to the bridge of card {}", party.card);
                     each(News::Up(party, link));
@@ -227,11 +233,11 @@ impl Links {
             // Who does not know the token is refused, by being dropped.
             let knock = Knock::from_bytes(&incoming.data).ok().filter(|knock| knock.to == self.own);
             let Some(knock) = knock.filter(|_| self.opening.len() < GRANTING_MAX) else { continue };
-            let receives = u32::try_from(self.settings.receives).unwrap_or(u32::MAX);
+            let receives = self.receives();
             match incoming.accept(&self.settings, &Welcome { receives }.to_bytes()) {
                 Ok(endpoint) => {
                     let party = Party { asker: Asker::Them, token: knock.from, card: knock.card.into() };
-                    self.begin(now_us, party, (None, Some(endpoint)), Some(knock.receives));
+                    self.begin(now_us, party, Stage::There(Box::new(endpoint)), Some(knock.receives));
                 }
                 Err(error) => tracing::warn!("a link is not granted: {error}"),
             }
