@@ -19,6 +19,11 @@ const DIRECTORIES: [&str; 6] = ["/dev/shm", "/tmp", "/run", "/run/dpdk", "/tmp/d
 /// Names of the product's processes, as `/proc/PID/comm` cuts them.
 const PROCESSES: [&str; 2] = ["ipc-direct", "nic-coordinator"];
 
+/// Kinds of things.
+const PROCESS: &str = "process";
+const FILE: &str = "file";
+const SOCKET: &str = "unix socket";
+
 /// Process ids that this run has had, the test's own included.
 static PIDS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
@@ -49,9 +54,10 @@ fn is_marked(dir: &Path) -> bool {
     environment.split(|b| *b == 0).any(|variable| variable == mark.as_bytes())
 }
 
-/// A list of things.
+/// A list of things: of what kind, and the name. Also others' files and sockets: whose they are shows by a number, and a number that
+/// was somebody else's before may be given to a process of this run later.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Census(BTreeSet<String>);
+pub struct Census(BTreeSet<(&'static str, String)>);
 
 impl Census {
     /// Lists the product's processes and who holds memory of the product's, files in the places where one could
@@ -65,14 +71,8 @@ impl Census {
                 process(&entry.path(), &name, &mut found);
             }
         }
-        let mine = PIDS.lock().map(|p| p.clone()).unwrap_or_default();
-        let mut name = |kind: &str, name: &str| {
-            if ours(name, &mine) {
-                found.insert(format!("{kind} {name}"));
-            }
-        };
         for entry in DIRECTORIES.iter().flat_map(fs::read_dir).flatten().flatten() {
-            name("file", &entry.path().display().to_string());
+            found.insert((FILE, entry.path().display().to_string()));
         }
         // Some names are drawn by lot: those count that a process of this run holds.
         let held = sockets_of_this_run();
@@ -80,7 +80,7 @@ impl Census {
             let mut words = line.split_whitespace().skip(6);
             let (inode, socket) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
             if !is_drawn(socket) || held.contains(inode) {
-                name("unix socket", socket);
+                found.insert((SOCKET, socket.to_owned()));
             }
         }
         Census(found)
@@ -93,11 +93,14 @@ impl Census {
     pub fn compare(&self) -> Outcome {
         let mut left = BTreeSet::new();
         wait_for(Duration::from_secs(5), || {
-            left = Census::take().0.difference(&self.0).cloned().collect();
+            let mine = PIDS.lock().map(|p| p.clone()).unwrap_or_default();
+            let now = Census::take().0;
+            left = now.difference(&self.0).filter(|thing| ours(thing, &mine)).cloned().collect();
             Ok(left.is_empty().then_some(()))
         })?;
         ensure(left.is_empty(), || {
-            format!("left behind:\n{}", left.into_iter().collect::<Vec<_>>().join("\n"))
+            let list: Vec<_> = left.iter().map(|(kind, name)| format!("{kind} {name}")).collect();
+            format!("left behind:\n{}", list.join("\n"))
         })
     }
 }
@@ -116,8 +119,11 @@ fn sockets_of_this_run() -> BTreeSet<String> {
         .collect()
 }
 
-/// A name with one of the product's words in it, whose first number, if it has any, is a process of this run.
-fn ours(name: &str, mine: &BTreeSet<String>) -> bool {
+/// A process of this run, or a name with one of the product's words in it, whose first number, if it has any, is a process of this run.
+fn ours((kind, name): &(&str, String), mine: &BTreeSet<String>) -> bool {
+    if *kind == PROCESS {
+        return true;
+    }
     let ours =
         ["ipc-direct", "ipc_direct", "nic-coordinator", "rte_", "dpdk_"].iter().any(|w| name.contains(w));
     let first = name.split(|c: char| !c.is_ascii_digit()).find(|n| n.len() > 1);
@@ -126,17 +132,17 @@ fn ours(name: &str, mine: &BTreeSet<String>) -> bool {
 }
 
 /// A process of this run is of interest if it is one of the product's own, or if it holds memory of the product's.
-fn process(dir: &Path, pid: &str, found: &mut BTreeSet<String>) {
+fn process(dir: &Path, pid: &str, found: &mut BTreeSet<(&'static str, String)>) {
     if !is_marked(dir) {
         return;
     }
     let comm = fs::read_to_string(dir.join("comm")).unwrap_or_default();
     if PROCESSES.contains(&comm.trim()) {
-        found.insert(format!("process {pid} {}", comm.trim()));
+        found.insert((PROCESS, format!("{pid} {}", comm.trim())));
     }
     for line in fs::read_to_string(dir.join("maps")).unwrap_or_default().lines() {
         if let Some(name) = line.split_whitespace().nth(5).filter(|n| n.starts_with("/memfd:ipc-direct")) {
-            found.insert(format!("memory of process {pid} {name}"));
+            found.insert((PROCESS, format!("{pid} with {name}")));
         }
     }
 }
