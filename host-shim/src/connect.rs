@@ -3,7 +3,7 @@
 //! `unsafe` is allowed here: calls to libc's originals and the caller's address.
 #![allow(unsafe_code)]
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
 use ring::msg::{Addr, Completion, Request, Status};
 use ring::stats::{Reason, SocketState};
@@ -11,7 +11,7 @@ use ring::stats::{Reason, SocketState};
 use crate::handle::{Handle, Kind, Stream, touched};
 use crate::sys::{Errno, NoSignals, Result};
 use crate::{
-    arrivals, coordinator, fds, listener, options, poll, process, real, relay, socket, stats, sys, table,
+    arrivals, coordinator, fds, listener, options, poll, process, relay, socket, source, stats, sys, table,
     unix,
 };
 
@@ -42,12 +42,12 @@ pub fn connect(fd: i32, addr: *const libc::sockaddr, len: libc::socklen_t) -> Pa
         return Path::Kernel;
     }
     let Some(dst) = options::read_addr(addr, len) else { return Path::Kernel };
-    let dst = real_destination(dst);
+    let dst = source::real_destination(dst);
     if !process::is_home(fd) {
         stats::set_reason(h.index(), Reason::Namespace);
         return Path::Kernel;
     }
-    let Some(from) = source_for(dst).filter(|_| dst.port != 0) else {
+    let Some(from) = source::towards(dst).filter(|_| dst.port != 0) else {
         stats::set_reason(h.index(), Reason::Remote);
         return Path::Kernel;
     };
@@ -126,90 +126,6 @@ fn leave_error(fd: i32, h: &Handle, s: &Stream) -> Option<()> {
     }
     drop(numbering);
     (connected.is_ok() || connected == Err(rustix::io::Errno::INPROGRESS)).then_some(())
-}
-
-/// The wildcard addresses mean this host.
-fn real_destination(dst: Addr) -> Addr {
-    let ip = match dst.ip {
-        Addr::V4_ANY => Addr::v4([127, 0, 0, 1], 0).ip,
-        Addr::V6_ANY => LOOPBACK_V6,
-        ip => ip,
-    };
-    Addr { ip, ..dst }
-}
-
-const LOOPBACK_V6: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
-
-/// Is `dst` an address of this host? The kernel answers by letting a socket bind to it. The last answer is kept for a while.
-fn is_local(dst: Addr) -> bool {
-    static KNOWN: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
-    if dst.is_loopback() {
-        return true;
-    }
-    let v = u128::from_le_bytes(dst.ip);
-    let halves = [u64::try_from(v & u128::from(u64::MAX)).unwrap_or(0), u64::try_from(v >> 64).unwrap_or(0)];
-    let now = sys::now().as_secs() + 1;
-    let [a, b, when] = &KNOWN;
-    if a.load(Ordering::Relaxed) == halves[0]
-        && b.load(Ordering::Relaxed) == halves[1]
-        && when.load(Ordering::Acquire) == now
-    {
-        return true;
-    }
-    let local = with_probe(dst, |probe, domain| {
-        // Only what this thread would find where the coordinator looks.
-        let bound =
-            process::is_home(probe) && options::kernel_bind(probe, domain, Addr { port: 0, ..dst }).is_ok();
-        bound.then_some(())
-    })
-    .is_some();
-    if local {
-        a.store(halves[0], Ordering::Relaxed);
-        b.store(halves[1], Ordering::Relaxed);
-        when.store(now, Ordering::Release);
-    }
-    local
-}
-
-/// The address that the kernel would connect from, if the coordinator may know somebody at `dst`.
-fn source_for(dst: Addr) -> Option<Addr> {
-    let ip = if is_local(dst) {
-        if !dst.is_loopback() {
-            dst.ip
-        } else if dst.is_v4() {
-            Addr::v4([127, 0, 0, 1], 0).ip
-        } else {
-            LOOPBACK_V6
-        }
-    } else if process::meets_hosts() {
-        routed_source(dst)?
-    } else {
-        return None;
-    };
-    Some(Addr { ip, port: 0 })
-}
-
-/// The address from which this thread's network reaches `dst`: the kernel answers by connecting a socket that sends nothing.
-fn routed_source(dst: Addr) -> Option<[u8; 16]> {
-    with_probe(dst, |probe, domain| {
-        let connected = process::is_home(probe) && options::kernel_connect(probe, domain, dst).is_ok();
-        connected.then(|| options::kernel_name(probe, true).ip)
-    })
-}
-
-/// Asks the kernel by a datagram socket of `dst`'s family.
-fn with_probe<T>(dst: Addr, ask: impl FnOnce(i32, i32) -> Option<T>) -> Option<T> {
-    let domain = if dst.is_v4() { libc::AF_INET } else { libc::AF_INET6 };
-    let numbering = fds::numbering().take();
-    // SAFETY: no pointers.
-    let probe = unsafe { real::socket(domain, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
-    if probe < 0 {
-        return None;
-    }
-    let answer = ask(probe, domain);
-    sys::close(probe);
-    drop(numbering);
-    answer
 }
 
 /// The connection, made. True if the socket is non-blocking.
