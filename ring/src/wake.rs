@@ -13,7 +13,8 @@
 //!
 //! A receiver that sleeps again and again would run a heavy barrier each time. So an announcement also asks the wakers for
 //! full fences of their own ([`FENCED`]); once a heavy barrier has passed since, all wakers are known to see that, and
-//! from then on sleepers fence as cheaply. A reader that does not sleep any more takes the request back ([`SleepWord::relax`]).
+//! from then on sleepers fence as cheaply. A reader that does not sleep any more takes the request back ([`SleepWord::relax`]). A
+//! connection that ends leaves the request to the next one in its place ([`SleepWord::retire`]), whose wakers come after it.
 //!
 //! `unsafe` is allowed here for the `Shared` marker only.
 #![allow(unsafe_code)]
@@ -31,6 +32,8 @@ pub const WIRE: u32 = 2;
 pub const FENCED: u32 = 4;
 /// A heavy barrier has passed since [`FENCED`] was set: no waker can miss it.
 pub const SETTLED: u32 = 8;
+/// Both.
+const ASKED: u32 = FENCED | SETTLED;
 /// From here on, below [`ROUND`]: how often the fences were taken back, so that nobody settles a later request for them.
 const RELAXED: u32 = 16;
 /// The other bits count the claims, so that a futex sleeper's value is not mistaken for a later one (SPEC 6.3).
@@ -120,9 +123,19 @@ impl SleepWord {
         SleepWord(AtomicU64::new(0))
     }
 
-    /// As another connection left it: nobody of this one sleeps.
+    /// As another connection left it: nobody of this one sleeps. If its wakers were fencing, so do those of this one, who can't have
+    /// seen the word without [`FENCED`].
     pub fn reset(&self) {
-        self.0.store(0, Ordering::Relaxed);
+        // Relaxed: a waker that reads it before or after does the same.
+        self.change(Ordering::Relaxed, |bits, _| {
+            Some((if bits & ASKED == ASKED { ASKED } else { 0 }, EVERYBODY))
+        });
+    }
+
+    /// The sleeper's side of a connection is done with it: the next one's wakers, who hear of their connection later, fence from the beginning.
+    pub fn retire(&self) {
+        // Relaxed: ordered by what tells the others that the place is free.
+        self.0.store(word_of(ASKED, EVERYBODY), Ordering::Relaxed);
     }
 
     /// [`FUTEX`] and [`WIRE`], as far as they are announced: for people, and for models of futex(2).

@@ -44,6 +44,22 @@ fn s6_7_who_was_relaxed_meanwhile_settles_nothing() {
 }
 
 #[test]
+fn s6_7_the_next_connection_keeps_the_request_and_nothing_else() {
+    let word = SleepWord::new();
+    word.reset();
+    assert!(!word.announce(FUTEX, EVERYBODY).is_settled(), "nobody left anything");
+    word.reset();
+    assert!(!word.is_announced(), "asked for, and not settled");
+    word.announce(WIRE, 5);
+    word.retire();
+    assert!(word.is_fenced() && !word.is_sleeping());
+    word.announce(WIRE, 5);
+    word.reset();
+    assert!(!word.is_sleeping() && word.announce(WIRE, 7).is_settled());
+    assert_eq!(word.sleepers().bell(), Some(7));
+}
+
+#[test]
 fn s6_8_one_sleepers_bell_is_rung_and_several_hear_the_wire() {
     let word = SleepWord::new();
     for (bells, rung) in [(&[7, 7][..], 7), (&[7, 8], EVERYBODY), (&[EVERYBODY, 7], EVERYBODY), (&[9], 9)] {

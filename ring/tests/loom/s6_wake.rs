@@ -330,6 +330,52 @@ fn s6_7_who_takes_the_fences_back_leaves_no_sleeper_behind() {
     a_settled_word(announce_and_fence, SleepWord::claim_announced, true);
 }
 
+/// Two connections in one place: the second's waker hears of it when the first's sleeper is done. `take_up`: what the second's sleeper does first.
+fn the_next_connection(take_up: fn(&SleepWord), retires: bool) {
+    explore(3, move || {
+        let w = Waiting::new();
+        let free = Arc::new(AtomicU32::new(0));
+        let sleeper = thread::spawn({
+            let (w, free) = (w.clone(), free.clone());
+            move || {
+                if retires {
+                    w.word.retire();
+                }
+                // Release: as the coordinator's rings, through which the other side hears of it.
+                free.store(1, Ordering::Release);
+                take_up(&w.word);
+                if let Some(announced) = announce_and_fence(&w.word)
+                    && !w.there()
+                {
+                    w.queue.wait(&w.word, announced);
+                }
+            }
+        });
+        let connected = free.load(Ordering::Acquire) != 0;
+        if connected {
+            w.data.store(1, Ordering::Release);
+            // As `sleepers`, without the light barrier, which the model takes for a fence.
+            if w.word.is_announced() && w.word.claim_announced().how() & FUTEX != 0 {
+                w.queue.wake();
+            }
+        }
+        sleeper.join().unwrap();
+        assert!(!connected || w.queue.asleep() == 0, "slept through the news");
+    });
+}
+
+#[test]
+fn s6_7_the_next_connection_needs_no_heavy_barrier() {
+    the_next_connection(SleepWord::reset, true);
+    the_next_connection(SleepWord::reset, false);
+}
+
+#[test]
+#[should_panic(expected = "slept through the news")]
+fn s6_7_twin_in_which_the_next_sleeper_asks_for_fences_itself() {
+    the_next_connection(SleepWord::retire, false);
+}
+
 /// Two sleepers in poll(2) with bells of their own, and a waker that rings what it has claimed.
 fn two_bells(hears_all: bool) {
     explore(3, move || {
