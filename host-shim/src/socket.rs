@@ -189,9 +189,7 @@ fn close_stream(h: &Handle, s: &Stream) {
     if last {
         h.notify_all(s);
         // The next connection in this slot begins when the coordinator has heard of this one's end.
-        for word in [&s.in_dir.rx_wait, &s.out_dir.tx_wait] {
-            word.retire();
-        }
+        s.in_dir.rx_wait.retire();
     }
     let side = h.side.load(Ordering::Relaxed);
     // A child that has not attached does so to let go of it.

@@ -204,12 +204,28 @@ impl SleepWord {
         }
     }
 
-    /// Waker, after publishing and a [`light_barrier`]: might somebody sleep? For looking at several words of one line first.
+    /// Sleeper's side, after it has set a watch beside this word: if wakers fence before they look at that, so does this, and no barrier
+    /// is needed (SPEC 6.7.5). False: a heavy barrier is. After it, the caller looks at the slot.
+    #[must_use]
+    pub fn fence_if_settled(&self) -> bool {
+        // Release, with a store: pairs with the Acquire of a waker who finds the fences taken back, which stands behind this in the word: so
+        // it finds the watch. Acquire: behind the barrier of who has settled it.
+        let (bits, _) = halves(self.0.fetch_or(0, Ordering::AcqRel));
+        if bits & ASKED != ASKED {
+            return false;
+        }
+        // SeqCst: pairs with the waker's in `claim_announced`, behind which it reads the watch.
+        fence(Ordering::SeqCst);
+        true
+    }
+
+    /// Waker, after publishing and a [`light_barrier`]: might somebody sleep? For looking at several words of one line first. If so, the
+    /// watch is to be read (again) after [`SleepWord::sleepers`].
     #[inline(always)]
     #[must_use]
     pub fn is_announced(&self) -> bool {
-        // Relaxed: the read is ordered after the publication by the barrier pair.
-        halves(self.0.load(Ordering::Relaxed)).0 & (FUTEX | WIRE | FENCED) != 0
+        // The read is ordered after the publication by the barrier pair. Acquire: pairs with the Release in `fence_if_settled`.
+        halves(self.0.load(Ordering::Acquire)).0 & (FUTEX | WIRE | FENCED) != 0
     }
 
     /// Somebody has announced that it sleeps.
@@ -222,7 +238,8 @@ impl SleepWord {
     #[inline(always)]
     #[must_use]
     pub fn is_fenced(&self) -> bool {
-        halves(self.0.load(Ordering::Relaxed)).0 & FENCED != 0
+        // Acquire: as in `is_announced`.
+        halves(self.0.load(Ordering::Acquire)).0 & FENCED != 0
     }
 
     /// Waker, after publishing: whom to wake. Of several wakers exactly one is told of an announcement, and must wake.

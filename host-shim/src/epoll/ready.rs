@@ -58,9 +58,14 @@ impl State {
             // A set that sleeps on the lane from before must announce itself on this one.
             self.kick |= before != 0 && before != value;
             if before != value {
-                // The peer may not see the watch yet. Level-triggered: look directly until a barrier has passed.
+                // The peer may not see the watch yet, unless it fences. Level-triggered: look directly until a barrier has passed.
                 // Edge-triggered: have the barrier now, since looking twice would make an edge of it.
-                if events & ET != 0 { barrier() } else { self.set_fresh_input(index) }
+                let known = s.in_dir.rx_wait.fence_if_settled();
+                if !known && events & ET != 0 {
+                    barrier();
+                } else if !known {
+                    self.set_fresh_input(index);
+                }
             }
         }
     }
@@ -119,11 +124,14 @@ impl State {
                 if interest & poll::OUT != 0 && all & poll::OUT == 0 {
                     let value = self.watch_for(h, instance);
                     if wake::set_lane(&s.out_dir.tx_watch, value) != value {
-                        if interest & ET != 0 {
-                            barrier();
-                            all = poll::events(h, &s);
-                        } else {
+                        let known = s.out_dir.tx_wait.fence_if_settled();
+                        if !known && interest & ET == 0 {
                             self.set_fresh(index, true);
+                        } else {
+                            if !known {
+                                barrier();
+                            }
+                            all = poll::events(h, &s);
                         }
                     }
                 }

@@ -19,7 +19,7 @@ use ring::segment::{
 };
 use ring::shared::Region;
 use ring::stream::{self, Place, RingBytes};
-use ring::wake::{self, Announced, SleepWord};
+use ring::wake::{self, Announced, Claimed, SleepWord};
 
 use crate::mapping::{MapError, map_one};
 
@@ -288,7 +288,10 @@ impl View {
             input.sent_at_ns.store(now_s.saturating_add(now.tv_nsec.unsigned_abs()), Ordering::Relaxed);
         }
         if input.rx_wait.is_announced() || watch != 0 {
-            self.notify(outside, &input.rx_wait, watch);
+            let here = input.rx_wait.sleepers();
+            // Relaxed, and again: behind the fence that the word may ask for (SPEC 6.7.5).
+            let watch = input.rx_watch.load(Ordering::Relaxed);
+            self.notify(outside, (&input.rx_wait, here), watch);
             if urgent && watch & wake::RING_URGENT != 0 {
                 outside.ring_urgent(&self.memory, self.side);
             }
@@ -308,12 +311,13 @@ impl View {
             fence(Ordering::SeqCst);
         }
         if consumed.is_none_or(|consumed| consumed >= out.tx_wake_at.load(Ordering::Relaxed)) {
-            self.notify(outside, &out.tx_wait, out.tx_watch.swap(0, Ordering::AcqRel));
+            let here = out.tx_wait.sleepers();
+            let watch = out.tx_watch.swap(0, Ordering::AcqRel);
+            self.notify(outside, (&out.tx_wait, here), watch);
         }
     }
 
-    fn notify(&self, outside: &mut impl Outside, word: &SleepWord, watch: u32) {
-        let here = word.sleepers();
+    fn notify(&self, outside: &mut impl Outside, (word, here): (&SleepWord, Claimed), watch: u32) {
         if here.how() & wake::FUTEX != 0 {
             outside.wake(&self.memory, word);
         }

@@ -330,6 +330,58 @@ fn s6_7_who_takes_the_fences_back_leaves_no_sleeper_behind() {
     a_settled_word(announce_and_fence, SleepWord::claim_announced, true);
 }
 
+/// The slot is watched from some moment on, and its word is settled. `read`: what the publisher finds in the watch, and whom it wakes.
+fn a_newly_watched_slot_with_fences(read: fn(&SleepWord, &AtomicU32) -> u32, relax: bool) {
+    explore(3, move || {
+        let w = settled();
+        let l = Laned::new(0);
+        let receiver = thread::spawn({
+            let (w, l) = (w.clone(), l.clone());
+            move || {
+                l.watch.store(1, Ordering::Relaxed);
+                // Else the heavy barrier would be due, which the model has not.
+                w.word.fence_if_settled().then(|| l.look())
+            }
+        });
+        let other = relax.then(|| {
+            let w = w.clone();
+            thread::spawn(move || w.word.relax())
+        });
+        l.published.store(1, Ordering::Release);
+        if read(&w.word, &l.watch) != 0 {
+            ring::atomic::store_against_rmw(&l.news, 1, Ordering::Release);
+        }
+        let seen = receiver.join().unwrap();
+        if let Some(other) = other {
+            other.join().unwrap();
+        }
+        let missed = seen == Some(0) && wake::collect(&l.news) == 0;
+        assert!(!missed, "a message was missed");
+    });
+}
+
+fn word_then_watch(word: &SleepWord, watch: &AtomicU32) -> u32 {
+    let _ = word.is_announced().then(|| word.claim_announced());
+    watch.load(Ordering::Relaxed)
+}
+
+#[test]
+fn s6_7_a_new_watch_beside_a_settled_word_misses_nothing() {
+    a_newly_watched_slot_with_fences(word_then_watch, false);
+    a_newly_watched_slot_with_fences(word_then_watch, true);
+}
+
+#[test]
+#[should_panic(expected = "a message was missed")]
+fn s6_7_twin_that_reads_the_watch_before_the_fence() {
+    let hasty = |word: &SleepWord, watch: &AtomicU32| {
+        let watch = watch.load(Ordering::Relaxed);
+        let _ = word.is_announced().then(|| word.claim_announced());
+        watch
+    };
+    a_newly_watched_slot_with_fences(hasty, false);
+}
+
 /// Two connections in one place: the second's waker hears of it when the first's sleeper is done. `take_up`: what the second's sleeper does first.
 fn the_next_connection(take_up: fn(&SleepWord), retires: bool) {
     explore(3, move || {
