@@ -25,10 +25,12 @@ const WRITABLE_BYTES: u64 = RING_BYTES as u64 / 4;
 
 /// Bytes between two times that a reader, or a writer, takes the other side's fences back: if it sleeps again, it asks again.
 const RELAX_BYTES: [u64; 2] = [64 * 1024, 1024 * 1024];
+/// A call that moves more does not: the other side's fences are nothing beside its copying, and a sleep's heavy barrier is more.
+const RELAX_CALL_MAX: u64 = 4096;
 
-/// Positions before and after a call lie in different spans of `every` bytes.
+/// Positions before and after a call of few bytes lie in different spans of `every` bytes.
 fn passes(before: u64, after: u64, every: u64) -> bool {
-    before / every != after / every
+    before / every != after / every && after.wrapping_sub(before) <= RELAX_CALL_MAX
 }
 
 /// How reading ends when there is nothing to read.
