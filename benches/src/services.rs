@@ -47,8 +47,6 @@ enum Load {
     Pgbench(&'static [&'static str]),
     /// wrk on this path: connections; each request on a connection of its own.
     Wrk(&'static str, u32, bool),
-    /// hey: clients; each request on a connection of its own.
-    Hey(u32, bool),
     /// memcaslap, with two threads: connections.
     Memcaslap(u32),
 }
@@ -64,9 +62,9 @@ pub const ROWS: [Row; 13] = [
     row("nginx, a connection each", Kind::Nginx, Load::Wrk("1k", 32, true)),
     row("nginx proxy, 32 connections", Kind::Nginx, Load::Wrk("proxied/1k", 32, false)),
     row("nginx proxy, a connection each", Kind::Nginx, Load::Wrk("proxied/1k", 32, true)),
-    row("gunicorn sync, 8 clients", Kind::GunicornSync, Load::Hey(8, false)),
-    row("gunicorn threads, 8 clients", Kind::GunicornThreads, Load::Hey(8, false)),
-    row("gunicorn threads, a connection each", Kind::GunicornThreads, Load::Hey(8, true)),
+    row("gunicorn sync, 8 clients", Kind::GunicornSync, Load::Wrk("", 8, false)),
+    row("gunicorn threads, 8 clients", Kind::GunicornThreads, Load::Wrk("", 8, false)),
+    row("gunicorn threads, a connection each", Kind::GunicornThreads, Load::Wrk("", 8, true)),
     row("memcached, 32 connections", Kind::Memcached, Load::Memcaslap(32)),
 ];
 
@@ -235,15 +233,6 @@ impl<'a> Server<'a> {
                     command.args(["-H", "Connection: close"]);
                 }
                 command.arg(format!("http://127.0.0.1:{}/{path}", self.port));
-                (command, "Requests/sec:")
-            }
-            Load::Hey(clients, close) => {
-                let mut command = self.at(&bins::program("hey")?);
-                command.args(["-z", &format!("{seconds}s"), "-c", &clients.to_string()]);
-                if close {
-                    command.arg("-disable-keepalive");
-                }
-                command.arg(format!("http://127.0.0.1:{}/", self.port));
                 (command, "Requests/sec:")
             }
             Load::Memcaslap(connections) => {

@@ -129,3 +129,21 @@ fn with_probe<T>(dst: Addr, ask: impl FnOnce(i32, i32) -> Option<T>) -> Option<T
     drop(numbering);
     answer
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_counts_for_its_address_and_its_second() {
+        let [here, there, elsewhere] = [1, 2, 3].map(|n| Addr::v4([10, 0, 0, n], 0).ip);
+        assert_eq!(LAST_SOURCE.get(there, 5), None);
+        LAST_SOURCE.set(there, here, 5);
+        let known = [(there, 5), (there, 6), (elsewhere, 5)].map(|(dst, now)| LAST_SOURCE.get(dst, now));
+        assert_eq!(known, [Some(here), None, None]);
+        // A thread that writes meanwhile, or was killed while it did.
+        LAST_SOURCE.version.fetch_add(1, Ordering::Relaxed);
+        LAST_SOURCE.set(elsewhere, here, 5);
+        assert_eq!((LAST_SOURCE.get(there, 5), LAST_SOURCE.get(elsewhere, 5)), (None, None));
+    }
+}
