@@ -20,6 +20,8 @@ use crate::sweep::{Effort, Run};
 const PORT: u16 = 7000;
 /// Connections that a fight for the accept queue keeps on their way.
 const CONNECTING: usize = 4;
+/// Who accepts a connection closes it at once.
+const SILENCE_MAX: Duration = Duration::from_secs(1);
 /// The owner of a listening socket that others inherit, and who connects to it.
 const OWNER: u32 = 1;
 
@@ -227,6 +229,11 @@ fn reset(stream: &TcpStream) -> bool {
     set_socket_linger(stream, Some(Duration::ZERO)).is_ok()
 }
 
+/// Waits until the other side is gone. Of one that comes while the listener is closed, the kernel may never say so.
+fn closed(mut stream: TcpStream) {
+    let _ = stream.set_read_timeout(Some(SILENCE_MAX)).and_then(|()| stream.read(&mut [0]));
+}
+
 /// accept(2) of one listening socket.
 fn kernel_accept(n: u32, time: Duration) -> Outcome<f64> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
@@ -238,7 +245,7 @@ fn kernel_accept(n: u32, time: Duration) -> Outcome<f64> {
                 while !end.load(Ordering::Relaxed) {
                     // Until who has accepted it closes it: then the queue never overflows, which would cost a
                     // second.
-                    let _ = TcpStream::connect(address).map(|mut stream| stream.read(&mut [0]));
+                    let _ = TcpStream::connect(address).map(closed);
                 }
             });
         }
