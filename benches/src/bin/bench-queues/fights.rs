@@ -4,7 +4,7 @@ use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
 use harness::{Failure, Outcome, ensure, fail};
@@ -20,8 +20,6 @@ use crate::sweep::{Effort, Run};
 const PORT: u16 = 7000;
 /// Connections that a fight for the accept queue keeps on their way.
 const CONNECTING: usize = 4;
-/// Who accepts a connection closes it at once.
-const SILENCE_MAX: Duration = Duration::from_secs(1);
 /// The owner of a listening socket that others inherit, and who connects to it.
 const OWNER: u32 = 1;
 
@@ -229,33 +227,33 @@ fn reset(stream: &TcpStream) -> bool {
     set_socket_linger(stream, Some(Duration::ZERO)).is_ok()
 }
 
-/// Waits until the other side is gone. Of one that comes while the listener is closed, the kernel may never say so.
-fn closed(mut stream: TcpStream) {
-    let _ = stream.set_read_timeout(Some(SILENCE_MAX)).and_then(|()| stream.read(&mut [0]));
-}
-
 /// accept(2) of one listening socket.
 fn kernel_accept(n: u32, time: Duration) -> Outcome<f64> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let address = listener.local_addr()?;
     let end = AtomicBool::new(false);
-    let rate = thread::scope(|scope| {
-        for _ in 0..CONNECTING {
-            scope.spawn(|| {
-                while !end.load(Ordering::Relaxed) {
-                    // Until who has accepted it closes it: then the queue never overflows, which would cost a
-                    // second.
-                    let _ = TcpStream::connect(address).map(closed);
-                }
-            });
-        }
-        let rate = threads(n, time, || listener.accept().is_ok_and(|(stream, _)| reset(&stream)));
+    thread::scope(|scope| {
+        let connect = || {
+            while !end.load(Ordering::Relaxed) {
+                // Until who has accepted it closes it: then the queue never overflows, which would cost a
+                // second.
+                let _ = TcpStream::connect(address).map(|mut stream| stream.read(&mut [0]));
+            }
+        };
+        let connecting = [(); CONNECTING].map(|()| scope.spawn(connect));
+        let accept = || listener.accept().is_ok_and(|(stream, _)| reset(&stream));
+        let rate = threads(n, time, accept);
         end.store(true, Ordering::Relaxed);
-        // Ends the connections that are left in the queue.
-        drop(listener);
-        rate
-    });
-    Ok(rate)
+        // Ends what is left in the queue. While anybody connects, the listener stays: of a connection that meets its end, the
+        // kernel may never say so.
+        listener.set_nonblocking(true)?;
+        while !connecting.iter().all(ScopedJoinHandle::is_finished) {
+            if !accept() {
+                thread::yield_now();
+            }
+        }
+        Ok(rate)
+    })
 }
 
 /// The queues, and what the kernel offers.
