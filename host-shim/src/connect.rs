@@ -47,11 +47,11 @@ pub fn connect(fd: i32, addr: *const libc::sockaddr, len: libc::socklen_t) -> Pa
         stats::set_reason(h.index(), Reason::Namespace);
         return Path::Kernel;
     }
+    let _no_signals = NoSignals::new();
     let Some(from) = source::towards(dst).filter(|_| dst.port != 0) else {
         stats::set_reason(h.index(), Reason::Remote);
         return Path::Kernel;
     };
-    let _no_signals = NoSignals::new();
     // Another thread may close it meanwhile.
     let Some(_pinned) = h.pin() else { return Path::Kernel };
     h.touch(touched::CONNECTING);

@@ -12,8 +12,8 @@ use ring::msg::Request;
 
 use crate::lock::Lock;
 use crate::{
-    agent, arenas, coordinator, epoll, fds, overlay, pending, process, reserved, segments, socket, sys, unix,
-    wait,
+    agent, arenas, coordinator, epoll, fds, overlay, pending, process, reserved, segments, socket, source,
+    sys, unix, wait,
 };
 
 /// Held from before a fork until the parent has gone on.
@@ -36,9 +36,18 @@ pub fn install() {
 }
 
 /// Private locks, in the order in which they are ever nested.
-fn locks() -> [&'static Lock; 7] {
+fn locks() -> [&'static Lock; 8] {
     let [dispatch, rings] = coordinator::locks();
-    [process::lock(), dispatch, segments::lock(), agent::lock(), epoll::lock(), rings, fds::numbering()]
+    [
+        source::lock(),
+        process::lock(),
+        dispatch,
+        segments::lock(),
+        agent::lock(),
+        epoll::lock(),
+        rings,
+        fds::numbering(),
+    ]
 }
 
 extern "C" fn before() {

@@ -3,10 +3,9 @@
 //! `unsafe` is allowed here: libc's originals.
 #![allow(unsafe_code)]
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
-
 use ring::msg::Addr;
 
+use crate::lock::{Guarded, Lock};
 use crate::{fds, options, process, real, sys};
 
 /// The wildcard addresses mean this host.
@@ -22,16 +21,16 @@ pub fn real_destination(dst: Addr) -> Addr {
 const LOOPBACK_V6: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 
 /// The address that the kernel would connect from, if the coordinator may know somebody at `dst`. What the kernel said of the last
-/// address counts until the next second.
+/// address counts until the next second. Signals are blocked: it takes a lock.
 pub fn towards(dst: Addr) -> Option<Addr> {
     let ip = match (dst.is_loopback(), dst.is_v4()) {
         (true, true) => Addr::v4([127, 0, 0, 1], 0).ip,
         (true, false) => LOOPBACK_V6,
         (false, _) => {
             let now = sys::now().as_secs();
-            LAST_SOURCE.get(dst.ip, now).or_else(|| {
+            remembered(dst.ip, now).or_else(|| {
                 let ip = if is_local(dst) { Some(dst.ip) } else { routed_source(dst) }?;
-                LAST_SOURCE.set(dst.ip, ip, now);
+                remember(dst.ip, ip, now);
                 Some(ip)
             })?
         }
@@ -63,55 +62,27 @@ fn routed_source(dst: Addr) -> Option<[u8; 16]> {
 
 /// An answer of the kernel's.
 struct Answer {
-    /// Odd while somebody writes, another one after that.
-    version: AtomicU32,
-    dst: [AtomicU64; 2],
-    src: [AtomicU64; 2],
+    dst: [u8; 16],
+    src: [u8; 16],
     /// The second in which it was given.
-    when: AtomicU64,
+    when: u64,
 }
 
-static LAST_SOURCE: Answer = Answer {
-    version: AtomicU32::new(0),
-    dst: [const { AtomicU64::new(0) }; 2],
-    src: [const { AtomicU64::new(0) }; 2],
-    when: AtomicU64::new(u64::MAX),
-};
+static LAST: Guarded<Option<Answer>> = Guarded::new(None);
 
-impl Answer {
-    fn get(&self, dst: [u8; 16], now: u64) -> Option<[u8; 16]> {
-        // Acquire: pairs with the Release at the end of `set`: the words are of that version, or a later one.
-        let version = self.version.load(Ordering::Acquire);
-        let [[d0, d1], [s0, s1]] =
-            [&self.dst, &self.src].map(|w| w.each_ref().map(|w| w.load(Ordering::Relaxed)));
-        let known = (Addr::from_words(d0, d1, 0).ip, self.when.load(Ordering::Relaxed)) == (dst, now);
-        // Acquire: the loads above come before the one below, which pairs with the fence in `set`.
-        fence(Ordering::Acquire);
-        let whole = version.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == version;
-        (known && whole).then(|| Addr::from_words(s0, s1, 0).ip)
-    }
+/// For the fork handlers.
+pub fn lock() -> &'static Lock {
+    LAST.lock()
+}
 
-    fn set(&self, dst: [u8; 16], src: [u8; 16], now: u64) {
-        let version = self.version.load(Ordering::Relaxed);
-        // Another thread's answer is as good, or the one that a handler of a signal interrupts.
-        if !version.is_multiple_of(2)
-            || self
-                .version
-                .compare_exchange(version, version.wrapping_add(1), Ordering::Relaxed, Ordering::Relaxed)
-                .is_err()
-        {
-            return;
-        }
-        // Release: who sees one of the words below sees the odd version, too.
-        fence(Ordering::Release);
-        for (words, ip) in [(&self.dst, dst), (&self.src, src)] {
-            for (word, value) in words.iter().zip((Addr { ip, port: 0 }).words()) {
-                word.store(value, Ordering::Relaxed);
-            }
-        }
-        self.when.store(now, Ordering::Relaxed);
-        // Release: pairs with the Acquire in `get`.
-        self.version.store(version.wrapping_add(2), Ordering::Release);
+fn remembered(dst: [u8; 16], now: u64) -> Option<[u8; 16]> {
+    let last = LAST.take()?;
+    last.as_ref().filter(|a| (a.dst, a.when) == (dst, now)).map(|a| a.src)
+}
+
+fn remember(dst: [u8; 16], src: [u8; 16], now: u64) {
+    if let Some(mut last) = LAST.take() {
+        *last = Some(Answer { dst, src, when: now });
     }
 }
 
@@ -137,13 +108,15 @@ mod tests {
     #[test]
     fn an_answer_counts_for_its_address_and_its_second() {
         let [here, there, elsewhere] = [1, 2, 3].map(|n| Addr::v4([10, 0, 0, n], 0).ip);
-        assert_eq!(LAST_SOURCE.get(there, 5), None);
-        LAST_SOURCE.set(there, here, 5);
-        let known = [(there, 5), (there, 6), (elsewhere, 5)].map(|(dst, now)| LAST_SOURCE.get(dst, now));
+        assert_eq!(remembered(there, 5), None);
+        remember(there, here, 5);
+        let known = [(there, 5), (there, 6), (elsewhere, 5)].map(|(dst, now)| remembered(dst, now));
         assert_eq!(known, [Some(here), None, None]);
-        // A thread that writes meanwhile, or was killed while it did.
-        LAST_SOURCE.version.fetch_add(1, Ordering::Relaxed);
-        LAST_SOURCE.set(elsewhere, here, 5);
-        assert_eq!((LAST_SOURCE.get(there, 5), LAST_SOURCE.get(elsewhere, 5)), (None, None));
+        // In the middle of it, as far as this thread can be.
+        let held = LAST.take();
+        remember(elsewhere, here, 5);
+        assert_eq!((remembered(there, 5), remembered(elsewhere, 5)), (None, None));
+        drop(held);
+        assert_eq!((remembered(there, 5), remembered(elsewhere, 5)), (Some(here), None));
     }
 }
