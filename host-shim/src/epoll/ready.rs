@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
-use ring::wake;
+use ring::wake::{self, SleepWord};
 
 use super::set::State;
 use super::shared::Joined;
@@ -57,15 +57,8 @@ impl State {
             let before = wake::set_lane(&s.in_dir.rx_watch, value);
             // A set that sleeps on the lane from before must announce itself on this one.
             self.kick |= before != 0 && before != value;
-            if before != value {
-                // The peer may not see the watch yet, unless it fences. Level-triggered: look directly until a barrier has passed.
-                // Edge-triggered: have the barrier now, since looking twice would make an edge of it.
-                let known = s.in_dir.rx_wait.fence_if_settled();
-                if !known && events & ET != 0 {
-                    barrier();
-                } else if !known {
-                    self.set_fresh_input(index);
-                }
+            if before != value && !makes_known(&s.in_dir.rx_wait, events) {
+                self.set_fresh_input(index);
             }
         }
     }
@@ -124,14 +117,10 @@ impl State {
                 if interest & poll::OUT != 0 && all & poll::OUT == 0 {
                     let value = self.watch_for(h, instance);
                     if wake::set_lane(&s.out_dir.tx_watch, value) != value {
-                        let known = s.out_dir.tx_wait.fence_if_settled();
-                        if !known && interest & ET == 0 {
-                            self.set_fresh(index, true);
-                        } else {
-                            if !known {
-                                barrier();
-                            }
+                        if makes_known(&s.out_dir.tx_wait, interest) {
                             all = poll::events(h, &s);
+                        } else {
+                            self.set_fresh(index, true);
                         }
                     }
                 }
@@ -282,6 +271,19 @@ impl State {
         }
         left
     }
+}
+
+/// A watch was set beside `word`. The peer may not see it yet, unless it fences. Edge-triggered: has a barrier now, since looking twice would
+/// make an edge of it. Level-triggered: false, look directly until a barrier has passed.
+fn makes_known(word: &SleepWord, events: u32) -> bool {
+    if word.fence_if_settled() {
+        return true;
+    }
+    let edge = events & ET != 0;
+    if edge {
+        barrier();
+    }
+    edge
 }
 
 /// No news may come of it: look at it each time. A forked relative has it, too, and may take its news.
