@@ -336,10 +336,7 @@ impl Handle {
     /// Tells whoever sleeps or watches for data on the other side.
     #[cold]
     pub fn notify_reader(&self, s: &Stream) {
-        let here = s.out_dir.rx_wait.sleepers();
-        // Relaxed, and after the word: behind the fence that it may ask for (SPEC 6.7.5).
-        let watch = s.out_dir.rx_watch.load(Ordering::Relaxed);
-        self.notify((&s.out_dir.rx_wait, here), watch, s.conn.slot());
+        self.notify(&s.out_dir.rx_wait, || s.out_dir.rx_watch.load(Ordering::Relaxed), s.conn.slot());
     }
 
     /// Tells whoever sleeps or watches for space on the other side, once there is as much as they want.
@@ -354,9 +351,12 @@ impl Handle {
         }
     }
 
-    /// Wakes the sleepers of `wait`, and leaves news for the lane of `watch` (plus one; 0: none).
-    fn notify(&self, (wait, here): (&SleepWord, Claimed), watch: u32, slot: u16) {
+    /// Wakes the sleepers of `wait`, and leaves news for the lane (plus one; 0: none) that `watch` reads.
+    fn notify(&self, wait: &SleepWord, watch: impl FnOnce() -> u32, slot: u16) {
         let Some(m) = segments::by_index(self.place.load(Ordering::Relaxed)) else { return };
+        let here = wait.sleepers();
+        // After the word: behind the fence that it may ask for (SPEC 6.7.5).
+        let watch = watch();
         let mut there = Claimed::NONE;
         let each = watch & wake::RING_EACH != 0;
         let watch = wake::lane(watch);
@@ -389,10 +389,8 @@ impl Handle {
 
     /// Tells who waits for space on the other side, however much they want, that none will come.
     pub fn notify_every_writer(&self, s: &Stream) {
-        let here = s.in_dir.tx_wait.sleepers();
         // A watch for space is for one time: the writer sets it again when it finds the ring full again.
-        let watch = s.in_dir.tx_watch.swap(0, Ordering::AcqRel);
-        self.notify((&s.in_dir.tx_wait, here), watch, s.conn.slot());
+        self.notify(&s.in_dir.tx_wait, || s.in_dir.tx_watch.swap(0, Ordering::AcqRel), s.conn.slot());
     }
 }
 

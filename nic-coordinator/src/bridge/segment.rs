@@ -19,7 +19,7 @@ use ring::segment::{
 };
 use ring::shared::Region;
 use ring::stream::{self, Place, RingBytes};
-use ring::wake::{self, Announced, Claimed, SleepWord};
+use ring::wake::{self, Announced, SleepWord};
 
 use crate::mapping::{MapError, map_one};
 
@@ -288,10 +288,7 @@ impl View {
             input.sent_at_ns.store(now_s.saturating_add(now.tv_nsec.unsigned_abs()), Ordering::Relaxed);
         }
         if input.rx_wait.is_announced() || watch != 0 {
-            let here = input.rx_wait.sleepers();
-            // Relaxed, and again: behind the fence that the word may ask for (SPEC 6.7.5).
-            let watch = input.rx_watch.load(Ordering::Relaxed);
-            self.notify(outside, (&input.rx_wait, here), watch);
+            let watch = self.notify(outside, &input.rx_wait, || input.rx_watch.load(Ordering::Relaxed));
             if urgent && watch & wake::RING_URGENT != 0 {
                 outside.ring_urgent(&self.memory, self.side);
             }
@@ -311,24 +308,27 @@ impl View {
             fence(Ordering::SeqCst);
         }
         if consumed.is_none_or(|consumed| consumed >= out.tx_wake_at.load(Ordering::Relaxed)) {
-            let here = out.tx_wait.sleepers();
-            let watch = out.tx_watch.swap(0, Ordering::AcqRel);
-            self.notify(outside, (&out.tx_wait, here), watch);
+            self.notify(outside, &out.tx_wait, || out.tx_watch.swap(0, Ordering::AcqRel));
         }
     }
 
-    fn notify(&self, outside: &mut impl Outside, (word, here): (&SleepWord, Claimed), watch: u32) {
+    /// Wakes the sleepers of `word`, and leaves news where `watch` reads that they are wanted; what it has read.
+    fn notify(&self, outside: &mut impl Outside, word: &SleepWord, watch: impl FnOnce() -> u32) -> u32 {
+        let here = word.sleepers();
+        // After the word: behind the fence that it may ask for (SPEC 6.7.5).
+        let watch = watch();
         if here.how() & wake::FUTEX != 0 {
             outside.wake(&self.memory, word);
         }
         let there = self.theirs.leave_news(wake::lane(watch), self.slot);
         if watch & wake::RING_EACH != 0 {
             outside.ring(&self.memory, self.side, wake::EVERYBODY);
-            return;
+            return watch;
         }
         for bell in here.bell().into_iter().chain(there.bell().filter(|bell| here.bell() != Some(*bell))) {
             outside.ring(&self.memory, self.side, bell);
         }
+        watch
     }
 }
 
