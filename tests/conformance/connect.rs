@@ -100,8 +100,9 @@ fn refused_nonblocking(t: &Duo) {
 }
 
 fn refused_then_elsewhere(t: &Duo) {
-    let addr = gone_port(t);
+    // The listener first: else its port is now and then the one that was just given back.
     let (l, good) = t.listener();
+    let addr = gone_port(t);
     let c = t.c.tcp();
     t.c.connect(c, &addr);
     t.c.connect(c, &good);
