@@ -11,11 +11,12 @@ use ring::stream::{Memory as _, Violation, Writer};
 
 use super::link::Link;
 use super::segment::{Outside, View, copy_in, copy_out};
+use super::writes::Writes;
 
 /// Bytes of one connection in one turn, so that the others get theirs, and of one write: the first are on their way while the process
 /// writes the rest.
 const BURST_BYTES: u64 = 128 * 1024;
-/// Consumed bytes that are told at once. Less is told with what goes anyway, or a little later.
+/// Consumed bytes that are told at once. Less is told with what goes anyway.
 const TELL_BYTES: u64 = RING_BYTES as u64 / 4;
 
 /// The other host's end of a connection.
@@ -45,11 +46,14 @@ pub(super) enum Turn {
     More,
     /// More, when the link has room.
     Blocked,
+    /// More, when the other process has read something, or a write is complete.
+    Waiting,
 }
 
 /// A connection.
 #[allow(clippy::struct_excessive_bools)] // each is one fact
 pub(super) struct Connection {
+    number: u32,
     pub(super) view: View,
     /// `None` until it is joined.
     pub(super) link: Option<usize>,
@@ -60,10 +64,16 @@ pub(super) struct Connection {
     greets: bool,
     /// The other bridge knows our number only: nothing is said before it has said something.
     heard: bool,
-    /// The process's records up to there are with the other bridge.
+    /// The process's records up to there are with the other bridge, or on their way.
     relayed: u64,
-    /// The other process has consumed that much, and ours was told.
+    /// Nobody reads them here any more up to there, and the process was told.
+    freed: u64,
+    /// Those between the two that are still read.
+    writes: Writes,
+    /// The other process has consumed that much.
     credit: u64,
+    /// There is more than the other process's ring, or `writes`, has room for.
+    waiting: bool,
     /// Our position in the ring that the process reads.
     writer: Writer,
     /// The other bridge was told that the process has consumed that much.
@@ -84,16 +94,15 @@ pub(super) struct Connection {
     pub(super) far_done: bool,
     /// It waits for a turn.
     pub(super) queued: bool,
-    /// Small consumption is to be told, too.
-    pub(super) late: bool,
     /// It is in the list of those that get another look.
     pub(super) listed: bool,
 }
 
 impl Connection {
-    pub(super) fn new(view: View, rings: Arc<Region>) -> Connection {
+    pub(super) fn new(number: u32, view: View, rings: Arc<Region>) -> Connection {
         view.open();
         Connection {
+            number,
             view,
             link: None,
             rings,
@@ -101,7 +110,10 @@ impl Connection {
             greets: false,
             heard: false,
             relayed: 0,
+            freed: 0,
+            writes: Writes::default(),
             credit: 0,
+            waiting: false,
             writer: Writer::default(),
             told: 0,
             state_told: state::OPEN,
@@ -113,7 +125,6 @@ impl Connection {
             done_told: false,
             far_done: false,
             queued: false,
-            late: false,
             listed: false,
         }
     }
@@ -135,7 +146,7 @@ impl Connection {
 
     /// Something of the other bridge's may have to be answered without our process doing anything.
     pub(super) fn wants_turn(&self) -> bool {
-        !self.heard || self.broken || self.far_closed || self.far_done
+        !self.heard || self.waiting || self.broken || self.far_closed || self.far_done
     }
 
     /// Ends it at our process as a reset, and says so to the other bridge.
@@ -157,7 +168,9 @@ impl Connection {
         }
         self.greets = false;
         if !self.broken {
-            match self.relay(&far, link) {
+            let turn = self.relay(&far, link);
+            self.free(outside);
+            match turn {
                 Ok(turn) => return turn,
                 // The process, or the other host, says what can't be.
                 Err(Violation) => self.reset(outside),
@@ -168,6 +181,7 @@ impl Connection {
     }
 
     fn relay(&mut self, far: &Far, link: &mut Link) -> Result<(Turn, bool), Violation> {
+        self.waiting = false;
         // The state before the records: what is published before an end is seen by whoever saw the end (SPEC 4.5.2).
         let open = self.view.is_open();
         let state = if open { self.view.out_state() } else { state::OPEN };
@@ -188,25 +202,28 @@ impl Connection {
         if !self.say_ends(far, link, closed, state, turn == Turn::Idle) {
             return Ok((Turn::Blocked, false));
         }
-        let at = (self.told + TELL_BYTES).min(self.writer.tail);
-        let armed = self.view.watch_consumption(at);
-        Ok((turn, armed || consumed != self.told))
+        self.waiting = turn == Turn::Waiting;
+        Ok((turn, self.view.watch_consumption(self.told + TELL_BYTES)))
     }
 
     /// Relays what the process has written, up to a burst.
     fn relay_records(&mut self, far: &Far, link: &mut Link) -> Result<Turn, Violation> {
         let mut burst = 0;
         while burst < BURST_BYTES {
-            let (out, ring) = self.view.out();
-            let Some(run) = relay::next_run(ring, self.relayed, self.credit, BURST_BYTES)? else {
+            let ring = self.view.out().1;
+            // The word behind it needs room in the other ring, too.
+            let room = (self.credit + ring.size()).saturating_sub(self.relayed + 8);
+            let Some(run) = relay::next_run(ring, self.relayed, self.freed, room.min(BURST_BYTES))? else {
                 return Ok(Turn::Idle);
             };
-            if self.far_closed {
-                // Lost, as on a network.
-                self.credit = self.relayed + run.len;
-                out.consumed.store(self.credit, Ordering::Release);
-            } else if !self.send(far, link, &run)? {
-                return Ok(Turn::Blocked);
+            // For somebody who has closed it is lost, as on a network.
+            if !self.far_closed {
+                if run.len > room || self.writes.is_full() {
+                    return Ok(Turn::Waiting);
+                }
+                if !self.send(far, link, &run)? {
+                    return Ok(Turn::Blocked);
+                }
             }
             self.relayed += run.len;
             burst += run.len;
@@ -214,8 +231,27 @@ impl Connection {
         Ok(Turn::More)
     }
 
+    /// Tells the process what nobody reads here any more.
+    fn free(&mut self, outside: &mut impl Outside) {
+        let freed = self.writes.first().unwrap_or(self.relayed);
+        if freed > self.freed {
+            self.freed = freed;
+            // Release: the bytes before it are not read here any more.
+            self.view.out().0.consumed.store(freed, Ordering::Release);
+            self.view.tell_writer(outside, Some(freed));
+        }
+    }
+
+    /// A write of ours is complete.
+    pub(super) fn written(&mut self, write: usize, outside: &mut impl Outside) {
+        self.writes.end(write);
+        if !self.broken {
+            self.free(outside);
+        }
+    }
+
     /// Relays one run. False: the link has no room now.
-    fn send(&self, far: &Far, link: &mut Link, run: &Run) -> Result<bool, Violation> {
+    fn send(&mut self, far: &Far, link: &mut Link, run: &Run) -> Result<bool, Violation> {
         let (out, ring) = self.view.out();
         let (start, first, urgent) = (self.relayed, run.first, run.urgent);
         if urgent {
@@ -240,21 +276,24 @@ impl Connection {
         }
         let offset = (start & (ring.size() - 1)) + 8;
         let at = self.view.out_ring_at() + usize::try_from(offset).unwrap_or(0);
-        let written = link.write(&self.rings, at, bytes, &far.rings, at as u64);
-        Ok(written.map_err(|_| Violation)?
-            && say(link, far, &Body::Run { start, first, len: run.len, urgent }))
+        let token = self.writes.token(self.number);
+        let written = link.write(&self.rings, at, bytes, &far.rings, at as u64, token);
+        if !written.map_err(|_| Violation)? {
+            return Ok(false);
+        }
+        self.writes.begin(start);
+        Ok(say(link, far, &Body::Run { start, first, len: run.len, urgent }))
     }
 
     /// Tells how far the process has read, if that is due. False: the link has no room now.
     fn say_consumed(&mut self, far: &Far, link: &mut Link, consumed: u64, closed: bool) -> bool {
-        let due = self.late || closed || link.is_gathering() || consumed - self.told >= TELL_BYTES;
+        let due = closed || link.is_gathering() || consumed - self.told >= TELL_BYTES;
         if consumed != self.told && due {
             if !say(link, far, &Body::Consumed(consumed)) {
                 return false;
             }
             self.told = consumed;
         }
-        self.late = false;
         true
     }
 
@@ -306,16 +345,11 @@ impl Connection {
             Body::Inline { start, first, urgent, rest } => {
                 self.place(start, first, rest.len() as u64 + 8, urgent, rest, outside)?;
             }
-            // Our process's records are not kept for somebody who has closed.
-            Body::Consumed(_) if self.far_closed => {}
             Body::Consumed(position) => {
                 if position < self.credit || position > self.relayed {
                     return Err(Violation);
                 }
                 self.credit = position;
-                // Release: the bytes before it are not read here any more.
-                self.view.out().0.consumed.store(position, Ordering::Release);
-                self.view.tell_writer(outside, Some(position));
             }
             Body::State(state) => {
                 self.view.end_input(state);

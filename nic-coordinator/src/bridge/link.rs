@@ -66,12 +66,18 @@ impl Link {
         &mut self.endpoint
     }
 
-    /// Takes what has come. `each` gets the items of each message, and says whether they could be taken apart.
-    pub(super) fn receive(&mut self, mut each: impl FnMut(Items<'_>) -> Result<(), Malformed>) -> Received {
+    /// Takes what has come. `each` says whether a message's items could be taken apart.
+    pub(super) fn receive(&mut self, mut each: impl FnMut(News<'_>) -> Result<(), Malformed>) -> Received {
         let (mut taken, mut acknowledged, mut malformed) = (self.taken, self.acknowledged, false);
         let sent = self.sent;
         let result = self.endpoint.poll(|completion| {
-            let Completion::Received(bytes) = completion else { return };
+            let bytes = match completion {
+                Completion::Received(bytes) => bytes,
+                Completion::Written(token) => {
+                    malformed |= each(News::Written(token)).is_err();
+                    return;
+                }
+            };
             taken = taken.wrapping_add(1);
             let parsed = link::parse(bytes).and_then(|(count, items)| {
                 // Between what was known and what was sent, modulo 2^32; an older one can't come, since messages are in order.
@@ -80,7 +86,7 @@ impl Link {
                     return Err(Malformed);
                 }
                 acknowledged = count;
-                each(items)
+                each(News::Items(items))
             });
             malformed |= parsed.is_err();
         });
@@ -134,7 +140,7 @@ impl Link {
         self.filled > HEAD_BYTES
     }
 
-    /// Begins a write, ahead of the next message. False: not now.
+    /// Begins a write, ahead of the next message; [`News::Written`] has the token. False: not now.
     pub(super) fn write(
         &mut self,
         source: &Arc<Region>,
@@ -142,8 +148,9 @@ impl Link {
         len: usize,
         target: &Remote,
         target_at: u64,
+        token: u64,
     ) -> Result<bool, Outside> {
-        match self.endpoint.write(source, at, len, target, target_at, 0) {
+        match self.endpoint.write(source, at, len, target, target_at, token) {
             Ok(()) => Ok(true),
             Err(PostError::Full) => Ok(false),
             Err(PostError::Outside) => Err(Outside),
@@ -217,6 +224,14 @@ impl Link {
 /// The other bridge has registered less than it says the ring has.
 #[derive(Debug)]
 pub(super) struct Outside;
+
+/// What has come.
+pub(super) enum News<'a> {
+    /// A message's.
+    Items(Items<'a>),
+    /// The write with that token is complete: its bytes are not needed here any more.
+    Written(u64),
+}
 
 /// What a look at the endpoint has brought.
 pub(super) enum Received {

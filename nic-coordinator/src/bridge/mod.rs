@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`segment`] | a process's segment, seen from the other side |
 //! | `connection` | one connection: what is relayed, what is taken, how it ends |
+//! | `writes` | which of a connection's bytes are still being sent |
 //! | `link` | one endpoint: messages, gathering, room |
 //!
 //! On each host a process has an ordinary segment whose other side is the bridge. Slot and generation are the host's own; the
@@ -37,6 +38,7 @@
 mod connection;
 mod link;
 pub mod segment;
+mod writes;
 
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
@@ -50,7 +52,7 @@ use ring::link::{Item, Items, Malformed};
 use connection::{Connection, Turn};
 pub use connection::{Far, Speaker};
 pub use link::GATHERED_BYTES;
-use link::{Link, Received};
+use link::{Link, News, Received};
 use segment::{Lane, View};
 pub use segment::{Outside, SegmentMemory};
 
@@ -60,7 +62,7 @@ pub const CONNECTIONS_MAX: usize = 1 << INDEX_BITS;
 const INDEX_BITS: u32 = 20;
 /// Turns of connections in one poll, for each link.
 const TURNS_MAX: usize = 256;
-/// What is not due at once is told after this time.
+/// The look behind a heavy barrier, for all that wait for one, comes after this time.
 const LATE_US: u64 = 1000;
 
 /// Our end of a connection.
@@ -191,8 +193,8 @@ impl Bridge {
             None => return Err(OpenError::Full),
         };
         let place = self.places.get_mut(index as usize).ok_or(OpenError::Full)?;
-        place.connection = Some(Connection::new(view, rings));
         let number = place.uses << INDEX_BITS | index;
+        place.connection = Some(Connection::new(number, view, rings));
         if let Some(lane) = self.lane(&segment, side) {
             lane.connections[usize::from(slot)] = Some(number);
         }
@@ -332,7 +334,17 @@ impl Bridge {
         let Bridge { links, places, counts, .. } = self;
         let Some(link) = links.get_mut(id).and_then(Option::as_mut) else { return false };
         let mut touched = Vec::new();
-        let received = link.receive(|items| take(items, id, places, counts, outside, &mut touched));
+        let received = link.receive(|news| match news {
+            News::Items(items) => take(items, id, places, counts, outside, &mut touched),
+            News::Written(token) => {
+                let (number, write) = writes::of_token(token);
+                if let Some(connection) = find(places, number) {
+                    connection.written(write, outside);
+                    touched.extend(connection.wants_turn().then_some(number));
+                }
+                Ok(())
+            }
+        });
         for number in touched {
             self.queue(number);
         }
@@ -363,7 +375,7 @@ impl Bridge {
         outside.heavy_barrier();
         for number in std::mem::take(&mut self.later) {
             if let Some(connection) = find(&mut self.places, number) {
-                (connection.listed, connection.late) = (false, true);
+                connection.listed = false;
                 self.queue(number);
             }
         }
@@ -388,12 +400,10 @@ impl Bridge {
                 }
                 later.push(number);
             }
-            if turn != Turn::Idle {
-                connection.queued = true;
-            }
+            connection.queued = matches!(turn, Turn::More | Turn::Blocked);
             match turn {
                 Turn::Idle if connection.is_over() => self.end(number),
-                Turn::Idle => {}
+                Turn::Idle | Turn::Waiting => {}
                 Turn::More => link.ready.push_back(number),
                 Turn::Blocked => {
                     link.ready.push_front(number);
