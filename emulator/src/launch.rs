@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use ring::profile::Profile;
 use ring::queue::Kind;
+use ring::segment::{FAR_RING_BYTES, RING_BYTES};
 
 use crate::inherit::inherit;
 use crate::pci::{PciError, PciId};
@@ -128,6 +129,17 @@ pub struct BootOptions {
     pub pci: Option<PciId>,
     /// Have an emulated card meet other hosts'.
     pub uplink: Option<Uplink>,
+}
+
+impl BootOptions {
+    /// Bytes of the rings between hosts. Short ones where an adapter reads and writes by itself, as with all providers but `tcp`: for
+    /// that, all rings of a connection stay in memory, used or not.
+    #[must_use]
+    pub fn far_ring_bytes(&self) -> usize {
+        let provider =
+            self.uplink.iter().flat_map(|uplink| &uplink.fabric).next().map(|fabric| &*fabric.provider);
+        if provider == Some("tcp") { FAR_RING_BYTES } else { RING_BYTES }
+    }
 }
 
 impl Default for BootOptions {

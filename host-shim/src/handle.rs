@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use ring::msg::ConnId;
 use ring::segment::Direction;
@@ -54,6 +54,8 @@ pub struct Handle {
     in_ring: AtomicPtr<u8>,
     /// Stream: its connection id. Kernel socket: that of the claimed offer, or 0.
     pub conn: AtomicU64,
+    /// Stream: bytes of either ring.
+    ring_bytes: AtomicUsize,
     /// Stream: index of the mapped segment in [`crate::segments`]. Listener: the coordinator's number for it, 0: none.
     /// Epoll: index of the instance.
     pub place: AtomicU32,
@@ -139,6 +141,8 @@ pub struct Stream {
     pub in_dir: &'static Direction,
     out_ring: NonNull<u8>,
     in_ring: NonNull<u8>,
+    /// Bytes of either ring.
+    ring_bytes: usize,
     /// Which connection.
     pub conn: ConnId,
 }
@@ -172,6 +176,7 @@ impl Handle {
             out_ring: AtomicPtr::new(core::ptr::null_mut()),
             in_ring: AtomicPtr::new(core::ptr::null_mut()),
             conn: AtomicU64::new(0),
+            ring_bytes: AtomicUsize::new(0),
             place: AtomicU32::new(0),
             side: AtomicU32::new(0),
             regs: AtomicU32::new(0),
@@ -254,6 +259,7 @@ impl Handle {
                 in_dir: self.in_dir.load(Ordering::Relaxed).as_ref()?,
                 out_ring: NonNull::new(self.out_ring.load(Ordering::Relaxed))?,
                 in_ring: NonNull::new(self.in_ring.load(Ordering::Relaxed))?,
+                ring_bytes: self.ring_bytes.load(Ordering::Relaxed),
                 conn,
             })
         }
@@ -263,12 +269,15 @@ impl Handle {
     pub fn become_stream(&self, new: &NewStream) {
         self.turns.store(0, Ordering::Relaxed);
         let [out_dir, in_dir] = new.dirs;
-        let [out_ring, in_ring] = new.rings.map(|ring| ring.ring().base().as_ptr());
+        let rings @ [out_ring, _] = new.rings.map(|ring| ring.ring());
+        let ring_bytes = out_ring.len();
+        let [out_ring, in_ring] = rings.map(|ring| ring.base().as_ptr());
         self.set_sock(new.sock);
         self.out_dir.store(core::ptr::from_ref(out_dir).cast_mut(), Ordering::Relaxed);
         self.in_dir.store(core::ptr::from_ref(in_dir).cast_mut(), Ordering::Relaxed);
         self.out_ring.store(out_ring, Ordering::Relaxed);
         self.in_ring.store(in_ring, Ordering::Relaxed);
+        self.ring_bytes.store(ring_bytes, Ordering::Relaxed);
         self.conn.store(new.conn.0, Ordering::Relaxed);
         self.place.store(new.segment, Ordering::Relaxed);
         self.side.store(new.side, Ordering::Relaxed);
@@ -388,7 +397,7 @@ impl Stream {
     #[must_use]
     pub fn out_ring(&self) -> RingBytes {
         // SAFETY: set together, and mapped as the rule of `Handle::stream` says.
-        unsafe { self.out_dir.memory(self.out_ring) }
+        unsafe { self.out_dir.memory(self.out_ring, self.ring_bytes) }
     }
 
     /// Where we read.
@@ -396,7 +405,7 @@ impl Stream {
     #[must_use]
     pub fn in_ring(&self) -> RingBytes {
         // SAFETY: as above.
-        unsafe { self.in_dir.memory(self.in_ring) }
+        unsafe { self.in_dir.memory(self.in_ring, self.ring_bytes) }
     }
 
     /// It is one of `AF_UNIX`, which ends in other ways than TCP.

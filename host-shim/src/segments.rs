@@ -6,12 +6,12 @@
 #![allow(unsafe_code)]
 
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use ring::attach::{Call, Reply};
 use ring::msg::ConnId;
 pub use ring::segment::LANES;
-use ring::segment::{SEGMENT_BYTES, SLOTS, Segment, Side};
+use ring::segment::{SLOTS, Segment, Side, ring_bytes_of};
 use ring::shared::Region;
 use ring::wake::EVERYBODY;
 use rustix::event::{PollFd, PollFlags};
@@ -33,6 +33,8 @@ pub struct Mapped {
     /// See [`key_of`]; 0: free.
     key: AtomicU64,
     base: AtomicPtr<u8>,
+    /// Bytes that are mapped there.
+    bytes: AtomicUsize,
     ours: AtomicPtr<Side>,
     theirs: AtomicPtr<Side>,
     wire: AtomicI32,
@@ -58,6 +60,7 @@ impl Mapped {
         Mapped {
             key: AtomicU64::new(0),
             base: AtomicPtr::new(core::ptr::null_mut()),
+            bytes: AtomicUsize::new(0),
             ours: AtomicPtr::new(core::ptr::null_mut()),
             theirs: AtomicPtr::new(core::ptr::null_mut()),
             wire: AtomicI32::new(-1),
@@ -73,9 +76,9 @@ impl Mapped {
     /// The memory, while mapped.
     pub fn segment(&self) -> Option<Segment<'static>> {
         let base = NonNull::new(self.base.load(Ordering::Acquire))?;
-        // SAFETY: mapped for SEGMENT_BYTES; unmapped only when no connection uses it, by `unmap_if_unused`, whose
-        // callers hold the locks that exclude scans.
-        Segment::over(unsafe { Region::new(base, SEGMENT_BYTES) })
+        // SAFETY: mapped for `bytes`, which were stored before the base; unmapped only when no connection uses it, by
+        // `unmap_if_unused`, whose callers hold the locks that exclude scans.
+        Segment::over(unsafe { Region::new(base, self.bytes.load(Ordering::Relaxed)) })
     }
 
     /// What we watch: the peer writes news there.
@@ -246,7 +249,7 @@ impl Mapped {
         fds::discard(self.wire.swap(-1, Ordering::AcqRel));
         if !base.is_null() {
             // SAFETY: mapped by `map`, and nobody uses it: no connection (`live` is 0 under MAPPING) and no scan.
-            let _ = unsafe { rustix::mm::munmap(base.cast(), SEGMENT_BYTES) };
+            let _ = unsafe { rustix::mm::munmap(base.cast(), self.bytes.load(Ordering::Relaxed)) };
         }
     }
 }
@@ -302,13 +305,14 @@ fn map_new(number: u32, side: u32, key: u64) -> Option<(u32, &'static Mapped)> {
         sys::close(wire);
         return None;
     }
-    let base = map_memory(memory);
+    let mapped = map_memory(memory);
     sys::close(memory);
-    let Some(base) = base else {
+    let Some((base, bytes)) = mapped else {
         sys::close(wire);
         return None;
     };
     place.reset();
+    place.bytes.store(bytes, Ordering::Relaxed);
     place.base.store(base.as_ptr(), Ordering::Release);
     let sides = place.segment().and_then(|s| s.side(side).zip(s.side(1 - side)));
     if let Some((ours, theirs)) = sides {
@@ -333,17 +337,16 @@ impl Mapped {
     }
 }
 
-fn map_memory(fd: i32) -> Option<NonNull<u8>> {
+/// A segment's memory, and its length.
+fn map_memory(fd: i32) -> Option<(NonNull<u8>, usize)> {
     let stat = rustix::fs::fstat(sys::borrow(fd)).ok()?;
-    // A shorter file would be a SIGBUS later.
-    if usize::try_from(stat.st_size).ok()? < SEGMENT_BYTES {
-        return None;
-    }
+    let bytes = usize::try_from(stat.st_size).ok()?;
+    ring_bytes_of(bytes)?;
     // SAFETY: a fresh mapping at an address of the kernel's choice; the file is sealed against shrinking by the agent.
     let base = unsafe {
         rustix::mm::mmap(
             core::ptr::null_mut(),
-            SEGMENT_BYTES,
+            bytes,
             ProtFlags::READ | ProtFlags::WRITE,
             MapFlags::SHARED | MapFlags::NORESERVE,
             sys::borrow(fd),
@@ -351,7 +354,7 @@ fn map_memory(fd: i32) -> Option<NonNull<u8>> {
         )
     }
     .ok()?;
-    NonNull::new(base.cast())
+    Some((NonNull::new(base.cast())?, bytes))
 }
 
 /// Checks every wire for a hang-up: for a thread that sleeps on a futex and was told to look around.

@@ -7,8 +7,8 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{Ordering, fence};
 
-use ring::segment::{Direction, READER_SHUT, RING_BYTES, state};
-use ring::stream;
+use ring::segment::{Direction, READER_SHUT, state};
+use ring::stream::{self, Memory as _};
 use ring::urgent;
 use ring::wake::{self, Claimed, SleepWord};
 
@@ -20,8 +20,8 @@ use crate::sys::{Errno, Result};
 use crate::urgent::Met;
 use crate::{pending, segments, stamps, stats, sys};
 
-/// Free bytes from which a connection counts as writable, as Linux wants a third of the buffer free.
-const WRITABLE_BYTES: u64 = RING_BYTES as u64 / 4;
+/// The part of a ring that is free when a connection counts as writable, as Linux wants a third of the buffer.
+const WRITABLE_PART: u64 = 4;
 
 /// Bytes between two times that a reader, or a writer, takes the other side's fences back: if it sleeps again, it asks again.
 const RELAX_BYTES: [u64; 2] = [64 * 1024, 1024 * 1024];
@@ -279,7 +279,7 @@ impl Handle {
                         (r.left, r.len) = (0, 0);
                         break;
                     }
-                    Met::Hole if r.pos - start.pos > RING_BYTES as u64 => return Err(s.violated()),
+                    Met::Hole if r.pos - start.pos > s.in_ring().size() => return Err(s.violated()),
                     Met::Hole => {
                         stream::take(&mut r, 1);
                         passed = true;
@@ -477,7 +477,7 @@ impl Stream {
         }
         let Ok(there) = stream::unread(self.in_ring(), &r) else { return true };
         let wanted = self.sock.lowat.load(Ordering::Relaxed) as usize + usize::from(self.mark_hides_a_byte());
-        there.bytes >= wanted || there.ring_bytes > RING_BYTES as u64 / 8 * 7
+        there.bytes >= wanted || there.ring_bytes > self.in_ring().size() / 8 * 7
     }
 
     /// No more bytes will come than are there now.
@@ -575,12 +575,12 @@ impl Stream {
             return true;
         }
         let mut w = self.sock.writer();
-        let room = stream::has_room(self.out_ring(), self.out_dir, &mut w, WRITABLE_BYTES).unwrap_or(true);
+        let ring = self.out_ring();
+        let writable_bytes = ring.size() / WRITABLE_PART;
+        let room = stream::has_room(ring, self.out_dir, &mut w, writable_bytes).unwrap_or(true);
         if !room {
             // Relaxed: before the announcement, which the heavy barrier orders.
-            self.out_dir
-                .tx_wake_at
-                .store(stream::room_at(self.out_ring(), &w, WRITABLE_BYTES), Ordering::Relaxed);
+            self.out_dir.tx_wake_at.store(stream::room_at(ring, &w, writable_bytes), Ordering::Relaxed);
         }
         room
     }
@@ -589,7 +589,8 @@ impl Stream {
     #[must_use]
     pub fn unacknowledged(&self) -> u64 {
         let unread = self.sock.writer().tail.saturating_sub(self.out_dir.consumed.load(Ordering::Relaxed));
-        unread.min(RING_BYTES as u64).saturating_sub(RING_BYTES as u64 / 2)
+        let size = self.out_ring().size();
+        unread.min(size).saturating_sub(size / 2)
     }
 
     /// Where the records end that have come so far: more arrived if that changes.

@@ -9,8 +9,7 @@
 
 use core::sync::atomic::Ordering;
 
-use ring::segment::RING_BYTES;
-use ring::stream::{self, Reader, Violation};
+use ring::stream::{self, Memory as _, Reader, Violation};
 use ring::urgent::{self, Urgent};
 
 use crate::buffers::Buffers;
@@ -60,7 +59,7 @@ impl Stream {
         if self.inline() {
             return true;
         }
-        let end = r.pos + RING_BYTES as u64;
+        let end = r.pos + self.in_ring().size();
         while r.pos < end {
             stream::take(&mut r, 1);
             match stream::next(self.in_ring(), &mut r) {
@@ -81,7 +80,7 @@ impl Stream {
 
     /// `r` behind urgent bytes that are gone, since a later one came while the reader stood before them.
     fn behind_holes(&self, mut r: Reader) -> Reader {
-        let end = r.pos + RING_BYTES as u64;
+        let end = r.pos + self.in_ring().size();
         while r.pos < end && !self.inline() {
             let mut next = r;
             match stream::next(self.in_ring(), &mut next) {
@@ -125,7 +124,7 @@ impl Stream {
                 return Ok(bytes);
             }
             bytes += span.len;
-            if bytes > 2 * RING_BYTES {
+            if bytes as u64 > 2 * self.in_ring().size() {
                 break;
             }
             stream::take(&mut r, span.len);

@@ -314,14 +314,7 @@ pub(crate) fn map_one(
     expected: usize,
     what: &'static str,
 ) -> Result<(MmapRaw, Region), MapError> {
-    let kernel = |error: rustix::io::Errno| MapError::Kernel(what, error.into());
-    // A memory that can shrink would kill us with SIGBUS at the next access.
-    match fcntl_get_seals(fd) {
-        Ok(seals) if seals.contains(SealFlags::SHRINK) => {}
-        Ok(_) | Err(rustix::io::Errno::INVAL) => return Err(MapError::Unsealed(what)),
-        Err(error) => return Err(kernel(error)),
-    }
-    let bytes = u64::try_from(fstat(fd).map_err(kernel)?.st_size).unwrap_or(0);
+    let bytes = sealed_bytes(fd, what)?;
     if bytes != expected as u64 {
         return Err(MapError::Size { what, bytes, expected });
     }
@@ -331,4 +324,16 @@ pub(crate) fn map_one(
     // the region and all that is borrowed from it stay in the FunctionMemory that owns the mapping.
     let region = unsafe { Region::new(base, expected) };
     Ok((map, region))
+}
+
+/// Bytes of a memory, which stay.
+pub(crate) fn sealed_bytes(fd: BorrowedFd<'_>, what: &'static str) -> Result<u64, MapError> {
+    let kernel = |error: rustix::io::Errno| MapError::Kernel(what, error.into());
+    // A memory that can shrink would kill us with SIGBUS at the next access.
+    match fcntl_get_seals(fd) {
+        Ok(seals) if seals.contains(SealFlags::SHRINK) => {}
+        Ok(_) | Err(rustix::io::Errno::INVAL) => return Err(MapError::Unsealed(what)),
+        Err(error) => return Err(kernel(error)),
+    }
+    Ok(u64::try_from(fstat(fd).map_err(kernel)?.st_size).unwrap_or(0))
 }

@@ -52,4 +52,4 @@ pub mod wake;
 pub mod window;
 
 /// Version of everything in this crate. Both sides refuse any other one.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;

@@ -30,8 +30,11 @@ pub const SEGMENT_MAGIC: u32 = u32::from_le_bytes(*b"IPDG");
 pub const SLOTS: u16 = 256;
 /// Bytes of one direction's head, in the slot: room for the first messages, so that a connection with little to say touches no ring.
 pub const HEAD_BYTES: usize = 320;
-/// Bytes of one direction's ring.
+/// Bytes of one direction's ring, as a rule: what fits into a processor's own cache.
 pub const RING_BYTES: usize = 256 * 1024;
+/// Bytes of one direction's ring between hosts, where news is long on its way, and more must be, too; unless whatever carries the bytes
+/// keeps all of a ring in memory.
+pub const FAR_RING_BYTES: usize = 1024 * 1024;
 /// Lanes of one side: epoll instances that are told of news separately.
 pub const LANES: usize = 64;
 /// First byte of the sides.
@@ -42,8 +45,20 @@ pub const SIDE_STRIDE: usize = 24_576;
 pub const SLOTS_OFFSET: usize = 65_536;
 /// First byte of the rings.
 pub const RINGS_OFFSET: usize = 524_288;
-/// Bytes of a segment.
-pub const SEGMENT_BYTES: usize = RINGS_OFFSET + SLOTS as usize * 2 * RING_BYTES;
+/// Bytes of a segment with rings of [`RING_BYTES`].
+pub const SEGMENT_BYTES: usize = segment_bytes(RING_BYTES);
+
+/// Bytes of a segment with rings of that size.
+#[must_use]
+pub const fn segment_bytes(ring_bytes: usize) -> usize {
+    RINGS_OFFSET + SLOTS as usize * 2 * ring_bytes
+}
+
+/// Bytes of the rings of a segment of that size, which is sealed: what its header says a peer can change. `None`: no segment's.
+#[must_use]
+pub fn ring_bytes_of(segment: usize) -> Option<usize> {
+    [RING_BYTES, FAR_RING_BYTES].into_iter().find(|ring| segment_bytes(*ring) == segment)
+}
 
 /// Start of a segment: written once by the agent.
 #[repr(C, align(64))]
@@ -56,7 +71,7 @@ pub struct SegmentHeader {
     pub segment: AtomicU32,
     /// [`SLOTS`].
     pub slots: AtomicU32,
-    /// [`RING_BYTES`].
+    /// Bytes of each ring.
     pub ring_bytes: AtomicU64,
 }
 // SAFETY: atomics only, repr(C).
@@ -155,14 +170,14 @@ impl Direction {
     /// Its head, and its ring, which begins at `ring`.
     ///
     /// # Safety
-    /// It is one of a mapped segment, and `ring` is a ring of the same.
+    /// It is one of a mapped segment, and `ring` is a ring of the same, as long as all of its rings.
     #[inline(always)]
     #[must_use]
-    pub unsafe fn memory(&self, ring: NonNull<u8>) -> RingBytes {
+    pub unsafe fn memory(&self, ring: NonNull<u8>, ring_bytes: usize) -> RingBytes {
         // SAFETY: mapped, as the caller says. The rings are behind the slots, and each is as long as this.
         unsafe {
-            let head = Region::new(NonNull::from(&self.head).cast(), RING_BYTES);
-            RingBytes::with_head(head, HEAD_BYTES as u64, Region::new(ring, RING_BYTES))
+            let head = Region::new(NonNull::from(&self.head).cast(), ring_bytes);
+            RingBytes::with_head(head, HEAD_BYTES as u64, Region::new(ring, ring_bytes))
         }
     }
 }
@@ -220,13 +235,14 @@ const _: () = {
     assert!(SLOTS_OFFSET + SLOTS as usize * size_of::<Slot>() <= RINGS_OFFSET);
     // What `Direction::memory` takes for mapped.
     assert!(RINGS_OFFSET + RING_BYTES <= SEGMENT_BYTES);
-    assert!(RING_BYTES.is_power_of_two() && SLOTS.is_power_of_two());
+    assert!(RING_BYTES.is_power_of_two() && FAR_RING_BYTES.is_power_of_two() && SLOTS.is_power_of_two());
 };
 
 /// A checked view of a segment's control parts.
 #[derive(Clone, Copy)]
 pub struct Segment<'a> {
     region: Region,
+    ring_bytes: usize,
     /// Header.
     pub header: &'a SegmentHeader,
     /// Slots.
@@ -234,13 +250,18 @@ pub struct Segment<'a> {
 }
 
 impl<'a> Segment<'a> {
-    /// Views `region` as a segment; `None` if it is too small.
+    /// Views `region` as a segment; `None` if none has its size.
     #[must_use]
     pub fn over(region: Region) -> Option<Segment<'a>> {
-        if region.len() < SEGMENT_BYTES {
-            return None;
-        }
-        Some(Segment { region, header: region.get(0)?, slots: region.slice(SLOTS_OFFSET, SLOTS as usize)? })
+        let ring_bytes = ring_bytes_of(region.len())?;
+        let slots = region.slice(SLOTS_OFFSET, SLOTS as usize)?;
+        Some(Segment { region, ring_bytes, header: region.get(0)?, slots })
+    }
+
+    /// Bytes of each ring.
+    #[must_use]
+    pub fn ring_bytes(&self) -> usize {
+        self.ring_bytes
     }
 
     /// The whole mapping.
@@ -266,19 +287,19 @@ impl<'a> Segment<'a> {
             return None;
         }
         let control = self.slots.get(usize::from(slot))?.directions.get(direction as usize)?;
-        let ring = RINGS_OFFSET + (usize::from(slot) * 2 + direction as usize) * RING_BYTES;
+        let ring = RINGS_OFFSET + (usize::from(slot) * 2 + direction as usize) * self.ring_bytes;
         // SAFETY: both are of this segment.
-        Some(unsafe { control.memory(self.region.part(ring, RING_BYTES)?.base()) })
+        Some(unsafe { control.memory(self.region.part(ring, self.ring_bytes)?.base(), self.ring_bytes) })
     }
 }
 
 /// Fills in the header of a fresh, zeroed segment (the agent does, before anybody else maps it).
 /// `head` is the first page of the memory.
-pub fn format(head: &SegmentHeader, segment: u32) {
+pub fn format(head: &SegmentHeader, segment: u32, ring_bytes: usize) {
     head.version.store(VERSION, Ordering::Relaxed);
     head.segment.store(segment, Ordering::Relaxed);
     head.slots.store(u32::from(SLOTS), Ordering::Relaxed);
-    head.ring_bytes.store(RING_BYTES as u64, Ordering::Relaxed);
+    head.ring_bytes.store(ring_bytes as u64, Ordering::Relaxed);
     // Release: whoever sees the magic sees the rest. (In practice the fd is passed after this.)
     head.magic.store(SEGMENT_MAGIC, Ordering::Release);
 }

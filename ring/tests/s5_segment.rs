@@ -6,7 +6,8 @@ mod support;
 use ring::atomic::{AtomicU32, AtomicU64, Ordering};
 use ring::msg::Addr;
 use ring::segment::{
-    RING_BYTES, RINGS_OFFSET, SEGMENT_BYTES, SEGMENT_MAGIC, SLOTS, Segment, SegmentHeader, format,
+    FAR_RING_BYTES, RING_BYTES, RINGS_OFFSET, SEGMENT_MAGIC, SLOTS, Segment, SegmentHeader, format,
+    segment_bytes,
 };
 use ring::shared::Region;
 use ring::stats::{self, Reason, STATS_BYTES, SocketState, Stats};
@@ -35,9 +36,16 @@ fn range(r: Region) -> std::ops::Range<usize> {
 #[test]
 fn s5_1_every_ring_has_its_own_place_in_the_segment() {
     // Sparse, as a segment is: untouched pages cost nothing.
-    let memory = Memory::zeroed(SEGMENT_BYTES);
+    for ring_bytes in [RING_BYTES, FAR_RING_BYTES] {
+        places(ring_bytes);
+    }
+}
+
+fn places(ring_bytes: usize) {
+    let memory = Memory::zeroed(segment_bytes(ring_bytes));
     let s = Segment::over(memory.region()).unwrap();
-    format(s.header, 5);
+    assert_eq!(s.ring_bytes(), ring_bytes);
+    format(s.header, 5, ring_bytes);
     assert_eq!(s.header.magic.load(Ordering::Relaxed), SEGMENT_MAGIC);
     assert_eq!(s.header.segment.load(Ordering::Relaxed), 5);
     let base = memory.region().base().as_ptr() as usize;
@@ -45,14 +53,14 @@ fn s5_1_every_ring_has_its_own_place_in_the_segment() {
     for slot in 0..SLOTS {
         for direction in 0..2 {
             let ring = range(s.ring(slot, direction).unwrap().ring());
-            assert_eq!((ring.start, ring.len()), (end, RING_BYTES));
+            assert_eq!((ring.start, ring.len()), (end, ring_bytes));
             end = ring.end;
         }
     }
-    assert_eq!(end, base + SEGMENT_BYTES);
+    assert_eq!(end, base + segment_bytes(ring_bytes));
     assert!(s.ring(SLOTS, 0).is_none() && s.ring(0, 2).is_none());
     assert!(s.side(0).is_some() && s.side(1).is_some() && s.side(2).is_none());
-    assert!(Segment::over(memory.region().part(0, SEGMENT_BYTES - 1).unwrap()).is_none());
+    assert!(Segment::over(memory.region().part(0, segment_bytes(ring_bytes) - 8).unwrap()).is_none());
     assert_eq!(size_of::<SegmentHeader>(), 64);
 }
 

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use emulator::memory::{Mapping, sealed_memfd};
 use emulator::packet;
 use ring::bus::CARD_GROUP;
-use ring::segment::{SEGMENT_BYTES, SegmentHeader, format};
+use ring::segment::{RING_BYTES, SegmentHeader, format, segment_bytes};
 use rustix::net::SocketType;
 
 use crate::inspect::{SegmentReport, Tails};
@@ -34,8 +34,10 @@ pub enum Withheld {
 }
 
 /// All groups and segments.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Groups {
+    /// Bytes of each ring of a connection with another host.
+    far_ring_bytes: usize,
     last_group: u32,
     /// Processes (and forks on their way) of each group.
     holders: BTreeMap<u32, u32>,
@@ -45,6 +47,13 @@ pub struct Groups {
 }
 
 impl Groups {
+    /// None yet. `far_ring_bytes`: bytes of each ring of a connection with another host.
+    #[must_use]
+    pub fn new(far_ring_bytes: usize) -> Groups {
+        let (holders, segments, of_group) = Default::default();
+        Groups { far_ring_bytes, last_group: 0, holders, segments, of_group }
+    }
+
     /// Number for a new family. Held by nobody yet.
     pub fn fresh(&mut self) -> u32 {
         loop {
@@ -92,9 +101,11 @@ impl Groups {
         if !lives(client) || !lives(server) {
             return Err(io::ErrorKind::NotConnected.into());
         }
-        let memory = sealed_memfd("ipc-direct-segment", SEGMENT_BYTES)?;
+        let far = [client, server].contains(&CARD_GROUP);
+        let ring_bytes = if far { self.far_ring_bytes } else { RING_BYTES };
+        let memory = sealed_memfd("ipc-direct-segment", segment_bytes(ring_bytes))?;
         let head = Mapping::new(&memory, size_of::<SegmentHeader>())?;
-        format(head.region().get(0).ok_or(io::ErrorKind::InvalidData)?, number);
+        format(head.region().get(0).ok_or(io::ErrorKind::InvalidData)?, number, ring_bytes);
         let (client_end, server_end) = packet::pair(SocketType::STREAM)?;
         let wires = [Some(client_end), Some(server_end)];
         let segment = Segment { groups: [client, server], memory, wires };
@@ -189,7 +200,7 @@ mod tests {
 
     #[test]
     fn only_the_two_sides_get_a_segment() {
-        let mut groups = Groups::default();
+        let mut groups = Groups::new(RING_BYTES);
         let [a, b, c] = [groups.fresh(), groups.fresh(), groups.fresh()];
         [a, b, c].into_iter().for_each(|g| groups.hold(g));
         groups.make_segment(7, a, b).unwrap();
@@ -207,7 +218,7 @@ mod tests {
 
     #[test]
     fn the_last_of_a_family_hangs_up() {
-        let mut groups = Groups::default();
+        let mut groups = Groups::new(RING_BYTES);
         let (a, b) = (groups.fresh(), groups.fresh());
         [a, a, b].into_iter().for_each(|g| groups.hold(g));
         groups.make_segment(1, a, b).unwrap();
@@ -221,7 +232,7 @@ mod tests {
 
     #[test]
     fn the_card_has_a_side_of_its_own() {
-        let mut groups = Groups::default();
+        let mut groups = Groups::new(RING_BYTES);
         let a = groups.fresh();
         groups.hold(a);
         groups.make_segment(1, a, CARD_GROUP).unwrap();
@@ -238,7 +249,7 @@ mod tests {
 
     #[test]
     fn a_family_can_wake_itself() {
-        let mut groups = Groups::default();
+        let mut groups = Groups::new(RING_BYTES);
         let a = groups.fresh();
         groups.hold(a);
         groups.make_segment(1, a, a).unwrap();

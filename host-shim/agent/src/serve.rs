@@ -221,7 +221,7 @@ impl Agent {
             clients: Clients::new()?,
             functions: BTreeMap::new(),
             last_function: 0,
-            groups: Groups::default(),
+            groups: Groups::new(settings.boot.far_ring_bytes()),
             departed: Departed::default(),
             relays: Relays::default(),
             retired: BTreeMap::new(),

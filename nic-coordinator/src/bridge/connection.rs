@@ -6,7 +6,7 @@ use fabric::memory::{Region, Remote};
 use ring::atomic::Ordering;
 use ring::link::{Body, ITEM_MAX};
 use ring::relay::{self, Run};
-use ring::segment::{HEAD_BYTES, RING_BYTES, state};
+use ring::segment::{HEAD_BYTES, state};
 use ring::stream::{Memory as _, Violation, Writer};
 
 use super::link::Link;
@@ -16,8 +16,8 @@ use super::writes::Writes;
 /// Bytes of one connection in one turn, so that the others get theirs, and of one write: the first are on their way while the process
 /// writes the rest.
 const BURST_BYTES: u64 = 128 * 1024;
-/// Consumed bytes that are told at once. Less is told with what goes anyway.
-const TELL_BYTES: u64 = RING_BYTES as u64 / 4;
+/// The part of a ring that is told at once when it is consumed. Less is told with what goes anyway.
+const TELL_PART: u64 = 4;
 
 /// The other host's end of a connection.
 #[derive(Clone, Copy, Debug)]
@@ -203,7 +203,12 @@ impl Connection {
             return Ok((Turn::Blocked, false));
         }
         self.waiting = turn == Turn::Waiting;
-        Ok((turn, self.view.watch_consumption(self.told + TELL_BYTES)))
+        let due = self.told + self.tell_bytes();
+        let armed = self.view.watch_consumption(due);
+        // Most of what is read between the look and the watch is seen here; the rest by the look behind a barrier.
+        let (input, input_ring) = self.view.input();
+        let again = armed && relay::consumed(input_ring, input, &mut self.writer)? >= due;
+        Ok((if again { Turn::More } else { turn }, armed))
     }
 
     /// Relays what the process has written, up to a burst.
@@ -285,9 +290,14 @@ impl Connection {
         Ok(say(link, far, &Body::Run { start, first, len: run.len, urgent }))
     }
 
+    /// What is consumed is told if it is as much as that.
+    fn tell_bytes(&self) -> u64 {
+        self.view.input().1.size() / TELL_PART
+    }
+
     /// Tells how far the process has read, if that is due. False: the link has no room now.
     fn say_consumed(&mut self, far: &Far, link: &mut Link, consumed: u64, closed: bool) -> bool {
-        let due = closed || link.is_gathering() || consumed - self.told >= TELL_BYTES;
+        let due = closed || link.is_gathering() || consumed - self.told >= self.tell_bytes();
         if consumed != self.told && due {
             if !say(link, far, &Body::Consumed(consumed)) {
                 return false;

@@ -8,8 +8,9 @@
 //! | `link` | one endpoint: messages, gathering, room |
 //!
 //! On each host a process has an ordinary segment whose other side is the bridge. Slot and generation are the host's own; the
-//! direction numbers, the size of the rings and the positions in them are the same on both, so whatever a process may write into its
-//! ring fits into the one that the other process reads, and nothing is kept in between. The bytes go by an RMA write, or, if there are
+//! direction numbers, the size of the rings and the positions in them are the same on both, so bytes go to the same place of the ring
+//! that the other process reads as soon as it has room there, and nothing is kept in between; room in the writer's ring is free again
+//! once they are sent. The bytes go by an RMA write, or, if there are
 //! few, inside of the message that would follow it; no processor but the applications' own copies more than those few.
 //!
 //! [`Bridge`] has no thread, never waits, and takes bounded time a [`Bridge::poll`]. All that it reads from a segment may be a lie

@@ -14,14 +14,14 @@ use fabric::provider::Fabric;
 use memmap2::MmapRaw;
 use ring::atomic::{AtomicU64, Ordering, fence, light_barrier};
 use ring::segment::{
-    Direction, READER_SHUT, RING_BYTES, RINGS_OFFSET, SEGMENT_BYTES, SEGMENT_MAGIC, SIDE_STRIDE,
-    SIDES_OFFSET, SLOTS, Segment, Side, Slot, state,
+    Direction, READER_SHUT, RINGS_OFFSET, SEGMENT_BYTES, SEGMENT_MAGIC, SIDE_STRIDE, SIDES_OFFSET, SLOTS,
+    Segment, Side, Slot, ring_bytes_of, state,
 };
 use ring::shared::Region;
 use ring::stream::{self, Place, RingBytes};
 use ring::wake::{self, Announced, SleepWord};
 
-use crate::mapping::{MapError, map_one};
+use crate::mapping::{MapError, map_one, sealed_bytes};
 
 /// The lane of its side that a bridge watches with: it is the only one on that side.
 const LANE: usize = 0;
@@ -43,6 +43,7 @@ pub trait Outside {
 pub struct SegmentMemory {
     _map: MmapRaw,
     region: Region,
+    ring_bytes: usize,
     number: u32,
 }
 
@@ -62,14 +63,17 @@ impl SegmentMemory {
     /// # Errors
     /// [`MapError`].
     pub fn map(memfd: impl AsFd) -> Result<Arc<Self>, MapError> {
-        let (map, region) = map_one(memfd.as_fd(), SEGMENT_BYTES, "segment")?;
-        let header = Segment::over(region).ok_or(MapError::Header("segment"))?.header;
+        let bytes = usize::try_from(sealed_bytes(memfd.as_fd(), "segment")?).unwrap_or(0);
+        let expected = ring_bytes_of(bytes).map_or(SEGMENT_BYTES, |_| bytes);
+        let (map, region) = map_one(memfd.as_fd(), expected, "segment")?;
+        let segment = Segment::over(region).ok_or(MapError::Header("segment"))?;
+        let (header, ring_bytes) = (segment.header, segment.ring_bytes());
         // Acquire: pairs with the Release in `format`.
         if header.magic.load(Ordering::Acquire) != SEGMENT_MAGIC {
             return Err(MapError::Header("segment"));
         }
         let number = header.segment.load(Ordering::Relaxed);
-        Ok(Arc::new(SegmentMemory { _map: map, region, number }))
+        Ok(Arc::new(SegmentMemory { _map: map, region, ring_bytes, number }))
     }
 
     /// Its number.
@@ -78,15 +82,22 @@ impl SegmentMemory {
         self.number
     }
 
+    /// Bytes of each ring, which are the same on the other host.
+    #[must_use]
+    pub fn ring_bytes(&self) -> usize {
+        self.ring_bytes
+    }
+
     /// Registers both rings of `slot`: what the bridge of the other host needs to write to one of them, and this one to read the
-    /// other one. With an RDMA card this keeps 512 KiB in place, so it is for slots that have a connection.
+    /// other one. An RDMA card keeps them in place, so it is for slots that have a connection.
     ///
     /// # Errors
     /// [`RegisterError`].
     pub fn register(self: &Arc<Self>, fabric: &Fabric, slot: u16) -> Result<Arc<Registered>, RegisterError> {
-        let start = RINGS_OFFSET + usize::from(slot.min(SLOTS)) * 2 * RING_BYTES;
+        let both = 2 * self.ring_bytes;
+        let start = RINGS_OFFSET + usize::from(slot.min(SLOTS)) * both;
         let memory: Arc<dyn Memory> = Arc::clone(self) as _;
-        fabric.register(memory, start..start + 2 * RING_BYTES, Access::SourceAndTarget).map(Arc::new)
+        fabric.register(memory, start..start + both, Access::SourceAndTarget).map(Arc::new)
     }
 }
 
@@ -206,7 +217,7 @@ impl View {
 
     /// Where the ring that the process writes lies in a registration of both; at the other host, the one that is read.
     pub(super) fn out_ring_at(&self) -> usize {
-        if self.side == 0 { 0 } else { RING_BYTES }
+        if self.side == 0 { 0 } else { self.memory.ring_bytes }
     }
 
     /// Opens what the process reads, and watches both. Before the process knows of the connection, so that its first publication

@@ -14,7 +14,9 @@ use fabric::provider::Fabric;
 use memmap2::{MmapOptions, MmapRaw};
 use nic_coordinator::bridge::{Bridge, Far, LinkId, Local, Outside, SegmentMemory, Speaker};
 use ring::atomic::{Ordering, light_barrier};
-use ring::segment::{self, Direction, SEGMENT_BYTES, SLOTS, Segment, Side, state};
+use ring::segment::{
+    self, Direction, FAR_RING_BYTES, RING_BYTES, SLOTS, Segment, Side, segment_bytes, state,
+};
 use ring::shared::Region;
 use ring::stream::{self, Reader, RingBytes, Violation, Writer};
 use ring::urgent;
@@ -57,15 +59,18 @@ struct Shared {
 }
 
 impl Shared {
+    /// The first one has short rings, all others have long ones.
     fn new(number: u32) -> Shared {
         let memfd: OwnedFd =
             memfd_create("bridge-test", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
-        ftruncate(&memfd, SEGMENT_BYTES as u64).unwrap();
+        let ring_bytes = if number == 0 { RING_BYTES } else { FAR_RING_BYTES };
+        let bytes = segment_bytes(ring_bytes);
+        ftruncate(&memfd, bytes as u64).unwrap();
         fcntl_add_seals(&memfd, SealFlags::SHRINK).unwrap();
-        let map = MmapOptions::new().len(SEGMENT_BYTES).map_raw(&memfd).unwrap();
+        let map = MmapOptions::new().len(bytes).map_raw(&memfd).unwrap();
         // SAFETY: mapped, page-aligned, that long; the mapping stays beside the region.
-        let region = unsafe { Region::new(NonNull::new(map.as_mut_ptr()).unwrap(), SEGMENT_BYTES) };
-        segment::format(Segment::over(region).unwrap().header, number);
+        let region = unsafe { Region::new(NonNull::new(map.as_mut_ptr()).unwrap(), bytes) };
+        segment::format(Segment::over(region).unwrap().header, number, ring_bytes);
         Shared { bridge: SegmentMemory::map(&memfd).unwrap(), process: Arc::new((map, region)) }
     }
 }
