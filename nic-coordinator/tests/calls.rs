@@ -22,8 +22,8 @@ fn wanted(from: u8, to: u8, port: u16) -> Wanted {
 struct Pair {
     now_us: u64,
     hosts: [Hosts; 2],
-    /// Datagrams are lost.
-    cut: bool,
+    /// Datagrams of these are lost.
+    cut: [bool; 2],
     /// How many, of which each arrives twice.
     sent: usize,
 }
@@ -45,7 +45,7 @@ impl Pair {
             };
             Hosts::new(settings, 0)
         };
-        let mut pair = Pair { now_us: 0, hosts: [host(1), host(2)], cut: false, sent: 0 };
+        let mut pair = Pair { now_us: 0, hosts: [host(1), host(2)], cut: [false; 2], sent: 0 };
         pair.run(200_000);
         for host in [0, 1] {
             let card = Ipv4Addr::new(10, 1, 0, if host == 0 { 2 } else { 1 });
@@ -63,7 +63,7 @@ impl Pair {
                 while let Some((to, datagram)) = self.hosts[from].poll(self.now_us) {
                     assert!(matches!(to, Destination::Everybody | Destination::Peer(_)));
                     self.sent += 1;
-                    if !self.cut {
+                    if !self.cut[from] {
                         let card = Ipv4Addr::new(10, 1, 0, u8::try_from(from).unwrap() + 1);
                         self.hosts[1 - from].receive(self.now_us, card, &datagram);
                         self.hosts[1 - from].receive(self.now_us, card, &datagram);
@@ -128,7 +128,7 @@ fn s13_10_a_connection_is_asked_for_until_it_is_answered_and_decided_once() {
 #[test]
 fn s13_10_no_answer_is_one_after_a_while() {
     let mut pair = Pair::new(Limits::default());
-    pair.cut = true;
+    pair.cut = [true; 2];
     pair.connect(1, wanted(1, 2, 4000));
     pair.run(CONNECT_US_MAX - 1000);
     assert_eq!(pair.news(0), []);
@@ -164,13 +164,35 @@ fn s13_12_a_lost_peer_ends_all() {
     pair.hosts[1].answer(pair.now_us, id, Ok(Path::default()));
     pair.run(100_000);
     assert_eq!(pair.news(0).len(), 1);
-    pair.cut = true;
+    pair.cut = [true; 2];
     pair.run(4_000_000);
     for (host, id) in [(0, CallId::Out(1)), (1, id)] {
         let card = Ipv4Addr::new(10, 1, 0, if host == 0 { 2 } else { 1 });
         assert_eq!(pair.news(host), [News::Lost { card }, News::Closed { id, ending: Ending::Unmarked }]);
     }
     assert!(pair.hosts.iter().all(|hosts| hosts.calls().is_empty()));
+}
+
+/// As two that have just met may: one of them has got its second ticket before the other one's first.
+#[test]
+fn s13_12_who_has_no_answer_asks_again_when_the_other_one_had_lost_it() {
+    let mut pair = Pair::new(Limits::default());
+    pair.cut = [true, false];
+    pair.run(3_000_000);
+    assert_eq!(pair.news(0), []);
+    pair.connect(1, wanted(1, 2, 4000));
+    let lost = News::Lost { card: Ipv4Addr::new(10, 1, 0, 1) };
+    while !pair.news(1).contains(&lost) {
+        pair.run(WAY_US);
+    }
+    pair.cut = [false; 2];
+    pair.run(600_000);
+    assert_eq!(pair.news(0), [News::Lost { card: Ipv4Addr::new(10, 1, 0, 2) }]);
+    let asked = pair.news(1);
+    let Some(News::Connect { id, .. }) = asked.last() else { panic!("{asked:?}") };
+    pair.hosts[1].answer(pair.now_us, *id, Ok(Path::default()));
+    pair.run(100_000);
+    assert_eq!(pair.news(0), [News::Answered { id: CallId::Out(1), answer: Ok(Path::default()) }]);
 }
 
 #[test]

@@ -331,13 +331,22 @@ impl Calls {
         }
     }
 
-    /// Nothing that was agreed on with `peer` counts any more: it is lost, or has lost us (13.12).
-    pub fn part(&mut self, now_us: u64, peer: Ipv4Addr) {
+    /// Nothing that was agreed on with `peer` counts any more: it is lost or another run, or, if it is still `there`, has lost us (13.12).
+    pub fn part(&mut self, now_us: u64, peer: Ipv4Addr, there: bool) {
         self.news.push_back(News::Lost { card: peer });
         let Some(party) = self.parties.get(&peer) else { return };
         let of = |role: Role| party.of(role).keys().map(move |number| (peer, role, *number));
         let keys: Vec<Key> = of(Role::Caller).chain(of(Role::Callee)).collect();
         for key in keys {
+            match self.call_mut(key).map(|call| call.stage) {
+                Some(Stage::Asks(_)) if there => {
+                    // What it was asked before does not count there.
+                    self.set_due(key, Some(now_us));
+                    continue;
+                }
+                Some(Stage::Waits(_)) if there => continue,
+                _ => {}
+            }
             self.settle_answer(key, Err(Status::NoListener));
             if let Some(call) = self.call_mut(key)
                 && !call.other
@@ -348,7 +357,11 @@ impl Calls {
             }
             self.forget(key);
         }
-        self.parties.remove(&peer);
+        if let Some(Party { out, .. }) = self.parties.remove(&peer)
+            && !out.is_empty()
+        {
+            self.parties.insert(peer, Party { out, ..Party::default() });
+        }
         self.use_credits(now_us);
     }
 

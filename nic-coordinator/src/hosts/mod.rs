@@ -341,20 +341,19 @@ impl Hosts {
         if peer.is_another_run(sender) {
             self.tickets += 1;
             peer.begin(sender, self.tickets);
-            self.calls.part(now_us, from);
+            self.calls.part(now_us, from, false);
         }
         if !peer.is_new(counter) {
             return Outcome::Replayed;
         }
-        if peer.has_lost_us(counter, label.ticket) {
-            self.calls.part(now_us, from);
+        // Who has lost us, or was not known, does not know our ticket.
+        let mut answers = peer.has_lost_us(counter, label.ticket);
+        if answers {
+            self.calls.part(now_us, from, true);
         }
         match message {
             HostMsg::Hello { epoch, addresses, .. } => {
-                if peer.heard(now_us, counter, label.ticket, (epoch, addresses)) {
-                    let answer = peer.label();
-                    self.send(Destination::Peer(from), answer);
-                }
+                answers |= peer.heard(now_us, counter, label.ticket, (epoch, addresses));
             }
             HostMsg::Call { call, epoch, .. } => {
                 let said = (epoch, peer.addresses());
@@ -368,8 +367,13 @@ impl Hosts {
             HostMsg::Bye { .. } => {
                 self.tickets += 1;
                 peer.lose(now_us, self.tickets);
-                self.calls.part(now_us, from);
+                self.calls.part(now_us, from, false);
+                answers = false;
             }
+        }
+        if answers {
+            let answer = peer.label();
+            self.send(Destination::Peer(from), answer);
         }
         self.set_addresses(now_us, from, &before);
         Outcome::Heard
@@ -400,7 +404,7 @@ impl Hosts {
             self.peers.file(address);
         }
         for (address, before) in lost {
-            self.calls.part(now_us, address);
+            self.calls.part(now_us, address, false);
             self.set_addresses(now_us, address, &before);
         }
         for Waiting { id, wanted } in self.finder.pass(now_us) {
