@@ -19,6 +19,8 @@ use measure::pairs;
 
 /// Calls that are counted, as the load program and callgrind know them.
 const CALLS: [&str; 4] = ["send", "recv", "epoll_wait", "connect"];
+/// Runs of each call. On a slow machine a connect waits for the coordinator's answer in all of one run's calls, a turn or two of its wait each.
+const RUNS: usize = 4;
 /// Per cent.
 const TOLERANCE: f64 = 3.0;
 const BOUND: Duration = Duration::from_secs(120);
@@ -51,8 +53,10 @@ type Counts = BTreeMap<String, u64>;
 fn guard(options: &Options) -> Outcome<bool> {
     let instance = Instance::start()?;
     let before = instance.totals()?;
-    let found: Counts =
-        CALLS.iter().map(|call| Ok(((*call).to_owned(), count(&instance, call)?))).collect::<Outcome<_>>()?;
+    let found: Counts = CALLS
+        .iter()
+        .map(|call| Ok(((*call).to_owned(), fewest(&instance, call)?)))
+        .collect::<Outcome<_>>()?;
     let counted = instance.totals()? - before;
     instance.stop()?;
     ensure(counted.user.tx_bytes > 0 && counted.kernel.connections == 0, || {
@@ -68,7 +72,13 @@ fn guard(options: &Options) -> Outcome<bool> {
     Ok(compare(&serde_json::from_str(&text)?, &found))
 }
 
-/// The fewest instructions that one call took.
+/// The fewest instructions that one call took in any run.
+fn fewest(instance: &Instance, call: &str) -> Outcome<u64> {
+    let counts = (0..RUNS).map(|_| count(instance, call)).collect::<Outcome<Vec<_>>>()?;
+    Ok(counts.into_iter().min().unwrap_or(u64::MAX))
+}
+
+/// The fewest that one call took in one run.
 fn count(instance: &Instance, call: &str) -> Outcome<u64> {
     let scratch = Scratch::new()?;
     let function = format!("guard_{call}");
