@@ -136,9 +136,8 @@ impl BootOptions {
     /// that, all rings of a connection stay in memory, used or not.
     #[must_use]
     pub fn far_ring_bytes(&self) -> usize {
-        let provider =
-            self.uplink.iter().flat_map(|uplink| &uplink.fabric).next().map(|fabric| &*fabric.provider);
-        if provider == Some("tcp") { FAR_RING_BYTES } else { RING_BYTES }
+        let fabric = self.uplink.as_ref().and_then(|uplink| uplink.fabric.as_ref());
+        if fabric.is_some_and(|fabric| fabric.provider == "tcp") { FAR_RING_BYTES } else { RING_BYTES }
     }
 }
 

@@ -318,6 +318,15 @@ pub(crate) fn map_one(
     if bytes != expected as u64 {
         return Err(MapError::Size { what, bytes, expected });
     }
+    map_sealed(fd, expected, what)
+}
+
+/// Maps a memory of `expected` bytes, as [`sealed_bytes`] has said.
+pub(crate) fn map_sealed(
+    fd: BorrowedFd<'_>,
+    expected: usize,
+    what: &'static str,
+) -> Result<(MmapRaw, Region), MapError> {
     let map = MmapOptions::new().len(expected).map_raw(&fd).map_err(|error| MapError::Kernel(what, error))?;
     let base = NonNull::new(map.as_mut_ptr()).ok_or(MapError::Header(what))?;
     // SAFETY: mapped shared, readable and writable, page-aligned and `expected` bytes long (and the file cannot shrink);

@@ -21,7 +21,7 @@ use ring::shared::Region;
 use ring::stream::{self, Place, RingBytes};
 use ring::wake::{self, Announced, SleepWord};
 
-use crate::mapping::{MapError, map_one, sealed_bytes};
+use crate::mapping::{MapError, map_sealed, sealed_bytes};
 
 /// The lane of its side that a bridge watches with: it is the only one on that side.
 const LANE: usize = 0;
@@ -63,11 +63,12 @@ impl SegmentMemory {
     /// # Errors
     /// [`MapError`].
     pub fn map(memfd: impl AsFd) -> Result<Arc<Self>, MapError> {
-        let bytes = usize::try_from(sealed_bytes(memfd.as_fd(), "segment")?).unwrap_or(0);
-        let expected = ring_bytes_of(bytes).map_or(SEGMENT_BYTES, |_| bytes);
-        let (map, region) = map_one(memfd.as_fd(), expected, "segment")?;
-        let segment = Segment::over(region).ok_or(MapError::Header("segment"))?;
-        let (header, ring_bytes) = (segment.header, segment.ring_bytes());
+        let bytes = sealed_bytes(memfd.as_fd(), "segment")?;
+        let known = usize::try_from(bytes).ok().and_then(|bytes| Some((bytes, ring_bytes_of(bytes)?)));
+        let wrong = MapError::Size { what: "segment", bytes, expected: SEGMENT_BYTES };
+        let (bytes, ring_bytes) = known.ok_or(wrong)?;
+        let (map, region) = map_sealed(memfd.as_fd(), bytes, "segment")?;
+        let header = Segment::over(region).ok_or(MapError::Header("segment"))?.header;
         // Acquire: pairs with the Release in `format`.
         if header.magic.load(Ordering::Acquire) != SEGMENT_MAGIC {
             return Err(MapError::Header("segment"));

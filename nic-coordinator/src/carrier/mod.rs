@@ -63,8 +63,6 @@ const RINGS_MAX: usize = 4096;
 /// Our end of one connection, from its preparation on.
 struct Held {
     number: u32,
-    /// Bytes of each of its rings, here and there.
-    ring_bytes: usize,
     ours: Role,
     joined: bool,
     /// Nobody touches its memory any more.
@@ -229,8 +227,10 @@ impl Carrier {
     /// The link is there, or will not be.
     fn join_over(&mut self, conn: ConnId, contact: &Contact, link: Option<LinkId>) {
         let Some(held) = self.ends.get_mut(&conn) else { return };
+        let Some(segment) = self.segments.get(&conn.segment()) else { return };
         let (address, key) = contact.rings;
-        let rings = Remote { address, key, len: 2 * held.ring_bytes as u64 };
+        // As many as here.
+        let rings = Remote { address, key, len: 2 * segment.ring_bytes() as u64 };
         let far = Far { connection: contact.connection, rings };
         let speaker = if held.ours == Role::Caller { Speaker::Us } else { Speaker::Them };
         held.joined = link.is_some_and(|link| self.bridge.join(held.number, link, far, speaker));
@@ -280,14 +280,12 @@ impl DataPath for Carrier {
         let Remote { address, key, .. } = rings.remote();
         // The client's side is the first one.
         let side = if ours == Role::Caller { 0 } else { 1 };
-        let ring_bytes = segment.ring_bytes();
         let local = Local { segment, slot: conn.slot(), side, generation: conn.generation(), rings };
         let number = self.bridge.open(local).map_err(|error| {
             tracing::error!("a connection to another host is not carried: {error}");
             Status::Quota
         })?;
-        let held = Held { number, ring_bytes, ours, joined: false, over: false, released: false };
-        self.ends.insert(conn, held);
+        self.ends.insert(conn, Held { number, ours, joined: false, over: false, released: false });
         self.by_number.insert(number, conn);
         Ok(self.links.contact(number, (address, key)).to_path())
     }
