@@ -22,6 +22,8 @@ const BUSY_MESSAGES: usize = 4;
 /// Runs up to this size go inside of the message however busy the link is.
 const SHORT_BYTES: u64 = 6 * 1024;
 const _: () = assert!(SLOT_HEAD_BYTES as u64 <= SHORT_BYTES);
+/// Bytes of writes in one turn of a link.
+const TURN_BYTES: usize = 256 * 1024;
 /// Room of a message for what is gathered beside the longest run in it.
 pub const GATHERED_BYTES: usize = 10 * 1024;
 
@@ -39,6 +41,8 @@ pub(super) struct Link {
     acknowledged: u32,
     taken: u32,
     told: u32,
+    /// Bytes of the writes begun in this turn.
+    written: usize,
     /// Connections that may have something to say, in the order of their turns.
     pub(super) ready: VecDeque<u32>,
     pub(super) down: Option<Down>,
@@ -57,6 +61,7 @@ impl Link {
             acknowledged: 0,
             taken: 0,
             told: 0,
+            written: 0,
             ready: VecDeque::new(),
             down: None,
         }
@@ -151,7 +156,10 @@ impl Link {
         token: u64,
     ) -> Result<bool, Outside> {
         match self.endpoint.write(source, at, len, target, target_at, token) {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                self.written += len;
+                Ok(true)
+            }
             Err(PostError::Full) => Ok(false),
             Err(PostError::Outside) => Err(Outside),
             Err(PostError::Down(down)) => {
@@ -161,8 +169,14 @@ impl Link {
         }
     }
 
+    /// What is written is to be said before more is: the other process can read it meanwhile.
+    pub(super) fn has_written_enough(&self) -> bool {
+        self.written >= TURN_BYTES
+    }
+
     /// After the items of a turn: sends them unless the link is busy, and says what was taken if that is due.
     pub(super) fn end_turn(&mut self) {
+        self.written = 0;
         let busy = self.endpoint.sending() >= BUSY_MESSAGES || self.under_way() >= self.peer_receives / 2;
         if self.is_gathering() && !busy {
             self.send_gathered();

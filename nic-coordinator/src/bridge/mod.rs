@@ -387,6 +387,9 @@ impl Bridge {
         while turns < TURNS_MAX {
             let Bridge { links, places, later, counts, .. } = self;
             let Some(link) = links.get_mut(id).and_then(Option::as_mut) else { return false };
+            if link.has_written_enough() {
+                break;
+            }
             let Some(number) = link.ready.pop_front() else { break };
             let Some(connection) = find(places, number) else { continue };
             turns += 1;
