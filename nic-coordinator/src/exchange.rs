@@ -46,6 +46,8 @@ pub trait DataPath {
     fn their_end(&mut self, conn: ConnId, ending: Ending);
     /// The host with this card is lost, and with it all that was joined with it.
     fn lost(&mut self, card: Ipv4Addr);
+    /// The next connection whose ends were both closed by their processes, as the other host's data path knows, too.
+    fn next_ended(&mut self) -> Option<ConnId>;
     /// The connection is over for the logic: both ends are closed, or nothing came of it.
     fn release(&mut self, conn: ConnId);
     /// The next released connection whose memory nobody touches any more: it may be somebody else's.
@@ -69,6 +71,9 @@ impl DataPath for Nowhere {
     fn our_end(&mut self, _: ConnId, _: End) {}
     fn their_end(&mut self, _: ConnId, _: Ending) {}
     fn lost(&mut self, _: Ipv4Addr) {}
+    fn next_ended(&mut self) -> Option<ConnId> {
+        None
+    }
     fn release(&mut self, _: ConnId) {}
     fn next_over(&mut self) -> Option<ConnId> {
         None
@@ -113,6 +118,11 @@ impl Exchange {
         }
         loop {
             let mut quiet = true;
+            while let Some(conn) = data.next_ended() {
+                if let Some((id, _)) = logic.segments().get(conn).and_then(|open| open.remote) {
+                    hosts.end(now_us, id);
+                }
+            }
             while let Some(conn) = data.next_over() {
                 logic.handle_remote(RemoteIn::Over { conn }, out);
             }

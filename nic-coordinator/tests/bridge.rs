@@ -5,7 +5,7 @@ mod bridged;
 
 use bridged::{Asked, Process, Random, Rig, endpoints, open_fabric};
 use fabric::endpoint::{Down, PostError, Settings};
-use nic_coordinator::bridge::{LinkEnd, Speaker};
+use nic_coordinator::bridge::{LinkEnd, Over, Speaker};
 use ring::atomic::Ordering;
 use ring::link::{Body, Builder, seal};
 use ring::segment::{HEAD_BYTES, RING_BYTES, SLOTS, state};
@@ -164,7 +164,7 @@ fn half_close_goes_on_in_the_other_direction() {
         over.iter_mut().zip(rig.over()).for_each(|(all, new)| all.extend(new));
         over.iter().all(|over| !over.is_empty()).then_some(())
     });
-    assert_eq!(over, [vec![here], vec![there]]);
+    assert_eq!(over, [vec![(here, Over::Closed)], vec![(there, Over::Closed)]]);
     assert!(rig.hosts[0].bridge.is_empty());
     // The places are used again, by other numbers, and nothing of the old connection is left.
     let [(again, mut client), (_, mut server)] = rig.connect(3);
@@ -287,7 +287,7 @@ fn a_process_that_writes_garbage_loses_its_connection_only() {
             let over = rig.over();
             over[0].first().copied()
         });
-        assert_eq!(over, number);
+        assert_eq!(over, (number, Over::Broken));
     }
     assert_eq!(rig.hosts[0].bridge.counts.violations, 60);
     assert_eq!(rig.hosts[1].bridge.counts.violations, 0);
@@ -433,7 +433,7 @@ fn messages_that_are_none_end_the_link() {
         let (link, end) = rig.until("the end", |rig| rig.hosts[0].bridge.next_down());
         assert_eq!((link, end), (rig.hosts[0].link, LinkEnd::Malformed));
         assert_eq!(ends[0].1.input_state(), state::RST);
-        assert_eq!(rig.over()[0], vec![ends[0].0]);
+        assert_eq!(rig.over()[0], vec![(ends[0].0, Over::Broken)]);
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::net::Ipv4Addr;
 
-use nic_coordinator::hosts::calls::{CLOSES_MAX, CONNECT_US_MAX, CallId, Limits, News, Wanted};
+use nic_coordinator::hosts::calls::{
+    CLOSE_LATER_US, CLOSES_MAX, CONNECT_US_MAX, CallId, HALF_EVERY_US, Limits, News, Wanted,
+};
 use nic_coordinator::hosts::finder::SEEK_US;
 use nic_coordinator::hosts::{Destination, Hosts, Settings};
 use ring::hosts::{Addresses, Ending, Incarnation, KEY_BYTES, Path};
@@ -226,6 +228,89 @@ fn s13_10_so_many_are_set_up_at_one_time() {
     assert_eq!((granted, pair.news(0).len()), (5, 5));
 }
 
+/// A connection from host 1 to host 2: its names there.
+fn connected(pair: &mut Pair) -> [CallId; 2] {
+    pair.connect(1, wanted(1, 2, 4000));
+    pair.run(1000);
+    let asked = pair.news(1);
+    let [News::Connect { id, .. }] = asked[..] else { panic!("{asked:?}") };
+    pair.hosts[1].answer(pair.now_us, id, Ok(Path::default()));
+    pair.run(1000);
+    assert_eq!(pair.news(0).len(), 1);
+    [CallId::Out(1), id]
+}
+
+/// Whichever each host hears first, of its own process or of its data path: each end is told of once, and nothing is said.
+#[test]
+fn s13_11_nothing_is_said_of_ends_that_the_data_paths_know() {
+    for first in 0..4 {
+        let mut pair = Pair::new(Limits::default());
+        let ids = connected(&mut pair);
+        let sent = pair.sent;
+        for (host, id) in ids.into_iter().enumerate() {
+            let data_path_first = first >> host & 1 == 1;
+            for data_path in [data_path_first, !data_path_first] {
+                if data_path {
+                    pair.hosts[host].end(pair.now_us, id);
+                    pair.hosts[host].end(pair.now_us, id);
+                } else {
+                    pair.hosts[host].close(pair.now_us, id, Ending::Marked);
+                }
+                pair.run(1000);
+            }
+            assert_eq!(pair.news(host), [News::Closed { id, ending: Ending::Marked }]);
+        }
+        assert!(pair.hosts[0].calls().is_empty());
+        pair.run(CLOSE_LATER_US);
+        assert_eq!(pair.sent, sent);
+        // The next request says that the number is settled.
+        pair.connect(2, wanted(1, 2, 4001));
+        pair.run(1000);
+        assert_eq!(pair.news(1).len(), 1);
+        assert_eq!(pair.hosts[1].calls().len(), 1);
+    }
+}
+
+/// One host's data path has broken off: it hears of the other end by messages.
+#[test]
+fn s13_11_what_one_data_path_does_not_know_is_said() {
+    for knows in [0, 1] {
+        let mut pair = Pair::new(Limits::default());
+        let ids = connected(&mut pair);
+        for (host, id) in ids.into_iter().enumerate() {
+            pair.hosts[host].close(pair.now_us, id, Ending::Marked);
+        }
+        pair.hosts[knows].end(pair.now_us, ids[knows]);
+        pair.run(CLOSE_LATER_US + 100_000);
+        for (host, id) in ids.into_iter().enumerate() {
+            let news = pair.news(host);
+            assert!(matches!(news[..], [News::Closed { id: of, .. }] if of == id), "{news:?}");
+        }
+        assert!(pair.hosts[0].calls().is_empty());
+    }
+}
+
+/// One end is known, then the data path tells its host alone of the other one, and its link ends: the other host finds out.
+#[test]
+fn s13_11_an_end_that_is_known_is_said_again_while_the_other_one_is_open() {
+    for closes_first in [0, 1] {
+        let mut pair = Pair::new(Limits::default());
+        let ids = connected(&mut pair);
+        let knows = 1 - closes_first;
+        pair.hosts[closes_first].close(pair.now_us, ids[closes_first], Ending::Marked);
+        pair.run(CLOSE_LATER_US + 1000);
+        assert_eq!(pair.news(knows), [News::Closed { id: ids[knows], ending: Ending::Marked }]);
+        pair.hosts[knows].close(pair.now_us, ids[knows], Ending::Marked);
+        pair.hosts[knows].end(pair.now_us, ids[knows]);
+        pair.run(HALF_EVERY_US - 100_000);
+        assert_eq!(pair.news(closes_first), []);
+        pair.run(200_000);
+        let id = ids[closes_first];
+        assert_eq!(pair.news(closes_first), [News::Closed { id, ending: Ending::Unmarked }]);
+        assert!(pair.hosts[0].calls().is_empty());
+    }
+}
+
 /// Many closes at once are said a few at a time, and all of them in the end.
 #[test]
 fn s13_11_closes_wait_for_each_other() {
@@ -245,7 +330,7 @@ fn s13_11_closes_wait_for_each_other() {
         pair.hosts[0].close(pair.now_us, CallId::Out(id), Ending::Marked);
     }
     let before = pair.sent;
-    pair.run(0);
+    pair.now_us += CLOSE_LATER_US;
     let mut at_once = 0;
     while let Some((to, datagram)) = pair.hosts[0].poll(pair.now_us) {
         let Destination::Peer(_) = to else { continue };

@@ -99,6 +99,15 @@ pub enum OpenError {
     Taken,
 }
 
+/// How a connection is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    /// Both processes have closed it, and the other bridge knows that, or will as long as the link lives.
+    Closed,
+    /// It was reset, or its link is over.
+    Broken,
+}
+
 /// Why a link ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LinkEnd {
@@ -129,7 +138,7 @@ pub struct Bridge {
     /// Numbers of connections that get another look, behind a heavy barrier.
     later: Vec<u32>,
     later_at_us: u64,
-    over: VecDeque<u32>,
+    over: VecDeque<(u32, Over)>,
     down: VecDeque<(LinkId, LinkEnd)>,
     /// What was counted.
     pub counts: Counts,
@@ -252,7 +261,7 @@ impl Bridge {
     }
 
     /// The next connection that is over, at both ends: its slot may be used again.
-    pub fn next_over(&mut self) -> Option<u32> {
+    pub fn next_over(&mut self) -> Option<(u32, Over)> {
         self.over.pop_front()
     }
 
@@ -406,7 +415,10 @@ impl Bridge {
             }
             connection.queued = matches!(turn, Turn::More | Turn::Blocked);
             match turn {
-                Turn::Idle if connection.is_over() => self.end(number),
+                Turn::Idle if connection.is_over() => {
+                    let how = if connection.broken { Over::Broken } else { Over::Closed };
+                    self.end(number, how);
+                }
                 Turn::Idle | Turn::Waiting => {}
                 Turn::More => link.ready.push_back(number),
                 Turn::Blocked => {
@@ -429,9 +441,9 @@ impl Bridge {
     }
 
     /// A connection is over: its number will not be used again soon, its slot may be.
-    fn end(&mut self, number: u32) {
+    fn end(&mut self, number: u32, how: Over) {
         if self.remove(number) {
-            self.over.push_back(number);
+            self.over.push_back((number, how));
         }
     }
 
@@ -466,7 +478,7 @@ impl Bridge {
                 numbers.extend(u32::try_from(index).map(|index| place.uses << INDEX_BITS | index));
             }
         }
-        numbers.into_iter().for_each(|number| self.end(number));
+        numbers.into_iter().for_each(|number| self.end(number, Over::Broken));
         self.down.push_back((LinkId(id), end));
     }
 }

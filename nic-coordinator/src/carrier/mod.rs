@@ -25,7 +25,7 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
-use crate::bridge::{Bridge, Far, LinkId, Local, SegmentMemory, Speaker};
+use crate::bridge::{Bridge, Far, LinkId, Local, Over, SegmentMemory, Speaker};
 use crate::exchange::{DataPath, Reach};
 use crate::logic::segments::End;
 use crate::mapping::MapError;
@@ -81,6 +81,7 @@ pub struct Carrier {
     by_number: BTreeMap<u32, ConnId>,
     /// Connections whose link is being set up.
     joining: Vec<(ConnId, Contact)>,
+    ended: VecDeque<ConnId>,
     over: VecDeque<ConnId>,
     /// What a sleeper waits on: wires, by their edges, and what libfabric has.
     watched: OwnedFd,
@@ -101,8 +102,9 @@ impl Carrier {
         let links = Links::new(Fabric::open(provider, address)?, card, Token(token))?;
         let watched = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(CarrierError::Kernel)?;
         let here = Here::new()?;
-        let (bridge, segments, ends, by_number, joining, over) = Default::default();
-        let carrier = Carrier { bridge, here, links, segments, ends, by_number, joining, over, watched };
+        let (bridge, segments, ends, by_number, joining, ended, over) = Default::default();
+        let carrier =
+            Carrier { bridge, here, links, segments, ends, by_number, joining, ended, over, watched };
         carrier.links.wait_fd().into_iter().for_each(|fd| carrier.watch(fd, FABRIC, epoll::EventFlags::IN));
         Ok(carrier)
     }
@@ -145,8 +147,9 @@ impl Carrier {
             self.links.lost(link);
             active = true;
         }
-        while let Some(number) = self.bridge.next_over() {
+        while let Some((number, how)) = self.bridge.next_over() {
             if let Some(conn) = self.by_number.get(&number).copied() {
+                self.ended.extend((how == Over::Closed).then_some(conn));
                 self.is_over(conn);
             }
             active = true;
@@ -157,7 +160,7 @@ impl Carrier {
     /// True: the logic has to hear something.
     #[must_use]
     pub fn has_news(&self) -> bool {
-        !self.over.is_empty()
+        !self.over.is_empty() || !self.ended.is_empty()
     }
 
     /// When [`Carrier::turn`] is due, even if nothing happens.
@@ -337,6 +340,10 @@ impl DataPath for Carrier {
         } else {
             self.give_up(conn);
         }
+    }
+
+    fn next_ended(&mut self) -> Option<ConnId> {
+        self.ended.pop_front()
     }
 
     fn next_over(&mut self) -> Option<ConnId> {

@@ -17,6 +17,13 @@ pub const CONNECT_US_MAX: u64 = 2_000_000;
 /// sent more datagrams in that time than its replay window is wide, so what it sent before is old by then (13.4).
 pub const REMEMBER_US: u64 = 90_000_000;
 
+/// How long a marked end is not said: mostly the other end comes soon, and the data path tells both hosts of both.
+pub const CLOSE_LATER_US: u64 = 20_000;
+
+/// How often an end that is known is said again while the other one is open: a host whose data path has told it of both says nothing,
+/// and a link may end before it has told the other host.
+pub const HALF_EVERY_US: u64 = 30_000_000;
+
 /// Closes that are said to one peer and not known there: more wait, so that many at once don't drown each other's answers.
 pub const CLOSES_MAX: usize = 128;
 
@@ -306,11 +313,27 @@ impl Calls {
                 self.say_close(now_us, key);
                 self.use_credits(now_us);
             }
+            Stage::Open(_) if ending == Ending::Marked && !call.own_known => {
+                self.set_due(key, Some(now_us + CLOSE_LATER_US));
+            }
             _ => {
                 self.say_close(now_us, key);
                 self.end_if_over(now_us, key);
             }
         }
+    }
+
+    /// The data path says that both ends of a connection are closed, and that the other host's data path knows: nothing more is said about
+    /// it. That ours is closed may not have been heard here yet.
+    pub fn end(&mut self, now_us: u64, id: CallId) {
+        let Some(key) = self.names.get(&id).copied() else { return };
+        let Some(call) = self.call_mut(key).filter(|call| matches!(call.stage, Stage::Open(_))) else {
+            return;
+        };
+        if !std::mem::replace(&mut call.other, true) {
+            self.news.push_back(News::Closed { id, ending: Ending::Marked });
+        }
+        self.own_is_known(now_us, key);
     }
 
     /// A message of `peer`, which is news (13.4).
@@ -385,7 +408,12 @@ impl Calls {
                 Stage::Asks(wanted) => self.ask(now_us, key, wanted),
                 Stage::Refused(_) => self.forget(key),
                 Stage::Over if key.1 == Role::Callee => self.forget(key),
-                _ => self.say_close(now_us, key),
+                _ => {
+                    if std::mem::replace(&mut call.own_known, false) {
+                        call.repeat_us = REPEAT_US.0;
+                    }
+                    self.say_close(now_us, key);
+                }
             }
         }
     }
@@ -449,18 +477,24 @@ impl Calls {
     /// The other host knows that our end is closed.
     fn hear_closed(&mut self, now_us: u64, key: Key, over: bool) {
         let Some(call) = self.call_mut(key).filter(|call| call.own.is_some()) else { return };
-        let (id, lives) = (call.id, matches!(call.stage, Stage::Open(_)));
-        if over && !std::mem::replace(&mut call.other, true) && lives {
+        let (id, stage) = (call.id, call.stage);
+        if over && !std::mem::replace(&mut call.other, true) && matches!(stage, Stage::Open(_)) {
             self.news.push_back(News::Closed { id, ending: Ending::Unmarked });
         }
-        let Some(call) = self.call_mut(key) else { return };
         // One that was never answered may still be made there: it is asked about until that is over.
-        if !over && call.stage == Stage::Over {
+        if !over && stage == Stage::Over {
             return;
         }
+        self.own_is_known(now_us, key);
+    }
+
+    /// The other host knows that our end is closed, or does not have to be told.
+    fn own_is_known(&mut self, now_us: u64, key: Key) {
         let (peer, role, number) = key;
+        let Some(call) = self.call_mut(key) else { return };
+        let half = !call.other;
         if !std::mem::replace(&mut call.own_known, true) {
-            self.set_due(key, None);
+            self.set_due(key, half.then_some(now_us + HALF_EVERY_US));
             self.parties.entry(peer).or_default().closing.remove(&(role, number));
         }
         self.end_if_over(now_us, key);
@@ -587,7 +621,8 @@ impl Calls {
 
     /// Both ends are closed, and the other host knows it of ours: a caller forgets the call, a callee remembers its number.
     fn end_if_over(&mut self, now_us: u64, key: Key) {
-        let Some(call) = self.call_mut(key).filter(|call| call.other && call.own_known) else { return };
+        let is_over = |call: &&mut Call| call.other && call.own_known && call.own.is_some();
+        let Some(call) = self.call_mut(key).filter(is_over) else { return };
         if key.1 == Role::Caller {
             return self.forget(key);
         }

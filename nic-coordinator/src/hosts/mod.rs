@@ -242,6 +242,11 @@ impl Hosts {
         self.calls.close(now_us, id, ending);
     }
 
+    /// The data path says that both ends are closed, and that the other host's knows.
+    pub fn end(&mut self, now_us: u64, id: CallId) {
+        self.calls.end(now_us, id);
+    }
+
     /// What has happened to connections, in order.
     pub fn next_news(&mut self, now_us: u64) -> Option<News> {
         if let Some(answer) = self.answers.pop_front() {

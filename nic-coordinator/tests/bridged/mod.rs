@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use fabric::endpoint::{Endpoint, Event, Settings};
 use fabric::provider::Fabric;
 use memmap2::{MmapOptions, MmapRaw};
-use nic_coordinator::bridge::{Bridge, Far, LinkId, Local, Outside, SegmentMemory, Speaker};
+use nic_coordinator::bridge::{Bridge, Far, LinkId, Local, Outside, Over, SegmentMemory, Speaker};
 use ring::atomic::{Ordering, light_barrier};
 use ring::segment::{
     self, Direction, FAR_RING_BYTES, RING_BYTES, SLOTS, Segment, Side, segment_bytes, state,
@@ -204,8 +204,8 @@ impl Rig {
         }
     }
 
-    /// What is over on either host.
-    pub fn over(&mut self) -> [Vec<u32>; 2] {
+    /// What is over on either host, and how.
+    pub fn over(&mut self) -> [Vec<(u32, Over)>; 2] {
         let [here, there] = &mut self.hosts;
         [here, there].map(|host| std::iter::from_fn(|| host.bridge.next_over()).collect())
     }
