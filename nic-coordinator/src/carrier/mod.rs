@@ -81,6 +81,7 @@ pub struct Carrier {
     by_number: BTreeMap<u32, ConnId>,
     /// Connections whose link is being set up.
     joining: Vec<(ConnId, Contact)>,
+    /// Connections that both processes have closed, and those whose memory nobody touches any more.
     ended: VecDeque<ConnId>,
     over: VecDeque<ConnId>,
     /// What a sleeper waits on: wires, by their edges, and what libfabric has.

@@ -409,6 +409,7 @@ impl Calls {
                 Stage::Refused(_) => self.forget(key),
                 Stage::Over if key.1 == Role::Callee => self.forget(key),
                 _ => {
+                    // A known one is said again: the answer says whether the other end is still there.
                     if std::mem::replace(&mut call.own_known, false) {
                         call.repeat_us = REPEAT_US.0;
                     }
