@@ -21,6 +21,9 @@ pub enum Path {
     Ring,
     /// libfabric between two hosts, polled, without sockets on top: the limit there.
     Fabric,
+    /// The same, asked for by another thread on each host, which shares its processor: what any way costs there whose endpoint is not the
+    /// application's own.
+    FabricBehind,
     /// The same programs under `ipc-direct run`.
     Direct,
 }
@@ -46,6 +49,7 @@ impl fmt::Display for Path {
             Path::Sockmap => "TCP + sockmap",
             Path::Ring => "raw ring",
             Path::Fabric => "raw libfabric",
+            Path::FabricBehind => "libfabric behind a thread",
             Path::Direct => "IPC-Direct",
         })
     }

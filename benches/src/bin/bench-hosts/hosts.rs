@@ -56,12 +56,15 @@ impl Hosts {
         };
         let host = format!("h{number}");
         let mut command = match path {
-            Path::Fabric => self.lab.in_host(&host, false, &self.fabric_worker)?,
+            Path::Fabric | Path::FabricBehind => self.lab.in_host(&host, false, &self.fabric_worker)?,
             Path::Tcp | Path::Direct => self.lab.in_host(&host, path == Path::Direct, &self.worker)?,
             other => return fail(format!("there is no {other} between hosts")),
         };
         match (path, role) {
             (Path::Fabric, role) => command.args([self.provider.as_str(), address, role]),
+            (Path::FabricBehind, role) => {
+                command.args([self.provider.as_str(), address, "--behind-a-thread", role])
+            }
             (_, "serve") => command.args([role, address]),
             (_, role) => command.arg(role),
         };

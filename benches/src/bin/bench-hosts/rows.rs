@@ -5,6 +5,7 @@ use measure::path::Path;
 use measure::row::{Experiment, Row, Value, one, row, size};
 
 const PATHS: &[Path] = &[Path::Tcp, Path::Fabric, Path::Direct];
+const ROUND_TRIPS: &[Path] = &[Path::Tcp, Path::Fabric, Path::FabricBehind, Path::Direct];
 /// So many times libfabric's round trip, at most.
 const LATENCY: f64 = 1.2;
 /// Such a share of libfabric's throughput, at least.
@@ -20,7 +21,7 @@ pub fn all() -> Vec<Experiment<Shape>> {
     let ping_pong = |bytes| Shape::ping_pong(bytes, Wait::Blocking);
     let mut all = vec![Experiment {
         what: ping_pong(8),
-        paths: PATHS,
+        paths: ROUND_TRIPS,
         rows: vec![
             plain("ping-pong 8 B, p50", Value::P50).of_limit(LATENCY),
             plain("ping-pong 8 B, p99", Value::P99),
@@ -28,7 +29,7 @@ pub fn all() -> Vec<Experiment<Shape>> {
     }];
     for bytes in [1024, 4096, 64 << 10] {
         let row = plain(format!("ping-pong {}", size(bytes)), Value::P50);
-        all.push(one(ping_pong(bytes), PATHS, row.of_limit(LATENCY)));
+        all.push(one(ping_pong(bytes), ROUND_TRIPS, row.of_limit(LATENCY)));
     }
     for bytes in [4096, 64 << 10, 1 << 20] {
         let row = plain(format!("stream {}", size(bytes)), Value::Throughput(bytes));

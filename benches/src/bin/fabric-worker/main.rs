@@ -2,8 +2,10 @@
 //!
 //! `fabric-worker PROVIDER LOCAL serve JOB` prints where it listens and serves one client, `fabric-worker PROVIDER LOCAL load ADDRESS JOB` is that
 //! client; PROVIDER is `tcp` or `verbs`, LOCAL an address of this host. JOB and what each prints are JSON ([`measure::job`]), as with
-//! `bench-worker`. Ping-pongs are messages, streams are writes into the other's memory, and both ends poll.
+//! `bench-worker`. Ping-pongs are messages, streams are writes into the other's memory, and both ends poll. With `--behind-a-thread` a
+//! ping-pong's messages are another thread's: see [`desk`].
 
+mod desk;
 #[path = "../../../../nic-coordinator/fabric/tests/common/memory.rs"]
 mod memory;
 mod talk;
@@ -27,6 +29,9 @@ struct Cli {
     provider: String,
     /// An address of this host
     local: IpAddr,
+    /// The messages of a ping-pong are another thread's
+    #[arg(long)]
+    behind_a_thread: bool,
     #[command(subcommand)]
     role: Role,
 }
@@ -59,9 +64,10 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
     let fabric = Fabric::open(&cli.provider, cli.local)?;
+    let behind = cli.behind_a_thread;
     let figures = match cli.role {
-        Role::Serve { job } => serve(&fabric, &serde_json::from_str(&job)?)?,
-        Role::Load { connect, job } => load(&fabric, connect, &serde_json::from_str(&job)?)?,
+        Role::Serve { job } => serve(&fabric, &serde_json::from_str(&job)?, behind)?,
+        Role::Load { connect, job } => load(&fabric, connect, &serde_json::from_str(&job)?, behind)?,
     };
     println!("{}", serde_json::to_string(&figures)?);
     Ok(())
@@ -78,7 +84,7 @@ fn settings(shape: &Shape) -> Settings {
     }
 }
 
-fn serve(fabric: &Fabric, job: &Job) -> Result<Figures, Box<dyn Error>> {
+fn serve(fabric: &Fabric, job: &Job, behind_a_thread: bool) -> Result<Figures, Box<dyn Error>> {
     clock::pin(job.cpus.map(|[server, _]| server))?;
     let mut listener = fabric.listen(0)?;
     println!("{}", listener.address()?);
@@ -93,16 +99,23 @@ fn serve(fabric: &Fabric, job: &Job) -> Result<Figures, Box<dyn Error>> {
     };
     match job.shape {
         Shape::Connect { .. } => while accept()?.answer_one()? {},
+        Shape::PingPong { bytes, .. } if behind_a_thread => desk::answer(&mut accept()?, bytes)?,
         shape => accept()?.answer(fabric, &shape)?,
     }
     Ok(Figures { cpu_s: clock::cpu_s() - start_s, ..Figures::default() })
 }
 
-fn load(fabric: &Fabric, peer: SocketAddr, job: &Job) -> Result<Figures, Box<dyn Error>> {
+fn load(
+    fabric: &Fabric,
+    peer: SocketAddr,
+    job: &Job,
+    behind_a_thread: bool,
+) -> Result<Figures, Box<dyn Error>> {
     clock::pin(job.cpus.map(|[_, client]| client))?;
     let connect = || End::connected(fabric.connect(peer, &settings(&job.shape), b"")?);
     match job.shape {
         Shape::Connect { .. } => talk::connect_all(connect, job),
+        Shape::PingPong { bytes, .. } if behind_a_thread => desk::ask(&mut connect()?, bytes, job),
         _ => connect()?.ask(fabric, job),
     }
 }

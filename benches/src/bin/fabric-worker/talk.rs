@@ -42,15 +42,23 @@ impl End {
         }
     }
 
-    fn poll(&mut self) -> Result<(), Down> {
-        let came = &mut self.came;
-        let count = self.endpoint.poll(|completion| {
+    /// Looks once for messages; how much has happened.
+    pub fn take(&mut self, mut each: impl FnMut(&[u8])) -> Result<usize, Down> {
+        self.endpoint.poll(|completion| {
             if let Completion::Received(bytes) = completion {
-                let mut head = [0; 24];
-                head.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
-                *came = Some((bytes.len(), head));
+                each(bytes);
             }
+        })
+    }
+
+    fn poll(&mut self) -> Result<(), Down> {
+        let mut came = None;
+        let count = self.take(|bytes| {
+            let mut head = [0; 24];
+            head.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+            came = Some((bytes.len(), head));
         })?;
+        self.came = came.or(self.came);
         if count == 0 {
             std::hint::spin_loop();
         }
@@ -71,7 +79,7 @@ impl End {
     }
 
     /// Sends `len` bytes, that begin with `head`.
-    fn send(&mut self, head: &[u8], len: usize) -> Outcome<()> {
+    pub fn send(&mut self, head: &[u8], len: usize) -> Outcome<()> {
         loop {
             if let Some(room) = self.endpoint.outgoing() {
                 room.iter_mut().zip(head).for_each(|(to, from)| *to = *from);
