@@ -22,7 +22,7 @@ pub const CLOSE_LATER_US: u64 = 20_000;
 
 /// How often an end that is known is said again while the other one is open: a host whose data path has told it of both says nothing,
 /// and a link may end before it has told the other host.
-pub const HALF_EVERY_US: u64 = 30_000_000;
+pub const HALF_EVERY_US: u64 = 10_000_000;
 
 /// Closes that are said to one peer and not known there: more wait, so that many at once don't drown each other's answers.
 pub const CLOSES_MAX: usize = 128;
