@@ -89,6 +89,24 @@ fn refused(id: u64, status: Status) -> News {
     News::Answered { id: CallId::Out(id), answer: Err(status) }
 }
 
+/// Host 1 asks host 2 for a connection: its name there.
+fn asked(pair: &mut Pair) -> CallId {
+    pair.connect(1, wanted(1, 2, 4000));
+    pair.run(1000);
+    let asked = pair.news(1);
+    let [News::Connect { id, .. }] = asked[..] else { panic!("{asked:?}") };
+    id
+}
+
+/// A connection from host 1 to host 2: its names there.
+fn connected(pair: &mut Pair) -> [CallId; 2] {
+    let id = asked(pair);
+    pair.hosts[1].answer(pair.now_us, id, Ok(Path::default()));
+    pair.run(1000);
+    assert_eq!(pair.news(0).len(), 1);
+    [CallId::Out(1), id]
+}
+
 #[test]
 fn s13_13_a_host_without_coordinator_costs_one_wait_once() {
     let mut pair = Pair::new(Limits::default());
@@ -142,10 +160,7 @@ fn s13_10_no_answer_is_one_after_a_while() {
 #[test]
 fn s13_11_who_gives_up_says_so() {
     let mut pair = Pair::new(Limits::default());
-    pair.connect(1, wanted(1, 2, 4000));
-    pair.run(1000);
-    let asked = pair.news(1);
-    let [News::Connect { id, .. }] = asked[..] else { panic!("{asked:?}") };
+    let id = asked(&mut pair);
     pair.hosts[0].close(pair.now_us, CallId::Out(1), Ending::Unmarked);
     assert_eq!(pair.news(0), [refused(1, Status::NoListener)]);
     pair.run(100_000);
@@ -159,16 +174,10 @@ fn s13_11_who_gives_up_says_so() {
 #[test]
 fn s13_12_a_lost_peer_ends_all() {
     let mut pair = Pair::new(Limits::default());
-    pair.connect(1, wanted(1, 2, 4000));
-    pair.run(1000);
-    let asked = pair.news(1);
-    let [News::Connect { id, .. }] = asked[..] else { panic!("{asked:?}") };
-    pair.hosts[1].answer(pair.now_us, id, Ok(Path::default()));
-    pair.run(100_000);
-    assert_eq!(pair.news(0).len(), 1);
+    let ids = connected(&mut pair);
     pair.cut = [true; 2];
     pair.run(4_000_000);
-    for (host, id) in [(0, CallId::Out(1)), (1, id)] {
+    for (host, id) in ids.into_iter().enumerate() {
         let card = Ipv4Addr::new(10, 1, 0, if host == 0 { 2 } else { 1 });
         assert_eq!(pair.news(host), [News::Lost { card }, News::Closed { id, ending: Ending::Unmarked }]);
     }
@@ -226,18 +235,6 @@ fn s13_10_so_many_are_set_up_at_one_time() {
         pair.run(100_000);
     }
     assert_eq!((granted, pair.news(0).len()), (5, 5));
-}
-
-/// A connection from host 1 to host 2: its names there.
-fn connected(pair: &mut Pair) -> [CallId; 2] {
-    pair.connect(1, wanted(1, 2, 4000));
-    pair.run(1000);
-    let asked = pair.news(1);
-    let [News::Connect { id, .. }] = asked[..] else { panic!("{asked:?}") };
-    pair.hosts[1].answer(pair.now_us, id, Ok(Path::default()));
-    pair.run(1000);
-    assert_eq!(pair.news(0).len(), 1);
-    [CallId::Out(1), id]
 }
 
 /// Whichever each host hears first, of its own process or of its data path: each end is told of once, and nothing is said.

@@ -327,13 +327,10 @@ impl Calls {
     /// it. That ours is closed may not have been heard here yet.
     pub fn end(&mut self, now_us: u64, id: CallId) {
         let Some(key) = self.names.get(&id).copied() else { return };
-        let Some(call) = self.call_mut(key).filter(|call| matches!(call.stage, Stage::Open(_))) else {
-            return;
-        };
-        if !std::mem::replace(&mut call.other, true) {
-            self.news.push_back(News::Closed { id, ending: Ending::Marked });
+        if self.call_mut(key).is_some_and(|call| matches!(call.stage, Stage::Open(_))) {
+            self.other_is_closed(key, Ending::Marked);
+            self.own_is_known(now_us, key);
         }
-        self.own_is_known(now_us, key);
     }
 
     /// A message of `peer`, which is news (13.4).
@@ -463,16 +460,19 @@ impl Calls {
             self.parties.entry(peer).or_default().incoming.insert(number, call);
             self.set_due(key, Some(now_us + REMEMBER_US));
         }
-        let mut over = true;
-        if let Some(call) = self.call_mut(key) {
-            let (id, lives) = (call.id, matches!(call.stage, Stage::Open(_) | Stage::Setup));
-            over = !lives;
-            if !std::mem::replace(&mut call.other, true) && lives {
-                self.news.push_back(News::Closed { id, ending });
-            }
-        }
+        let over = !self.other_is_closed(key, ending);
         self.say(key, CallKind::Closed { role: role.other(), over });
         self.end_if_over(now_us, key);
+    }
+
+    /// Whether there is anything of `key` here; who has it is told once of the other end's end.
+    fn other_is_closed(&mut self, key: Key, ending: Ending) -> bool {
+        let Some(call) = self.call_mut(key) else { return false };
+        let (id, lives) = (call.id, matches!(call.stage, Stage::Open(_) | Stage::Setup));
+        if !std::mem::replace(&mut call.other, true) && lives {
+            self.news.push_back(News::Closed { id, ending });
+        }
+        lives
     }
 
     /// The other host knows that our end is closed.

@@ -4,19 +4,15 @@
 //! As little as can be stands between the two: in each direction room for one message, a count of those that were put there, and a yield
 //! while there is none.
 
-use std::error::Error;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use fabric::endpoint::Down;
 use measure::clock::{Meter, wait_for_start};
 use measure::job::{Figures, Job};
 
-use crate::talk::End;
-
-type Outcome<T> = Result<T, Box<dyn Error>>;
+use crate::talk::{End, Outcome};
 
 /// Room for one message: the next one is put there when the last was taken.
 struct Slot {

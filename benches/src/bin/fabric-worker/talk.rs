@@ -21,7 +21,8 @@ const SMALL: usize = 4096;
 const WORD: &[u8] = b"8 bytes!";
 const LAST: &[u8] = b"0";
 
-type Outcome<T> = Result<T, Box<dyn Error>>;
+/// What most here come to.
+pub type Outcome<T> = Result<T, Box<dyn Error>>;
 
 /// A connection that is there.
 pub struct End {
