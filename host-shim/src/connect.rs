@@ -11,8 +11,8 @@ use ring::stats::{Reason, SocketState};
 use crate::handle::{Handle, Kind, Stream, touched};
 use crate::sys::{Errno, NoSignals, Result};
 use crate::{
-    arrivals, coordinator, fds, listener, options, poll, process, relay, socket, source, stats, sys, table,
-    unix,
+    arrivals, coordinator, faces, fds, listener, options, poll, process, relay, socket, source, stats, sys,
+    table, unix,
 };
 
 /// What connect(2) should do next.
@@ -98,8 +98,11 @@ fn disconnect(fd: i32, h: &'static Handle) -> Path {
         Kind::Stream => {
             let Some(s) = h.stream() else { return Path::User(Err(Errno(libc::EBADF))) };
             let _no_signals = NoSignals::new();
+            if faces::refused(fd).is_some() {
+                return Path::User(Err(sys::errno()));
+            }
             if is_error_left(h, &s) && leave_error(fd, h, &s).is_some() {
-                h.touch(touched::ERROR | touched::WORN);
+                h.touch(touched::ERROR);
             }
             socket::dissolve(h, &s);
         }

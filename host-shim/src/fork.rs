@@ -12,8 +12,8 @@ use ring::msg::Request;
 
 use crate::lock::Lock;
 use crate::{
-    agent, arenas, coordinator, epoll, fds, overlay, pending, process, reserved, segments, socket, source,
-    sys, unix, wait,
+    agent, arenas, coordinator, epoll, faces, fds, overlay, pending, process, reserved, segments, socket,
+    source, sys, unix, wait,
 };
 
 /// Held from before a fork until the parent has gone on.
@@ -36,7 +36,7 @@ pub fn install() {
 }
 
 /// Private locks, in the order in which they are ever nested.
-fn locks() -> [&'static Lock; 8] {
+fn locks() -> [&'static Lock; 9] {
     let [dispatch, rings] = coordinator::locks();
     [
         source::lock(),
@@ -46,6 +46,7 @@ fn locks() -> [&'static Lock; 8] {
         agent::lock(),
         epoll::lock(),
         rings,
+        faces::lock(),
         fds::numbering(),
     ]
 }
@@ -71,6 +72,7 @@ extern "C" fn before() {
         announce(may_wait() || !unix::listens());
     }
     unix::count_child();
+    faces::before_fork();
     socket::leave_unconnected_to_kernel();
     overlay::count_child();
     // No other thread is inside a private section while memory is copied. Given back by `unlock` or, in the child, reset.

@@ -63,15 +63,14 @@ pub struct Handle {
     pub side: AtomicU32,
     /// First epoll registration plus one. Under the lock of [`crate::epoll`].
     pub regs: AtomicU32,
-    /// Listener: non-zero if connections may wait at the coordinator. Epoll: registrations of ours in it. Young: calls under way. Accepted
-    /// stream: its listener's incarnation.
+    /// Listener: non-zero if connections may wait at the coordinator. Epoll: registrations of ours in it. Young: calls under way.
     pub ready: AtomicU32,
-    /// Listener: accepts so far, so that the kernel's queue gets its turn. Young: calls so far. Accepted stream: its listener, plus one
-    /// ([`crate::spare`]).
+    /// Listener: accepts so far, so that the kernel's queue gets its turn. Young: calls so far. Accepted stream: its face
+    /// ([`crate::faces`]).
     pub turns: AtomicU32,
     /// How many of `refs` are calls under way: a forked child has none of them.
     pins: AtomicU32,
-    /// Kernel socket, accepted stream: options that were set, as in [`Sock::options`].
+    /// Kernel socket, stream: options that were set, as in [`Sock::options`].
     pub options: AtomicU64,
     /// [`touched`] bits: what the application did to a kernel socket, so that we need not ask the kernel.
     pub touched: AtomicU32,
@@ -117,8 +116,8 @@ pub mod touched {
     pub const CONNECTING: u32 = 16384;
     /// `AF_UNIX`: one end of a socketpair(2).
     pub const PAIR: u32 = 32768;
-    /// A connection whose placeholder is no spare for another one: see [`crate::spare`].
-    pub const WORN: u32 = 65536;
+    /// An accepted connection whose placeholder is others', too: see [`crate::faces`].
+    pub const COMMON: u32 = 65536;
     /// Its descriptor in the kernel may have a pending error, of a connection that was disconnected.
     pub const ERROR: u32 = 131072;
     /// A kernel socket that may be another thing by the time the kernel is asked.

@@ -15,7 +15,7 @@ use rustix::io::FdFlags;
 
 use crate::handle::{self, Handle, Kind, touched};
 use crate::{
-    agent, arenas, coordinator, epoll, epoll_wait, fds, overlay, process, relay, socket, sys, table,
+    agent, arenas, coordinator, epoll, epoll_wait, faces, fds, overlay, process, relay, socket, sys, table,
 };
 
 /// Prefix of the variable that names the image.
@@ -84,7 +84,8 @@ pub fn note_inode(h: &Handle) -> u64 {
     if known != 0 {
         return known;
     }
-    let stat = table::find(h).and_then(|fd| rustix::fs::fstat(sys::borrow(fd)).ok());
+    let fd = table::find(h).filter(|fd| faces::apart(*fd) && !h.was(touched::COMMON));
+    let stat = fd.and_then(|fd| rustix::fs::fstat(sys::borrow(fd)).ok());
     let inode = stat.map_or(0, |s| s.st_ino);
     h.inode.store(inode, Ordering::Relaxed);
     inode

@@ -9,7 +9,7 @@
 //! | layer | modules | what it does |
 //! |---|---|---|
 //! | symbols | [`exports`] | the C functions that we define in libc's place |
-//! | sockets | [`socket`], [`stream`], [`buffers`], [`io`], [`splice`], [`urgent`], [`pending`], [`zerocopy`], [`stamps`], [`listener`], [`reserved`], [`spare`], [`connect`], [`source`], [`options`], [`file`] | what a descriptor of ours does |
+//! | sockets | [`socket`], [`stream`], [`buffers`], [`io`], [`splice`], [`urgent`], [`pending`], [`zerocopy`], [`stamps`], [`listener`], [`reserved`], [`faces`], [`connect`], [`source`], [`options`], [`file`] | what a descriptor of ours does |
 //! | readiness | [`epoll`], [`epoll_wait`], [`poll`], [`wait`], [`bells`], [`arrivals`] | waiting: spin, yield, sleep |
 //! | pipes | [`overlay`] | pipes between relatives: a ring over the kernel's object |
 //! | leaving | [`cancel`], [`holds`] | calls that never return: cancelled, or left by a jump |
@@ -36,6 +36,7 @@ mod dual;
 mod epoll;
 mod epoll_wait;
 mod exports;
+mod faces;
 mod fds;
 mod file;
 mod fork;
@@ -61,7 +62,7 @@ mod segments;
 mod sock;
 mod socket;
 mod source;
-mod spare;
+
 mod splice;
 mod stamps;
 mod stats;

@@ -21,7 +21,7 @@ use crate::reserved::Reserved;
 use crate::sock::Sock;
 use crate::sys::{Errno, NoSignals, Result};
 use crate::wait::{self, Spin};
-use crate::{arrivals, coordinator, fds, holds, options, process, real, socket, spare, stats, sys, table};
+use crate::{arrivals, coordinator, faces, fds, holds, options, process, real, socket, stats, sys, table};
 
 /// Every so many accepts the kernel's queue goes first, so that neither starves.
 const KERNEL_TURN: u32 = 8;
@@ -47,7 +47,7 @@ fn note(h: &Handle) {
 
 /// Takes it out again.
 pub fn forget(h: &Handle) {
-    spare::forget(h);
+    faces::forget(h);
     let value = h.index() + 1;
     let _ =
         LISTENERS.iter().any(|l| l.compare_exchange(value, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok());
@@ -267,7 +267,7 @@ pub fn accept(fd: i32, h: &'static Handle, out: PeerOut, flags: i32) -> Result<i
     // As in Linux, the call keeps the listening socket, whoever closes it meanwhile.
     let pinned = h.pin().ok_or(Errno(libc::EBADF))?;
     let noted = pinned.note();
-    call.reserved = Some(Reserved::waiting(h, flags)?);
+    call.reserved = Some(Reserved::waiting(call.listener(), h, flags)?);
     let result = call.wait(limit);
     drop((call, noted, pinned));
     result
@@ -386,8 +386,8 @@ impl Call {
         let _no_signals = NoSignals::new();
         let (domain, ty) = self.h.family();
         let reserved = match self.reserved.take() {
-            Some(reserved) => reserved,
-            None => Reserved::now(self.h, self.flags).inspect_err(|_| {
+            Some(reserved) => reserved.renewed(self.listener(), self.h, self.flags),
+            None => Reserved::now(self.listener(), self.h, self.flags).inspect_err(|_| {
                 let _ = coordinator::post(Request::Requeue { conn: new.conn });
             })?,
         };
@@ -400,8 +400,7 @@ impl Call {
         };
         sock.set_addrs(new.local, new.peer);
         sock.nonblock.store(u32::from(self.flags & libc::SOCK_NONBLOCK != 0), Ordering::Relaxed);
-        let options = reserved.options(self.sock.options.load(Ordering::Relaxed));
-        options::inherit(self.listener(), self.sock, options, fd, sock);
+        options::inherit(self.sock, sock);
         // The table knows it only when it is complete: another thread can't have the number yet.
         if socket::join(n, sock, new.conn, 1).is_none() {
             socket::release(n);
@@ -409,7 +408,7 @@ impl Call {
             let _ = refuse();
             return Err(Errno(libc::ECONNABORTED));
         }
-        spare::accepted(n, self.h);
+        faces::accepted(n, self.h, reserved.face());
         if !table::set(fd, n) {
             socket::release(n);
             return Err(Errno(libc::EMFILE));

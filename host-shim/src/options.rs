@@ -16,11 +16,11 @@ use ring::stats::{Reason, SocketState};
 use crate::handle::{Handle, Kind, Stream, touched};
 use crate::sock::{Sock, modes};
 use crate::sys::{Errno, Result};
-use crate::{arrivals, dual, listener, poll, real, spare, stamps, sys};
+use crate::{arrivals, dual, faces, listener, poll, real, stamps, sys};
 
 pub use answers::{get, refused, sees_packets};
 use inherit::{RCVTIMEO_NEW, SNDTIMEO_NEW};
-pub use inherit::{inherit, repeat};
+pub use inherit::{bit, copy, inherit, is_plain, repeat};
 
 /// Room for an IPv4 or IPv6 address as the kernel writes it.
 fn empty_storage() -> (libc::sockaddr_storage, libc::socklen_t) {
@@ -286,18 +286,14 @@ pub fn option_set(fd: i32, h: &Handle, level: i32, name: i32) {
             listener::leave_to_kernel(fd, h, SocketState::Listening, Reason::Option);
         }
         (Kind::Listener, Some(sock)) => {
-            sock.options.fetch_or(inherit::bit(level, name), Ordering::Relaxed);
-            spare::forget(h);
+            sock.options.fetch_or(bit(level, name), Ordering::Relaxed);
+            faces::forget(h);
             if ours {
                 reload_after(fd, sock, level, name);
             }
         }
         (Kind::Stream, Some(sock)) => {
-            if let Some(bit) = inherit::renewable(level, name) {
-                h.options.fetch_or(bit, Ordering::Relaxed);
-            } else {
-                h.touch(touched::WORN);
-            }
+            h.options.fetch_or(bit(level, name), Ordering::Relaxed);
             if !ours {
                 return;
             }
@@ -316,7 +312,7 @@ pub fn option_set(fd: i32, h: &Handle, level: i32, name: i32) {
             }
         }
         (Kind::Kernel, _) => {
-            h.options.fetch_or(inherit::bit(level, name), Ordering::Relaxed);
+            h.options.fetch_or(bit(level, name), Ordering::Relaxed);
             let alone = inherit::is_for_kernel_only(level, name);
             let bits = [(ours, touched::OPTIONS), (alone, touched::KERNEL_ONLY)];
             for (_, bit) in bits.iter().filter(|(on, _)| *on) {
@@ -356,12 +352,11 @@ pub fn fcntl(fd: i32, h: &Handle, cmd: i32, arg: core::ffi::c_ulong) -> Option<i
     match (h.kind(), cmd) {
         (Kind::Stream | Kind::Listener, libc::F_SETFL) => {
             let forced = if h.kind() == Kind::Listener { flag_word(libc::O_NONBLOCK) } else { 0 };
+            let alone = arg & !flag_word(libc::O_NONBLOCK | libc::O_ACCMODE | libc::O_LARGEFILE) != 0;
+            let common = if alone { faces::refused(fd) } else { faces::set_blocking(fd, h, arg) };
             // SAFETY: no pointers.
-            let r = unsafe { real::fcntl(fd, cmd, arg | forced) };
+            let r = common.unwrap_or_else(|| unsafe { real::fcntl(fd, cmd, arg | forced) });
             if r == 0 {
-                if arg & !flag_word(libc::O_NONBLOCK | libc::O_ACCMODE | libc::O_LARGEFILE) != 0 {
-                    h.touch(touched::WORN);
-                }
                 let nonblocking = arg & flag_word(libc::O_NONBLOCK) != 0;
                 sock.nonblock.store(u32::from(nonblocking), Ordering::Relaxed);
                 flags_set(fd, h, sock, arg & flag_word(libc::O_ASYNC) != 0);
@@ -373,8 +368,15 @@ pub fn fcntl(fd: i32, h: &Handle, cmd: i32, arg: core::ffi::c_ulong) -> Option<i
             let r = unsafe { real::fcntl(fd, cmd, arg) };
             Some(if r < 0 || sock.is_nonblocking() { r } else { r & !libc::O_NONBLOCK })
         }
+        // A relative may have a face that is another one by now.
+        (Kind::Stream, libc::F_GETFL) if h.was(touched::COMMON) => {
+            let flag = if sock.is_nonblocking() { libc::O_NONBLOCK } else { 0 };
+            Some(kernel_flags(fd) & !libc::O_NONBLOCK | flag)
+        }
         (Kind::Stream, _) if arrivals::concerns(cmd) => {
-            h.touch(touched::WORN);
+            if let Some(refused) = faces::refused(fd) {
+                return Some(refused);
+            }
             // SAFETY: the application's own arguments.
             let r = unsafe { real::fcntl(fd, cmd, arg) };
             arrivals::follow(fd, h);
@@ -423,10 +425,12 @@ pub fn ioctl(
         return Some(fcntl(fd, h, libc::F_SETFL, flag_word(wanted)).ok_or(Errno(libc::EBADF)));
     }
     if matches!(request, FIOASYNC | FIOSETOWN | SIOCSPGRP) {
+        if faces::refused(fd).is_some() {
+            return Some(Err(sys::errno()));
+        }
         // SAFETY: the application's own arguments.
         let r = unsafe { real::ioctl(fd, request, arg) };
         if kind == Kind::Stream {
-            h.touch(touched::WORN);
             arrivals::follow(fd, h);
         } else {
             flags_set(fd, h, h.sock()?, arrivals::is_async(fd));

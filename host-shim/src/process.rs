@@ -19,7 +19,7 @@ use crate::agent::{self, AgentError};
 use crate::config::{self, Log, log};
 use crate::lock::Guarded;
 use crate::sys::NoSignals;
-use crate::{coordinator, fds, listener, options, spare, stats, sys, wait};
+use crate::{coordinator, faces, fds, listener, options, stats, sys, wait};
 
 const UNTRIED: u64 = 0;
 const ATTACHED: u64 = 1;
@@ -350,7 +350,7 @@ pub fn detach_child() {
         fds::discard(fd.swap(-1, Ordering::AcqRel));
     }
     coordinator::uninstall();
-    spare::forget_all();
+    faces::forget_all();
     stats::uninstall();
     FUNCTION.store(0, Ordering::Relaxed);
     if is_attached() {

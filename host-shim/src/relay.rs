@@ -52,7 +52,6 @@ pub fn open(h: &'static Handle) -> Option<OwnedFd> {
 }
 
 fn ask(h: &Handle, nonce: u64, placeholder: BorrowedFd<'_>, kernel: BorrowedFd<'_>) -> Option<()> {
-    h.touch(touched::WORN);
     let image = leave::new_image()?;
     let mut arenas = [ArenaRef::default(); ARENAS_MAX];
     let entry = leave::entry_of(h, &mut arenas)?;

@@ -1,9 +1,6 @@
 //! The number of the descriptor that accept(2) will return. Linux takes it when the call begins, so it does when the call has to
 //! wait: what other threads open meanwhile gets other numbers, and who closes or replaces this one hears what the
 //! kernel would say (`EBADF`, `EBUSY`).
-//!
-//! `unsafe` is allowed here: a call to libc's original.
-#![allow(unsafe_code)]
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,7 +9,7 @@ use rustix::io::FdFlags;
 use crate::handle::Handle;
 use crate::holds::{self, Noted};
 use crate::sys::{self, Result};
-use crate::{fds, real, segments, spare, table};
+use crate::{faces, fds, table};
 
 /// Calls that may wait at a time with their number known to a forked child; in the child of more, a number stays taken.
 const WAITING_MAX: usize = 256;
@@ -28,35 +25,41 @@ fn entry(fd: i32) -> u64 {
 /// A socket under the number to be: the placeholder of the connection that will come. Closed when dropped.
 pub struct Reserved {
     fd: i32,
+    /// See [`faces::open`].
+    face: u32,
     /// It is to stay open across exec, but does not yet.
     inherited: bool,
     noted: Option<Noted>,
-    /// It was another connection's: the options of the listener that it does not have.
-    spare: Option<u64>,
 }
 
 impl Reserved {
-    /// For a connection of the listener `h` that is there already; `flags` as of accept4(2).
+    /// For a connection of the listener `h` that is there already; `listener` is its descriptor, `flags` as of accept4(2).
     ///
     /// # Errors
     /// As socket(2).
-    pub fn now(h: &Handle, flags: i32) -> Result<Reserved> {
-        let (fd, spare) = open(h, flags)?;
-        Ok(Reserved { fd, inherited: false, noted: None, spare })
+    pub fn now(listener: i32, h: &Handle, flags: i32) -> Result<Reserved> {
+        let (fd, face) = faces::open(listener, h, flags)?;
+        Ok(Reserved { fd, face, inherited: false, noted: None })
     }
 
     /// For a call that is going to wait.
     ///
     /// # Errors
     /// As socket(2).
-    pub fn waiting(h: &Handle, flags: i32) -> Result<Reserved> {
-        let (fd, spare) = open(h, flags | libc::SOCK_CLOEXEC)?;
+    pub fn waiting(listener: i32, h: &Handle, flags: i32) -> Result<Reserved> {
+        let (fd, face) = faces::open(listener, h, flags | libc::SOCK_CLOEXEC)?;
         table::set_internal(fd);
         let free =
             |w: &AtomicU64| w.compare_exchange(0, entry(fd), Ordering::AcqRel, Ordering::Relaxed).is_ok();
         let _entered = WAITING.iter().any(free);
         let noted = holds::note(give_back, [fd.unsigned_abs() as usize, 0]);
-        Ok(Reserved { fd, inherited: flags & libc::SOCK_CLOEXEC == 0, noted: Some(noted), spare })
+        Ok(Reserved { fd, face, inherited: flags & libc::SOCK_CLOEXEC == 0, noted: Some(noted) })
+    }
+
+    /// After it waited.
+    pub fn renewed(mut self, listener: i32, h: &Handle, flags: i32) -> Reserved {
+        self.face = faces::renew(self.fd, self.face, listener, h, flags);
+        self
     }
 
     /// Its number.
@@ -64,14 +67,9 @@ impl Reserved {
         self.fd
     }
 
-    /// Which of the options that were set on its listener, `set`, it is to get from there.
-    pub fn options(&self, set: u64) -> u64 {
-        match (self.spare, &self.noted) {
-            (None, _) => set,
-            (Some(changed), None) => changed,
-            // The listener may have got others while the call waited.
-            (Some(changed), Some(_)) => changed | set,
-        }
+    /// See [`faces::accepted`].
+    pub fn face(&self) -> u32 {
+        self.face
     }
 
     /// The call returns it. The table must say by now what it is.
@@ -94,21 +92,6 @@ impl Drop for Reserved {
             fds::discard(self.fd);
         }
     }
-}
-
-/// A descriptor; and, of a spare one, the options to be copied.
-fn open(h: &Handle, flags: i32) -> Result<(i32, Option<u64>)> {
-    let (domain, ty) = h.family();
-    // Not while another thread maps a segment or makes a descriptor of ours: they are low ones for a moment, and this is to be the
-    // lowest free one.
-    let _mapping = segments::lock().take();
-    let _numbering = fds::numbering().take();
-    if let Some((fd, options)) = spare::take(h, flags) {
-        return Ok((fd, Some(options)));
-    }
-    // SAFETY: no pointers.
-    let fd = unsafe { real::socket(domain, ty | flags, libc::IPPROTO_TCP) };
-    if fd < 0 { Err(sys::errno()) } else { Ok((fd, None)) }
 }
 
 fn forget(fd: i32) {

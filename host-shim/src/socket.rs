@@ -10,11 +10,10 @@ use ring::{stream, wake};
 use crate::handle::{self, Handle, Kind, NewStream, Stream, touched};
 use crate::segments::{self, Mapped};
 use crate::sock::{self, Sock, shut};
-use crate::spare::{self, Spare};
 use crate::sys::NoSignals;
 use crate::{
-    bells, config, coordinator, epoll, fds, file, leave, listener, overlay, process, stamps, stats, sys,
-    table, unix, wait,
+    bells, config, coordinator, epoll, faces, fds, file, leave, listener, overlay, process, stamps, stats,
+    sys, table, unix, wait,
 };
 
 /// A socket that the kernel has just made: from now on we know it. TCP sockets attach the process first.
@@ -72,7 +71,7 @@ fn reappeared(fd: i32) {
         segments::lost(fd);
         wait::lost(fd);
         bells::lost(fd);
-        spare::lost(fd);
+        faces::lost(fd);
     } else {
         forget(fd);
     }
@@ -317,20 +316,15 @@ pub fn shutdown(h: &Handle, s: &Stream, how: i32) -> crate::sys::Result<()> {
     Ok(())
 }
 
-/// Before dup2(2) onto it, and the like: `fd` stops being ours. The kernel's descriptor is still open.
+/// Before close(2), dup2(2) onto it, and the like: `fd` stops being ours. The kernel's descriptor is still open.
 pub fn closing(fd: i32) {
-    closing_by_close(fd);
-}
-
-/// The same before close(2). What may become of the placeholder.
-pub fn closing_by_close(fd: i32) -> Option<Spare> {
-    let h = table::get(fd)?;
+    let Some(h) = table::get(fd) else { return };
     if process::is_borrowed() {
         // A set is known by its mark.
         if h.kind() != Kind::Epoll {
             leave::moves(h);
         }
-        return None;
+        return;
     }
     // Locks are taken only for these.
     let locks = !matches!(h.kind(), Kind::Kernel | Kind::Overlay)
@@ -340,18 +334,15 @@ pub fn closing_by_close(fd: i32) -> Option<Spare> {
     if matches!(h.kind(), Kind::Listener | Kind::Epoll) && h.is_held_by_calls_alone() {
         keep_for_calls(fd, h);
     }
-    let h = table::remove(fd)?;
+    let removed = {
+        let _unchanged = faces::removing(h);
+        table::remove(fd)
+    };
+    let Some(h) = removed else { return };
     if h.has_others() {
         stats::moved(h, fd);
     }
-    let spare = spare::of(h);
-    if h.release() {
-        tear_down(h);
-        spare
-    } else {
-        // Another thread has duplicated it meanwhile, or uses it.
-        None
-    }
+    release(h);
 }
 
 /// Before close(2) of the last descriptor of a listener or a set: calls that wait on it go on, as in Linux.
@@ -379,7 +370,6 @@ pub fn duplicated(old: i32, new: i32) {
     let _no_signals = NoSignals::new();
     forget(new);
     let Some(h) = table::get(old).filter(|h| h.retain()) else { return };
-    h.touch(touched::WORN);
     if !table::set(new, h) {
         release(h);
         return;
@@ -390,9 +380,6 @@ pub fn duplicated(old: i32, new: i32) {
 
 /// Before fork: everything that the child inherits gets one more process.
 pub fn count_child() {
-    for h in handle::all().filter(|h| h.kind() == Kind::Stream) {
-        h.touch(touched::WORN);
-    }
     for sock in shared() {
         sock.processes.fetch_add(1, Ordering::AcqRel);
     }

@@ -1,6 +1,7 @@
 /* Accepted connections one after the other: each begins as a copy of its listener, whatever was done to the one before. */
 #include "common.h"
 #include <netinet/tcp.h>
+#include <stdatomic.h>
 #include <sys/epoll.h>
 #include <sys/stat.h>
 
@@ -43,14 +44,20 @@ static void describe(int l, int s)
 }
 
 /* It carries bytes both ways, and ends. */
-static void use(int c, int s)
+static ssize_t use_quietly(int c, int s)
 {
     char room[16];
     must(send(c, "there", 5, 0) == 5 && recv(s, room, sizeof room, 0) == 5, "there");
     must(send(s, "and back", 8, 0) == 8 && recv(c, room, sizeof room, 0) == 8, "back");
     close(s);
-    say("end %zd", recv(c, room, sizeof room, 0));
+    ssize_t end = recv(c, room, sizeof room, 0);
     close(c);
+    return end;
+}
+
+static void use(int c, int s)
+{
+    say("end %zd", use_quietly(c, s));
 }
 
 static void wear(int s, int round)
@@ -190,12 +197,86 @@ static void sets_tell_them_apart(void)
     close(l);
 }
 
+static atomic_int done;
+
+/* Options that make the library replace the files of connections, whose numbers are closed meanwhile. */
+static void *accepts(void *listener)
+{
+    int l = *(int *)listener;
+    for (int round = 0; round < 2000; round++) {
+        int c = client(), s = accept4(l, NULL, NULL, SOCK_CLOEXEC);
+        if (round & 1)
+            set(s, IPPROTO_TCP, TCP_NODELAY, 1);
+        if (round & 2)
+            set(s, IPPROTO_TCP, TCP_QUICKACK, 1);
+        use_quietly(c, s);
+    }
+    done++;
+    return NULL;
+}
+
+static void *forks(void *unused)
+{
+    for (int round = 0; done < 2; round++) {
+        int status;
+        pid_t pid = round % 16 ? vfork() : fork();
+        if (pid == 0)
+            _exit(0);
+        must(waitpid(pid, &status, 0) == pid && status == 0, "waitpid");
+    }
+    return unused;
+}
+
+/* Sets options under numbers that other threads close. */
+static void *meddles(void *unused)
+{
+    for (int round = 0; done < 2; round++)
+        for (int fd = 3; fd < 16; fd++) {
+            int on = round & 1;
+            setsockopt(fd, IPPROTO_TCP, round & 2 ? TCP_NODELAY : TCP_QUICKACK, &on, sizeof on);
+        }
+    return unused;
+}
+
+/* A number that was a connection's a moment ago is what was opened last under it, and stays that. */
+static void *opens(void *unused)
+{
+    struct stat own, now;
+    must(stat("/dev/null", &own) == 0, "stat");
+    while (done < 2) {
+        int fds[4];
+        for (int i = 0; i < 4; i++)
+            fds[i] = open("/dev/null", O_RDWR | O_CLOEXEC);
+        for (int i = 0; i < 4; i++) {
+            must(fds[i] >= 0 && fstat(fds[i], &now) == 0 && now.st_rdev == own.st_rdev, "another file");
+            must(close(fds[i]) == 0, "close");
+        }
+    }
+    return unused;
+}
+
+static void numbers_stay_whose_they_are(void)
+{
+    int l = listening(&address);
+    pthread_t threads[5];
+    void *(*const calls[5])(void *) = {accepts, accepts, forks, meddles, opens};
+    for (int i = 0; i < 5; i++)
+        must(pthread_create(&threads[i], NULL, calls[i], &l) == 0, "pthread_create");
+    for (int i = 0; i < 5; i++)
+        pthread_join(threads[i], NULL);
+    int next = open("/dev/null", O_RDONLY);
+    say("none was left open: %d", next - l);
+    close(next);
+    close(l);
+}
+
 static const struct test TESTS[] = {
     {"each_is_as_its_listener", "user", each_is_as_its_listener},
     {"a_waiting_call_gets_one_too", "user", a_waiting_call_gets_one_too},
     {"one_with_another_descriptor_lives_on", "user", one_with_another_descriptor_lives_on},
     {"one_that_a_child_has_lives_on", "user", one_that_a_child_has_lives_on},
     {"sets_tell_them_apart", "user", sets_tell_them_apart},
+    {"numbers_stay_whose_they_are", "user", numbers_stay_whose_they_are},
 };
 
 int main(int argc, char **argv)

@@ -41,6 +41,7 @@ mod socketpairs;
 mod stamps;
 mod symbols;
 mod threads;
+mod together;
 mod transcript;
 mod transfers;
 mod udp;
@@ -124,6 +125,7 @@ const GROUPS: &[Group] = &[
     two(Family::Tcp, signals::CASES),
     two(Family::Tcp, stamps::CASES),
     two(Family::Tcp, threads::CASES),
+    two(Family::Tcp, together::CASES),
     two(Family::Tcp, transfers::CASES),
     two(Family::Udp, udp::CASES),
     two(Family::UnixStream, unix_lives::CASES),

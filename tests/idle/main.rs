@@ -12,8 +12,16 @@ use harness::suite::{self, Test};
 use harness::transfer::Transfer;
 use harness::{Failure, Outcome, ensure, fail};
 
-const TESTS: &[Test] =
-    &[("idle::pair_that_blocks_in_recv", blocking_pair), ("idle::redis_and_a_subscriber", redis_pair)];
+const TESTS: &[Test] = &[
+    ("idle::pair_that_blocks_in_recv", blocking_pair),
+    ("idle::redis_and_a_subscriber", redis_pair),
+    ("idle::connections_of_a_server_have_few_sockets", few_sockets),
+];
+
+/// Clients that redis has and hears nothing of.
+const CLIENTS: usize = 100;
+/// Its listeners, the agent's, and a file for each step of options that a connection of it gets.
+const SOCKETS_MAX: usize = 24;
 
 /// How long nothing happens.
 const WATCH: Duration = Duration::from_secs(10);
@@ -69,6 +77,35 @@ fn redis_pair() -> Outcome {
         drop(client);
         server.stop()
     })
+}
+
+/// What a hundred connections look like to the kernel, which would have a socket for each.
+fn few_sockets() -> Outcome {
+    with_instance(|instance| {
+        let server = Server::start(Some(instance))?;
+        let mut command = server.client(Some(instance), "redis-benchmark")?;
+        let command = command.args(["-I", "-c", &CLIENTS.to_string()]);
+        let clients = Guarded::spawn(command.stdin(Stdio::null()).stdout(Stdio::null()))?;
+        let connected = wait_for(Duration::from_secs(20), || {
+            let files = sockets(server.pid())?;
+            Ok((files.len() >= CLIENTS).then_some(files))
+        })?;
+        let Some(mut files) = connected else { return fail("the clients did not connect") };
+        files.sort();
+        files.dedup();
+        println!("idle: {CLIENTS} connections and {} sockets", files.len());
+        ensure(files.len() <= SOCKETS_MAX, || format!("{files:?}"))?;
+        drop(clients);
+        server.stop()
+    })
+}
+
+/// The kernel's name of the socket of each descriptor that is one.
+fn sockets(pid: u32) -> Outcome<Vec<String>> {
+    let links =
+        fs::read_dir(format!("/proc/{pid}/fd"))?.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    let names = links.map(|to| to.display().to_string());
+    Ok(names.filter(|name| name.starts_with("socket:")).collect())
 }
 
 /// The four together stay below the limit for [`WATCH`].

@@ -7,7 +7,7 @@ use libc::{c_int, c_uint};
 
 use super::{fail, number};
 use crate::sys::{self, Errno, keep_errno};
-use crate::{options, overlay, real, socket, table};
+use crate::{faces, options, overlay, real, socket, table};
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn close(fd: c_int) -> c_int {
@@ -16,9 +16,7 @@ pub unsafe extern "C" fn close(fd: c_int) -> c_int {
         return fail(Errno(libc::EBADF));
     }
     keep_errno(|| {
-        if let Some(spare) = socket::closing_by_close(fd) {
-            spare.keep(fd);
-        }
+        socket::closing(fd);
         // SAFETY: the application's arguments, unchanged; so in every pass-through below.
         unsafe { real::close(fd) }
     })
@@ -65,6 +63,9 @@ pub unsafe extern "C" fn closefrom(first: c_int) {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dup(fd: c_int) -> c_int {
+    if let Some(refused) = faces::refused(fd) {
+        return refused;
+    }
     // SAFETY: as above.
     let new = unsafe { real::dup(fd) };
     if new >= 0 {
@@ -80,6 +81,9 @@ fn duplicate_onto(fd: c_int, to: c_int, call: impl FnOnce() -> c_int) -> c_int {
     }
     keep_errno(|| {
         if fd != to && sys::is_open(fd) {
+            if let Some(refused) = faces::refused(fd) {
+                return refused;
+            }
             socket::closing(to);
         }
         let new = call();
@@ -117,6 +121,11 @@ pub unsafe extern "C" fn fcntl(fd: c_int, cmd: c_int, arg: c_ulong) -> c_int {
     match cmd {
         libc::F_SETPIPE_SZ | libc::F_SETOWN | F_SETSIG | F_SETOWN_EX => overlay::never(fd),
         libc::F_SETFL if arg & KERNEL_FLAGS != 0 => overlay::never(fd),
+        libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => {
+            if let Some(refused) = faces::refused(fd) {
+                return refused;
+            }
+        }
         _ => {}
     }
     // SAFETY: as above.

@@ -8,11 +8,11 @@ use libc::{c_int, epoll_event, fd_set, nfds_t, pollfd, sigset_t, size_t, timespe
 
 use super::fail;
 use crate::epoll::{Interest, Kernel};
-use crate::handle::{self, Handle, Kind, touched};
+use crate::handle::{self, Handle, Kind};
 use crate::poll::{self, Select, Set};
 use crate::scratch::Scratch;
 use crate::sys::{self, Errno, Result};
-use crate::{cancel, epoll, epoll_wait, listener, overlay, real, socket, table, unix};
+use crate::{cancel, epoll, epoll_wait, faces, listener, overlay, real, socket, table, unix};
 
 /// A timespec of the application; a negative one counts as none left.
 pub fn duration(t: &timespec) -> Duration {
@@ -212,9 +212,9 @@ pub unsafe extern "C" fn epoll_ctl(ep: c_int, op: c_int, fd: c_int, event: *mut 
         overlay::never(fd);
     }
     let Some(e) = instance(ep) else {
-        if let Some(h) = table::get(fd) {
-            // A set that we don't know remembers the placeholder.
-            h.touch(touched::WORN);
+        // A set that we don't know remembers the file.
+        if let Some(refused) = faces::refused(fd) {
+            return refused;
         }
         unix::stays(fd, ring::stats::Reason::Operation);
         // SAFETY: as above.

@@ -7,10 +7,16 @@ use core::ffi::c_void;
 
 use libc::{c_int, c_ulong};
 
-use crate::{process, real, sys};
+use crate::{faces, process, real, sys};
 
-/// Before that: who has put off attaching could not do it later.
+/// Before that.
 pub fn entering() {
+    faces::give_up();
+    settle();
+}
+
+/// Who has put off attaching could not do it later.
+fn settle() {
     if process::is_announced() {
         let saved = sys::errno();
         process::is_known();
@@ -45,6 +51,7 @@ pub unsafe extern "C" fn vfork() {
 }
 
 extern "C" fn before_vfork() -> *mut c_void {
-    entering();
+    faces::all_apart();
+    settle();
     real::vfork()
 }

@@ -10,7 +10,7 @@ use crate::connect::{self, Path};
 use crate::handle::{Handle, Kind, Stream, touched};
 use crate::listener::{self, PeerOut};
 use crate::sys::{Errno, NoSignals, keep_errno};
-use crate::{cancel, dual, options, real, relay, socket, stats, table, unix};
+use crate::{cancel, dual, faces, options, real, relay, socket, stats, table, unix};
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn socket(domain: c_int, ty: c_int, protocol: c_int) -> c_int {
@@ -210,8 +210,9 @@ pub unsafe extern "C" fn setsockopt(
         if let (Some(e), Some(_)) = (options::refused(level, name), in_user()) {
             return fail(e);
         }
+        let common = in_user().and_then(|h| faces::set_option(fd, h, (level, name), value, len));
         // SAFETY: as above.
-        let r = unsafe { real::setsockopt(fd, level, name, value, len) };
+        let r = common.unwrap_or_else(|| unsafe { real::setsockopt(fd, level, name, value, len) });
         if let (0, Some(h)) = (r, table::get(fd)) {
             options::option_set(fd, h, level, name);
         }

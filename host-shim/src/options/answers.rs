@@ -15,9 +15,9 @@ use ring::segment::{RING_BYTES, state};
 
 use super::{encode, kernel_option};
 use crate::buffers::is_nowhere;
-use crate::handle::{Handle, Stream, touched};
+use crate::handle::{Handle, Stream};
 use crate::sys::Errno;
-use crate::{poll, real, stats, sys};
+use crate::{faces, poll, real, stats, sys};
 
 /// Largest segment on loopback.
 const MSS: u32 = 32_768;
@@ -71,8 +71,7 @@ pub fn get(
         },
         (SOL_SOCKET, libc::SO_COOKIE) => {
             // No other socket has it.
-            h.touch(touched::WORN);
-            return None;
+            return faces::refused(fd);
         }
         (IPPROTO_TCP, libc::TCP_INFO) => return Some(info(fd, h, s, value.cast(), len)),
         (SOL_SOCKET, SO_PEERNAME) => return Some(peer_name(h, s, value.cast(), len)),

@@ -81,28 +81,30 @@ pub fn bit(level: i32, name: i32) -> u64 {
     INHERITED.iter().position(|o| *o == (level, name)).map_or(0, |i| 1 << i)
 }
 
-/// Options that an accepted socket whose connection is over may get anew from its listener, and is as new then.
-const RENEWABLE: [(i32, i32); 10] = [
+/// Options of which a socket has nothing but the value that was set last, and that [`copy`] copies whole.
+const PLAIN: [(i32, i32); 13] = [
     (SOL_SOCKET, libc::SO_REUSEADDR),
     (SOL_SOCKET, libc::SO_KEEPALIVE),
     (SOL_SOCKET, libc::SO_RCVTIMEO),
     (SOL_SOCKET, libc::SO_SNDTIMEO),
+    (SOL_SOCKET, libc::SO_SNDBUF),
+    (SOL_SOCKET, libc::SO_RCVBUF),
     (IPPROTO_TCP, libc::TCP_NODELAY),
     (IPPROTO_TCP, libc::TCP_CORK),
     (IPPROTO_TCP, libc::TCP_KEEPIDLE),
     (IPPROTO_TCP, libc::TCP_KEEPINTVL),
     (IPPROTO_TCP, libc::TCP_KEEPCNT),
     (IPPROTO_TCP, libc::TCP_USER_TIMEOUT),
+    (IPPROTO_IP, libc::IP_TOS),
 ];
 
-/// [`bit`], if the option is one of these.
-pub fn renewable(level: i32, name: i32) -> Option<u64> {
-    let of = bit(level, name);
-    RENEWABLE.iter().any(|(level, name)| bit(*level, *name) == of).then_some(of)
+/// Is the option one of these?
+pub fn is_plain(level: i32, name: i32) -> bool {
+    PLAIN.contains(&(level, name))
 }
 
-/// An accepted socket, `fd`, gets what its listener has; of the options, those whose bits are set.
-pub fn inherit(listener: i32, parent: &Sock, options: u64, fd: i32, sock: &Sock) {
+/// An accepted connection gets what its listener has.
+pub fn inherit(parent: &Sock, sock: &Sock) {
     for (to, from) in
         [(&sock.rx_timeout_us, &parent.rx_timeout_us), (&sock.tx_timeout_us, &parent.tx_timeout_us)]
     {
@@ -116,14 +118,17 @@ pub fn inherit(listener: i32, parent: &Sock, options: u64, fd: i32, sock: &Sock)
     ] {
         to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
     }
-    let mut bits = options;
+}
+
+/// The options whose bits are set, in the kernel.
+pub fn copy(from: i32, to: i32, mut bits: u64) {
     while let Some((level, name)) = INHERITED.get(bits.trailing_zeros() as usize) {
         bits &= bits - 1;
-        copy(listener, fd, *level, *name);
+        copy_one(from, to, *level, *name);
     }
 }
 
-fn copy(from: i32, to: i32, level: i32, name: i32) {
+fn copy_one(from: i32, to: i32, level: i32, name: i32) {
     let mut value = [0u32; 8];
     let mut len = socklen::<[u32; 8]>();
     // SAFETY: room of that length.
@@ -148,7 +153,7 @@ pub fn repeat(from: i32, fresh: i32, to: i32) {
     for (level, name) in INHERITED {
         let value = |fd| super::kernel_option::<[u32; 8]>(fd, level, name);
         if value(from) != value(fresh) {
-            copy(from, to, level, name);
+            copy_one(from, to, level, name);
         }
     }
 }

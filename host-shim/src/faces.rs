@@ -1,0 +1,381 @@
+//! Faces: placeholders that accepted connections have in common. A socket of the kernel's takes microseconds to make and to close, and more
+//! memory than all that a quiet connection has of ours. But the placeholder of an accepted connection was never connected, so whatever has
+//! the same options looks the same, and can be the same: one file, of which each connection has a descriptor.
+//!
+//! What a listener's connections begin with is one face ([`open`]). An option that one of them sets makes another of it, which the next one that
+//! does the same is given, too ([`change`]). Whatever needs a file that is its own gets it before ([`apart`]), for good: one that is
+//! duplicated, inherited by a program, passed on, signal-driven, in a set that we don't know, asked for its cookie.
+//!
+//! `unsafe` is allowed here: libc's originals.
+#![allow(unsafe_code)]
+
+use core::ffi::{c_ulong, c_void};
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::io::FdFlags;
+
+use crate::handle::{Handle, touched};
+use crate::lock::{Guarded, Held, Lock};
+use crate::sys::{self, Errno, NoSignals, Result};
+use crate::{fds, options, process, real, segments, table};
+
+/// Kept at a time: the steps of a few listeners' connections.
+const FACES_MAX: usize = 32;
+/// One that was of use among the last so many looks stays: values that are other ones each time shall not drive it out.
+const RESTS: u32 = 1024;
+/// As many connections get files of their own before a fork. More would keep the fork waiting, so that an option which one of the two
+/// sets afterwards, the other does not see.
+const APART_FOR_FORK_MAX: usize = 64;
+/// Longest value of an option that is compared.
+const VALUE_BYTES: usize = 16;
+
+/// What a face has that the one which it comes from does not.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Step {
+    level: i32,
+    name: i32,
+    len: u32,
+    value: [u8; VALUE_BYTES],
+}
+
+/// No level of an option: flags, of accept4(2) or by fcntl(2).
+const FLAGS: i32 = -1;
+
+impl Step {
+    const fn flags(nonblocking: bool) -> Step {
+        Step { level: FLAGS, name: libc::O_NONBLOCK, len: nonblocking as u32, value: [0; VALUE_BYTES] }
+    }
+
+    /// An option, if its value is all that it depends on.
+    fn option(level: i32, name: i32, value: *const c_void, len: u32) -> Option<Step> {
+        let fits = len as usize <= VALUE_BYTES && !crate::buffers::is_nowhere(value);
+        if !fits || !options::is_plain(level, name) {
+            return None;
+        }
+        let mut step = Step { level, name, len, value: [0; VALUE_BYTES] };
+        // SAFETY: the application's `len` bytes, which have room there (checked).
+        unsafe { core::ptr::copy_nonoverlapping(value.cast(), step.value.as_mut_ptr(), len as usize) };
+        Some(step)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Face {
+    /// A descriptor of ours; below 0: none.
+    fd: i32,
+    /// No other ever has the same. 0: none.
+    id: u32,
+    /// Whose connections it is for: see [`key`].
+    listener: u64,
+    /// It is that one, after `step`; of 0: a socket without any but the listener's options.
+    from: u32,
+    step: Step,
+    /// When it was last of use, in [`Faces::looks`].
+    used: u32,
+}
+
+struct Faces {
+    places: [Face; FACES_MAX],
+    last: u32,
+    looks: u32,
+}
+
+const NONE: Face = Face { fd: -1, id: 0, listener: 0, from: 0, step: Step::flags(false), used: 0 };
+
+static FACES: Guarded<Faces> = Guarded::new(Faces { places: [NONE; FACES_MAX], last: 0, looks: 0 });
+
+/// The program gives up system calls: from now on each connection has a socket, as in Linux.
+static GIVEN_UP: AtomicBool = AtomicBool::new(false);
+
+/// For the fork handlers.
+pub fn lock() -> &'static Lock {
+    FACES.lock()
+}
+
+/// A listener, as its connections know it.
+fn key(listener: &Handle) -> u64 {
+    u64::from(listener.incarnation.load(Ordering::Relaxed)) << 32 | u64::from(listener.index() + 1)
+}
+
+impl Faces {
+    fn find(&mut self, listener: u64, from: u32, step: &Step) -> Option<Face> {
+        self.looks = self.looks.wrapping_add(1);
+        let is_it = |f: &&mut Face| f.id != 0 && f.listener == listener && f.from == from && f.step == *step;
+        let found = self.places.iter_mut().find(is_it)?;
+        found.used = self.looks;
+        Some(*found)
+    }
+
+    /// Keeps the file of `fd` as a face. 0: there is no place.
+    fn enter(&mut self, fd: i32, listener: u64, from: u32, step: &Step) -> u32 {
+        let now = self.looks;
+        let age = |f: &Face| if f.id == 0 { u32::MAX } else { now.wrapping_sub(f.used) };
+        let oldest = self.places.iter_mut().max_by_key(|f| age(f));
+        let Some(place) = oldest.filter(|f| age(f) > RESTS) else { return 0 };
+        let Some(kept) = fds::duplicate(fd) else { return 0 };
+        fds::discard(place.fd);
+        self.last = self.last.wrapping_add(1).max(1);
+        *place = Face { fd: kept, id: self.last, listener, from, step: *step, used: now };
+        self.last
+    }
+
+    /// Those of which that is true are forgotten, and closed.
+    fn drop_if(&mut self, is_it: impl Fn(&Face) -> bool) {
+        for f in self.places.iter_mut().filter(|f| f.id != 0 && is_it(f)) {
+            fds::discard(f.fd);
+            *f = NONE;
+        }
+    }
+
+    fn listener_of(&self, id: u32) -> u64 {
+        self.places.iter().find(|f| f.id == id).map_or(0, |f| f.listener)
+    }
+}
+
+/// A placeholder under the lowest free number, for a connection of the listener `h`, whose descriptor is `listener`; `flags` as of
+/// accept4(2). With it comes its face; 0: it has none.
+///
+/// # Errors
+/// As socket(2).
+pub fn open(listener: i32, h: &Handle, flags: i32) -> Result<(i32, u32)> {
+    let (domain, ty) = h.family();
+    let root = Step::flags(flags & libc::SOCK_NONBLOCK != 0);
+    // Not while another thread maps a segment or makes a descriptor of ours: they are low ones for a moment, and this is to be the
+    // lowest free one.
+    let _mapping = segments::lock().take();
+    let mut faces = if GIVEN_UP.load(Ordering::Relaxed) { None } else { FACES.take() };
+    let _numbering = fds::numbering().take();
+    if let Some(face) = faces.as_mut().and_then(|f| f.find(key(h), 0, &root)) {
+        let command = if flags & libc::SOCK_CLOEXEC != 0 { libc::F_DUPFD_CLOEXEC } else { libc::F_DUPFD };
+        // SAFETY: no pointers.
+        let fd = unsafe { real::fcntl(face.fd, command, 0) };
+        return if fd < 0 { Err(sys::errno()) } else { Ok((fd, face.id)) };
+    }
+    // SAFETY: no pointers.
+    let fd = unsafe { real::socket(domain, ty | flags, libc::IPPROTO_TCP) };
+    if fd < 0 {
+        return Err(sys::errno());
+    }
+    options::copy(listener, fd, options_of(h));
+    Ok((fd, faces.map_or(0, |mut f| f.enter(fd, key(h), 0, &root))))
+}
+
+/// Options that were set on a listener, whose copies its connections have.
+fn options_of(listener: &Handle) -> u64 {
+    listener.sock().map_or(0, |s| s.options.load(Ordering::Relaxed))
+}
+
+/// `fd`, which [`open`] has made with that face, waited for its connection, and the listener may have got other options meanwhile. The
+/// face that it has then.
+pub fn renew(fd: i32, face: u32, listener: i32, h: &Handle, flags: i32) -> u32 {
+    if face == 0 {
+        options::copy(listener, fd, options_of(h));
+        return 0;
+    }
+    if FACES.take().is_none_or(|f| f.places.iter().any(|f| f.id == face)) {
+        return face;
+    }
+    let Ok((new, id)) = open(listener, h, flags | libc::SOCK_CLOEXEC) else { return 0 };
+    let renewed = sys::duplicate_onto(new, fd);
+    sys::close(new);
+    if renewed { id } else { 0 }
+}
+
+/// The new connection `h` was accepted there, and its placeholder has that face.
+pub fn accepted(h: &Handle, listener: &Handle, face: u32) {
+    h.turns.store(face, Ordering::Relaxed);
+    h.options.store(options_of(listener), Ordering::Relaxed);
+    if face != 0 {
+        h.touch(touched::COMMON);
+    }
+}
+
+/// setsockopt(2) on the placeholder of `h`. `None`: it has a file of its own, on which the call is to be made.
+pub fn set_option(
+    fd: i32,
+    h: &Handle,
+    (level, name): (i32, i32),
+    value: *const c_void,
+    len: u32,
+) -> Option<i32> {
+    if !h.was(touched::COMMON) {
+        return None;
+    }
+    let Some(step) = Step::option(level, name, value, len) else { return refused(fd) };
+    // SAFETY: the application's own arguments.
+    change(fd, h, &step, |new| unsafe { real::setsockopt(new, level, name, value, len) })
+}
+
+/// The same of `F_SETFL` (fcntl(2)), with which nothing is set, or `O_NONBLOCK` alone.
+pub fn set_blocking(fd: i32, h: &Handle, arg: c_ulong) -> Option<i32> {
+    if !h.was(touched::COMMON) {
+        return None;
+    }
+    let nonblocking = arg & c_ulong::from(libc::O_NONBLOCK.cast_unsigned()) != 0;
+    // SAFETY: no pointers.
+    change(fd, h, &Step::flags(nonblocking), |new| unsafe { real::fcntl(new, libc::F_SETFL, arg) })
+}
+
+/// Gives `h` the face that differs by `step` from the one it has: one that is there, or one that `make` makes of a copy.
+fn change(fd: i32, h: &Handle, step: &Step, make: impl FnOnce(i32) -> i32) -> Option<i32> {
+    let _no_signals = NoSignals::new();
+    let Some(mut faces) = FACES.take() else { return refused(fd) };
+    if !stands_for(fd, h) {
+        return None;
+    }
+    let from = h.turns.load(Ordering::Relaxed);
+    let listener = faces.listener_of(from);
+    if let Some(face) = faces.find(listener, from, step) {
+        if !show(face.fd, fd) {
+            return Some(-1);
+        }
+        h.turns.store(face.id, Ordering::Relaxed);
+    } else {
+        let _numbering = fds::numbering().take();
+        let Some(new) = Copy::of(h, fd, &mut faces) else {
+            sys::set_errno(Errno(libc::ENOMEM));
+            return Some(-1);
+        };
+        let made = make(new.0);
+        if made < 0 || !show(new.0, fd) {
+            return Some(-1);
+        }
+        let id = if listener == 0 { 0 } else { faces.enter(new.0, listener, from, step) };
+        h.turns.store(id, Ordering::Relaxed);
+        if id == 0 {
+            h.touched.fetch_and(!touched::COMMON, Ordering::Relaxed);
+        }
+    }
+    // Under the lock, so that whoever copies it next knows of the option.
+    h.options.fetch_or(options::bit(step.level, step.name), Ordering::Relaxed);
+    Some(0)
+}
+
+/// Does `fd` stand for `h`, and has a face? Asked under the lock: [`removing`] keeps who closes it out meanwhile.
+fn stands_for(fd: i32, h: &Handle) -> bool {
+    h.was(touched::COMMON) && table::get(fd).is_some_and(|other| core::ptr::eq(other, h))
+}
+
+/// A new socket as the placeholder of a connection is; closed when dropped.
+struct Copy(i32);
+
+impl Copy {
+    fn of(h: &Handle, fd: i32, faces: &mut Faces) -> Option<Copy> {
+        let (domain, ty) = h.family();
+        let nonblocking = h.sock().is_some_and(crate::sock::Sock::is_nonblocking);
+        let ty = ty | libc::SOCK_CLOEXEC | if nonblocking { libc::SOCK_NONBLOCK } else { 0 };
+        // SAFETY: no pointers.
+        let socket = || unsafe { real::socket(domain, ty, libc::IPPROTO_TCP) };
+        let mut new = socket();
+        if new < 0 {
+            // No number is free: ours are the ones to go.
+            faces.drop_if(|_| true);
+            new = socket();
+        }
+        if new < 0 {
+            return None;
+        }
+        options::copy(fd, new, h.options.load(Ordering::Relaxed));
+        Some(Copy(new))
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        sys::close(self.0);
+    }
+}
+
+/// `fd` becomes a descriptor of the file of `face`.
+fn show(face: i32, fd: i32) -> bool {
+    let Ok(flags) = rustix::io::fcntl_getfd(sys::borrow(fd)) else { return false };
+    let flag = if flags.contains(FdFlags::CLOEXEC) { libc::O_CLOEXEC } else { 0 };
+    // SAFETY: no pointers.
+    unsafe { real::dup3(face, fd, flag) == fd }
+}
+
+/// Gives the connection `fd` a file of its own, if it is one and has none. False: there is no room for it.
+pub fn apart(fd: i32) -> bool {
+    let Some(h) = table::get(fd).filter(|h| h.was(touched::COMMON)) else { return true };
+    if process::is_borrowed() {
+        // Another thread accepted it after the vfork: here the number is something else.
+        return true;
+    }
+    let _no_signals = NoSignals::new();
+    let Some(mut faces) = FACES.take() else { return false };
+    if !stands_for(fd, h) {
+        return true;
+    }
+    let _numbering = fds::numbering().take();
+    let moved = Copy::of(h, fd, &mut faces).is_some_and(|new| show(new.0, fd));
+    if moved {
+        h.touched.fetch_and(!touched::COMMON, Ordering::Relaxed);
+    }
+    moved
+}
+
+/// As [`apart`], for a call on the file: `None` if it can be made, or what it returns.
+pub fn refused(fd: i32) -> Option<i32> {
+    if apart(fd) {
+        return None;
+    }
+    sys::set_errno(Errno(libc::ENOMEM));
+    Some(-1)
+}
+
+/// The descriptors of connections that have a face.
+fn common() -> impl Iterator<Item = i32> {
+    (0..table::used()).filter(|fd| table::get(*fd).is_some_and(|h| h.was(touched::COMMON)))
+}
+
+/// Before a program or a vfork child gets descriptors under numbers that we may not know: files tell them apart.
+pub fn all_apart() {
+    for fd in common() {
+        apart(fd);
+    }
+}
+
+/// Before fork(2): what parent or child does to a file, the other one sees.
+pub fn before_fork() {
+    if common().take(APART_FOR_FORK_MAX + 1).count() <= APART_FOR_FORK_MAX {
+        all_apart();
+    }
+}
+
+/// Before a filter of system calls.
+pub fn give_up() {
+    GIVEN_UP.store(true, Ordering::Relaxed);
+    all_apart();
+    drop_if(|_| true);
+}
+
+/// While the number of `h` leaves the table: nobody changes the file under a number that may be another's a moment later.
+pub fn removing(h: &Handle) -> Option<Held<'static>> {
+    if h.was(touched::COMMON) { lock().take() } else { None }
+}
+
+fn drop_if(is_it: impl Fn(&Face) -> bool) {
+    if let Some(mut faces) = FACES.take() {
+        faces.drop_if(is_it);
+    }
+}
+
+/// A listener is gone, or not as it was: its faces are of no use to those who come.
+pub fn forget(listener: &Handle) {
+    let gone = key(listener);
+    drop_if(|f| f.listener == gone);
+}
+
+/// `fd` was one, and is the application's now.
+pub fn lost(fd: i32) {
+    if let Some(mut faces) = FACES.take() {
+        for f in faces.places.iter_mut().filter(|f| f.fd == fd) {
+            *f = NONE;
+        }
+    }
+}
+
+/// After fork, in the child: they are the parent's.
+pub fn forget_all() {
+    drop_if(|_| true);
+}
