@@ -229,8 +229,8 @@ fn eal_arguments(options: &BootOptions, runtime: &RuntimeDir) -> Vec<String> {
     arguments
 }
 
-/// Never none.
-fn allowed_cpus() -> Vec<usize> {
+/// The processors that we may run on; never none.
+pub(crate) fn allowed_cpus() -> Vec<usize> {
     let allowed = rustix::thread::sched_getaffinity(None).ok();
     let all = 0..rustix::thread::CpuSet::MAX_CPU;
     let cpus: Vec<usize> = all.filter(|cpu| allowed.as_ref().is_some_and(|set| set.is_set(*cpu))).collect();

@@ -99,10 +99,16 @@ impl Exchange {
         self.reaching.is_empty() && self.callers.is_empty() && self.asking.is_empty()
     }
 
+    /// True while a call waits for its host to be in reach.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        !self.reaching.is_empty()
+    }
+
     /// When [`Exchange::turn`] is due, even if nothing happens.
     #[must_use]
     pub fn due_us(&self, now_us: u64) -> Option<u64> {
-        (!self.reaching.is_empty()).then_some(now_us + REACH_EVERY_US)
+        self.waits().then_some(now_us + REACH_EVERY_US)
     }
 
     /// Brings everything where it belongs, until there is no more. `out`: what the logic says to functions here.

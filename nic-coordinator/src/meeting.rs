@@ -96,26 +96,47 @@ impl Meeting {
         poller: &mut Poller<'_>,
         (shown, counters): (&Shown, &Counters),
     ) -> bool {
-        let carried = self.carrier.as_mut().is_some_and(|carrier| carrier.turn(now_us));
-        let words =
-            poller.logic().remote().has_words() || self.carrier.as_ref().is_some_and(Carrier::has_news);
-        if !arrived && now_us < self.due_us && !words && !carried {
-            return false;
+        let words = poller.logic().remote().has_words() || self.has_news();
+        if arrived || words || now_us >= self.due_us {
+            self.talk(now_us, ethernet, poller, counters);
         }
+        // Bytes come after what other hosts wait for.
+        let carried = self.carrier.as_mut().is_some_and(|carrier| carrier.turn(now_us));
+        if self.has_news() || carried && self.exchange.waits() {
+            self.talk(now_us, ethernet, poller, counters);
+        }
+        if self.shown_us.is_none_or(|at| now_us >= at + SHOW_EVERY_US) {
+            self.shown_us = Some(now_us);
+            shown.publish_hosts(self.picture(now_us));
+        }
+        words || carried
+    }
+
+    fn has_news(&self) -> bool {
+        self.carrier.as_ref().is_some_and(Carrier::has_news)
+    }
+
+    /// Hears what came from other hosts, and says what there is to be said.
+    fn talk(
+        &mut self,
+        now_us: u64,
+        ethernet: &mut Ethernet<'_>,
+        poller: &mut Poller<'_>,
+        counters: &Counters,
+    ) {
         self.udp.turn(now_us, ethernet, counters);
         while let Some((from, datagram)) = self.udp.receive() {
             self.hosts.receive(now_us, from, datagram);
         }
-        let (hosts, exchange) = (&mut self.hosts, &mut self.exchange);
-        match &mut self.carrier {
-            Some(carrier) => {
-                poller.exchange(now_us, |logic, out| exchange.turn(now_us, (logic, hosts), carrier, out))
+        poller.exchange(now_us, |logic, out| {
+            let parties = (logic, &mut self.hosts);
+            match &mut self.carrier {
+                Some(carrier) => self.exchange.turn(now_us, parties, carrier, out),
+                None => self.exchange.turn(now_us, parties, &mut Nowhere, out),
             }
-            None => {
-                poller.exchange(now_us, |logic, out| exchange.turn(now_us, (logic, hosts), &mut Nowhere, out))
-            }
-        }
-        self.send(now_us, ethernet, counters);
+            // Before the functions here hear of it: a process that is woken may take this core.
+            self.send(now_us, ethernet, counters);
+        });
         self.due_us = self
             .hosts
             .next_us()
@@ -124,11 +145,6 @@ impl Meeting {
             .chain(self.exchange.due_us(now_us))
             .min()
             .unwrap_or(u64::MAX);
-        if self.shown_us.is_none_or(|at| now_us >= at + SHOW_EVERY_US) {
-            self.shown_us = Some(now_us);
-            shown.publish_hosts(self.picture(now_us));
-        }
-        words || carried
     }
 
     fn send(&mut self, now_us: u64, ethernet: &mut Ethernet<'_>, counters: &Counters) {

@@ -10,10 +10,12 @@ use std::process::{ChildStdout, Command, Stdio};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{WaitOptions, wait};
+use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::host::{Addresses, Order, Word, name_of};
 use super::iproute::ip;
 use super::namespaces::become_host;
+use crate::launch::allowed_cpus;
 
 /// Links that only the card's program uses: the kernel stays silent there.
 const QUIET: &str = "/proc/sys/net/ipv6/conf/card0/disable_ipv6";
@@ -29,6 +31,7 @@ pub fn init(number: u32, hosts: u32, agent: &[&Path], child_ended: UnixStream) {
     if let Err(sentence) = become_host(&name_of(number), &format!("{loopback}{all}")) {
         return say(&Word::Failed(sentence));
     }
+    keep_to_own_processors(number, hosts);
     say(&Word::Apart);
     let mut host = Host { number, command: agent, agent: None };
     let stdin = io::stdin();
@@ -54,6 +57,19 @@ pub fn init(number: u32, hosts: u32, agent: &[&Path], child_ended: UnixStream) {
             }
         }
     }
+}
+
+/// A card has processors of its own, so the machine's are divided among the hosts' agents and cards if there are enough. Left to the scheduler,
+/// cards that send to each other end up on one, where they wait for each other. The programs of a host run anywhere.
+fn keep_to_own_processors(number: u32, hosts: u32) {
+    let cpus = allowed_cpus();
+    let share = cpus.len() / hosts.max(1) as usize;
+    let own = cpus.chunks_exact(share.max(1)).nth(number.saturating_sub(1) as usize).filter(|_| share > 0);
+    let Some(own) = own else { return };
+    let mut set = CpuSet::new();
+    own.iter().for_each(|cpu| set.set(*cpu));
+    // Without it the host works as well.
+    let _ = sched_setaffinity(None, &set);
 }
 
 struct Host<'a> {
