@@ -6,9 +6,11 @@
 //! | [`seal`] | what is believed: the key, and what was there already |
 //! | `peer` | one other coordinator |
 //! | `roster` | all of them, by the time when something is due |
-//! | [`calls`] | connections between its host and ours |
+//! | `call` | one connection between its host and ours, at this end |
+//! | [`calls`] | all of them: messages that are lost, repeated and overtaken |
 //! | [`finder`] | which coordinator an address belongs to, if any |
 
+mod call;
 pub mod calls;
 pub mod finder;
 mod peer;
