@@ -28,10 +28,12 @@ const RESTS: u32 = 1024;
 const APART_FOR_FORK_MAX: usize = 64;
 /// Longest value of an option that is compared.
 const VALUE_BYTES: usize = 16;
+/// Options of a face that are its own, and its flags.
+const TRAITS_MAX: usize = 8;
 
-/// What a face has that the one which it comes from does not.
+/// An option that the application has set, or the flags.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Step {
+struct Trait {
     level: i32,
     name: i32,
     len: u32,
@@ -41,22 +43,47 @@ pub struct Step {
 /// No level of an option: flags, of accept4(2) or by fcntl(2).
 const FLAGS: i32 = -1;
 
-impl Step {
-    const fn flags(nonblocking: bool) -> Step {
-        Step { level: FLAGS, name: libc::O_NONBLOCK, len: nonblocking as u32, value: [0; VALUE_BYTES] }
+impl Trait {
+    const NONE: Trait = Trait { level: i32::MAX, name: 0, len: 0, value: [0; VALUE_BYTES] };
+
+    fn flags(nonblocking: bool) -> Trait {
+        let mut value = [0; VALUE_BYTES];
+        let [flag, ..] = &mut value;
+        *flag = u8::from(nonblocking);
+        Trait { level: FLAGS, name: libc::O_NONBLOCK, len: 1, value }
     }
 
     /// An option, if its value is all that it depends on.
-    fn option(level: i32, name: i32, value: *const c_void, len: u32) -> Option<Step> {
+    fn option(level: i32, name: i32, value: *const c_void, len: u32) -> Option<Trait> {
         let fits = len as usize <= VALUE_BYTES && !crate::buffers::is_nowhere(value);
         if !fits || !options::is_plain(level, name) {
             return None;
         }
-        let mut step = Step { level, name, len, value: [0; VALUE_BYTES] };
+        let mut new = Trait { level, name, len, ..Trait::NONE };
         // SAFETY: the application's `len` bytes, which have room there (checked).
-        unsafe { core::ptr::copy_nonoverlapping(value.cast(), step.value.as_mut_ptr(), len as usize) };
-        Some(step)
+        unsafe { core::ptr::copy_nonoverlapping(value.cast(), new.value.as_mut_ptr(), len as usize) };
+        Some(new)
     }
+}
+
+/// What a face looks like, beside the options that its listener had: in the order of levels and names, [`Trait::NONE`] last.
+type Look = [Trait; TRAITS_MAX];
+
+/// What connections of a listener begin with.
+fn first_look(nonblocking: bool) -> Look {
+    let mut look = [Trait::NONE; TRAITS_MAX];
+    let [flags, ..] = &mut look;
+    *flags = Trait::flags(nonblocking);
+    look
+}
+
+/// `look` with that option. `None`: those are too many.
+fn with(mut look: Look, new: Trait) -> Option<Look> {
+    let same = |t: &Trait| (t.level, t.name) == (new.level, new.name);
+    let place = look.iter().position(same).or_else(|| look.iter().position(|t| *t == Trait::NONE))?;
+    *look.get_mut(place)? = new;
+    look.sort_unstable_by_key(|t| (t.level, t.name));
+    Some(look)
 }
 
 #[derive(Clone, Copy)]
@@ -67,9 +94,7 @@ struct Face {
     id: u32,
     /// Whose connections it is for: see [`key`].
     listener: u64,
-    /// It is that one, after `step`; of 0: a socket without any but the listener's options.
-    from: u32,
-    step: Step,
+    look: Look,
     /// When it was last of use, in [`Faces::looks`].
     used: u32,
 }
@@ -80,7 +105,7 @@ struct Faces {
     looks: u32,
 }
 
-const NONE: Face = Face { fd: -1, id: 0, listener: 0, from: 0, step: Step::flags(false), used: 0 };
+const NONE: Face = Face { fd: -1, id: 0, listener: 0, look: [Trait::NONE; TRAITS_MAX], used: 0 };
 
 static FACES: Guarded<Faces> = Guarded::new(Faces { places: [NONE; FACES_MAX], last: 0, looks: 0 });
 
@@ -98,16 +123,17 @@ fn key(listener: &Handle) -> u64 {
 }
 
 impl Faces {
-    fn find(&mut self, listener: u64, from: u32, step: &Step) -> Option<Face> {
+    /// The face that looks like that: descriptor and number.
+    fn find(&mut self, listener: u64, look: &Look) -> Option<(i32, u32)> {
         self.looks = self.looks.wrapping_add(1);
-        let is_it = |f: &&mut Face| f.id != 0 && f.listener == listener && f.from == from && f.step == *step;
+        let is_it = |f: &&mut Face| f.id != 0 && f.listener == listener && f.look == *look;
         let found = self.places.iter_mut().find(is_it)?;
         found.used = self.looks;
-        Some(*found)
+        Some((found.fd, found.id))
     }
 
     /// Keeps the file of `fd` as a face. 0: there is no place.
-    fn enter(&mut self, fd: i32, listener: u64, from: u32, step: &Step) -> u32 {
+    fn enter(&mut self, fd: i32, listener: u64, look: &Look) -> u32 {
         let now = self.looks;
         let age = |f: &Face| if f.id == 0 { u32::MAX } else { now.wrapping_sub(f.used) };
         let oldest = self.places.iter_mut().max_by_key(|f| age(f));
@@ -115,7 +141,7 @@ impl Faces {
         let Some(kept) = fds::duplicate(fd) else { return 0 };
         fds::discard(place.fd);
         self.last = self.last.wrapping_add(1).max(1);
-        *place = Face { fd: kept, id: self.last, listener, from, step: *step, used: now };
+        *place = Face { fd: kept, id: self.last, listener, look: *look, used: now };
         self.last
     }
 
@@ -127,8 +153,8 @@ impl Faces {
         }
     }
 
-    fn listener_of(&self, id: u32) -> u64 {
-        self.places.iter().find(|f| f.id == id).map_or(0, |f| f.listener)
+    fn by_id(&self, id: u32) -> Option<&Face> {
+        self.places.iter().find(|f| f.id == id)
     }
 }
 
@@ -139,17 +165,17 @@ impl Faces {
 /// As socket(2).
 pub fn open(listener: i32, h: &Handle, flags: i32) -> Result<(i32, u32)> {
     let (domain, ty) = h.family();
-    let root = Step::flags(flags & libc::SOCK_NONBLOCK != 0);
+    let look = first_look(flags & libc::SOCK_NONBLOCK != 0);
     // Not while another thread maps a segment or makes a descriptor of ours: they are low ones for a moment, and this is to be the
     // lowest free one.
     let _mapping = segments::lock().take();
     let mut faces = if GIVEN_UP.load(Ordering::Relaxed) { None } else { FACES.take() };
     let _numbering = fds::numbering().take();
-    if let Some(face) = faces.as_mut().and_then(|f| f.find(key(h), 0, &root)) {
+    if let Some((kept, face)) = faces.as_mut().and_then(|f| f.find(key(h), &look)) {
         let command = if flags & libc::SOCK_CLOEXEC != 0 { libc::F_DUPFD_CLOEXEC } else { libc::F_DUPFD };
         // SAFETY: no pointers.
-        let fd = unsafe { real::fcntl(face.fd, command, 0) };
-        return if fd < 0 { Err(sys::errno()) } else { Ok((fd, face.id)) };
+        let fd = unsafe { real::fcntl(kept, command, 0) };
+        return if fd < 0 { Err(sys::errno()) } else { Ok((fd, face)) };
     }
     // SAFETY: no pointers.
     let fd = unsafe { real::socket(domain, ty | flags, libc::IPPROTO_TCP) };
@@ -157,7 +183,7 @@ pub fn open(listener: i32, h: &Handle, flags: i32) -> Result<(i32, u32)> {
         return Err(sys::errno());
     }
     options::copy(listener, fd, options_of(h));
-    Ok((fd, faces.map_or(0, |mut f| f.enter(fd, key(h), 0, &root))))
+    Ok((fd, faces.map_or(0, |mut f| f.enter(fd, key(h), &look))))
 }
 
 /// Options that were set on a listener, whose copies its connections have.
@@ -172,13 +198,14 @@ pub fn renew(fd: i32, face: u32, listener: i32, h: &Handle, flags: i32) -> u32 {
         options::copy(listener, fd, options_of(h));
         return 0;
     }
-    if FACES.take().is_none_or(|f| f.places.iter().any(|f| f.id == face)) {
+    if FACES.take().is_none_or(|f| f.by_id(face).is_some()) {
         return face;
     }
-    let Ok((new, id)) = open(listener, h, flags | libc::SOCK_CLOEXEC) else { return 0 };
+    // If there is no room for another one, it keeps the file of a face that is forgotten.
+    let Ok((new, id)) = open(listener, h, flags | libc::SOCK_CLOEXEC) else { return face };
     let renewed = sys::duplicate_onto(new, fd);
     sys::close(new);
-    if renewed { id } else { 0 }
+    if renewed { id } else { face }
 }
 
 /// The new connection `h` was accepted there, and its placeholder has that face.
@@ -201,9 +228,9 @@ pub fn set_option(
     if !h.was(touched::COMMON) {
         return None;
     }
-    let Some(step) = Step::option(level, name, value, len) else { return refused(fd) };
+    let Some(option) = Trait::option(level, name, value, len) else { return refused(fd) };
     // SAFETY: the application's own arguments.
-    change(fd, h, &step, |new| unsafe { real::setsockopt(new, level, name, value, len) })
+    change(fd, h, option, |new| unsafe { real::setsockopt(new, level, name, value, len) })
 }
 
 /// The same of `F_SETFL` (fcntl(2)), with which nothing is set, or `O_NONBLOCK` alone.
@@ -213,41 +240,41 @@ pub fn set_blocking(fd: i32, h: &Handle, arg: c_ulong) -> Option<i32> {
     }
     let nonblocking = arg & c_ulong::from(libc::O_NONBLOCK.cast_unsigned()) != 0;
     // SAFETY: no pointers.
-    change(fd, h, &Step::flags(nonblocking), |new| unsafe { real::fcntl(new, libc::F_SETFL, arg) })
+    change(fd, h, Trait::flags(nonblocking), |new| unsafe { real::fcntl(new, libc::F_SETFL, arg) })
 }
 
-/// Gives `h` the face that differs by `step` from the one it has: one that is there, or one that `make` makes of a copy.
-fn change(fd: i32, h: &Handle, step: &Step, make: impl FnOnce(i32) -> i32) -> Option<i32> {
+/// Gives `h` a face that looks like its own, but for `new`: one that is there, or one that `make` makes of a copy.
+fn change(fd: i32, h: &Handle, new: Trait, make: impl FnOnce(i32) -> i32) -> Option<i32> {
     let _no_signals = NoSignals::new();
     let Some(mut faces) = FACES.take() else { return refused(fd) };
     if !stands_for(fd, h) {
         return None;
     }
-    let from = h.turns.load(Ordering::Relaxed);
-    let listener = faces.listener_of(from);
-    if let Some(face) = faces.find(listener, from, step) {
-        if !show(face.fd, fd) {
-            return Some(-1);
+    // Of one that is forgotten, what it looks like is not known.
+    let own = faces.by_id(h.turns.load(Ordering::Relaxed)).map(|f| (f.listener, f.look));
+    let wanted = own.and_then(|(listener, look)| Some((listener, with(look, new)?)));
+    let found = wanted.as_ref().and_then(|(listener, look)| faces.find(*listener, look));
+    let face = match found {
+        Some((kept, _)) if !show(kept, fd) => return Some(-1),
+        Some((_, face)) => face,
+        None => {
+            let _numbering = fds::numbering().take();
+            let Some(copy) = Copy::of(h, fd, &mut faces) else {
+                sys::set_errno(Errno(libc::ENOMEM));
+                return Some(-1);
+            };
+            if make(copy.0) < 0 || !show(copy.0, fd) {
+                return Some(-1);
+            }
+            wanted.map_or(0, |(listener, look)| faces.enter(copy.0, listener, &look))
         }
-        h.turns.store(face.id, Ordering::Relaxed);
-    } else {
-        let _numbering = fds::numbering().take();
-        let Some(new) = Copy::of(h, fd, &mut faces) else {
-            sys::set_errno(Errno(libc::ENOMEM));
-            return Some(-1);
-        };
-        let made = make(new.0);
-        if made < 0 || !show(new.0, fd) {
-            return Some(-1);
-        }
-        let id = if listener == 0 { 0 } else { faces.enter(new.0, listener, from, step) };
-        h.turns.store(id, Ordering::Relaxed);
-        if id == 0 {
-            h.touched.fetch_and(!touched::COMMON, Ordering::Relaxed);
-        }
+    };
+    h.turns.store(face, Ordering::Relaxed);
+    if face == 0 {
+        h.touched.fetch_and(!touched::COMMON, Ordering::Relaxed);
     }
     // Under the lock, so that whoever copies it next knows of the option.
-    h.options.fetch_or(options::bit(step.level, step.name), Ordering::Relaxed);
+    h.options.fetch_or(options::bit(new.level, new.name), Ordering::Relaxed);
     Some(0)
 }
 
@@ -378,4 +405,54 @@ pub fn lost(fd: i32) {
 /// After fork, in the child: they are the parent's.
 pub fn forget_all() {
     drop_if(|_| true);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn option(name: i32, value: u8) -> Trait {
+        let bytes = [value, 0, 0, 0];
+        Trait::option(libc::IPPROTO_TCP, name, bytes.as_ptr().cast(), 4).expect("a plain option")
+    }
+
+    fn after(steps: &[Trait]) -> Option<Look> {
+        steps.iter().try_fold(first_look(false), |look, step| with(look, *step))
+    }
+
+    #[test]
+    fn what_was_set_last_counts_and_in_which_order_does_not() {
+        let [on, off] = [1, 0].map(|value| option(libc::TCP_CORK, value));
+        let nodelay = option(libc::TCP_NODELAY, 1);
+        assert!(after(&[on, off, on]) == after(&[on]));
+        assert!(after(&[on, nodelay]) == after(&[nodelay, on]));
+        assert!(after(&[on]) != after(&[off]));
+        assert!(after(&[Trait::flags(true), on, Trait::flags(false)]) == after(&[on]));
+        assert!(after(&[Trait::flags(true)]) == Some(first_look(true)));
+    }
+
+    #[test]
+    fn no_look_has_more_options_than_there_is_room_for() {
+        let names = [libc::TCP_NODELAY, libc::TCP_CORK, libc::TCP_KEEPIDLE, libc::TCP_KEEPINTVL];
+        let more = [libc::TCP_KEEPCNT, libc::TCP_USER_TIMEOUT];
+        let mut look =
+            names.iter().chain(&more).try_fold(first_look(false), |look, name| with(look, option(*name, 1)));
+        let keepalive = [1u8, 0, 0, 0];
+        for (name, fits) in [(libc::SO_KEEPALIVE, true), (libc::SO_REUSEADDR, false)] {
+            let last =
+                Trait::option(libc::SOL_SOCKET, name, keepalive.as_ptr().cast(), 4).expect("a plain option");
+            look = look.and_then(|look| with(look, last));
+            assert_eq!(look.is_some(), fits);
+        }
+    }
+
+    #[test]
+    fn only_what_a_value_says_all_about_is_an_option_of_a_face() {
+        let value = [1u8; 64];
+        let of = |level, name, len| Trait::option(level, name, value.as_ptr().cast(), len).is_some();
+        assert!(of(libc::SOL_SOCKET, libc::SO_RCVTIMEO, 16));
+        assert!(!of(libc::SOL_SOCKET, libc::SO_RCVTIMEO, 17));
+        assert!(!of(libc::SOL_SOCKET, libc::SO_LINGER, 8) && !of(libc::IPPROTO_TCP, libc::TCP_QUICKACK, 4));
+        assert!(Trait::option(libc::SOL_SOCKET, libc::SO_KEEPALIVE, core::ptr::null(), 4).is_none());
+    }
 }

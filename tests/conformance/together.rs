@@ -17,6 +17,7 @@ pub const CASES: &[Case] = &[
     ("together::each_has_its_options", User, own_options),
     ("together::the_same_options_one_after_the_other", User, same_options),
     ("together::as_many_values_as_connections", User, many_values),
+    ("together::an_option_comes_and_goes", User, comes_and_goes),
     ("together::refused_options", User, refused_options),
     ("together::blocking_and_not", User, blocking_and_not),
     ("together::closed_on_exec_or_not", User, closed_on_exec),
@@ -121,6 +122,24 @@ fn many_values(t: &Duo) {
     for p in pairs {
         t.s.getopt(p.s, IPPROTO_TCP, TCP_KEEPIDLE);
         t.s.getopt(p.s, IPPROTO_TCP, TCP_KEEPCNT);
+    }
+}
+
+/// As with `TCP_CORK` around each answer of a web server.
+fn comes_and_goes(t: &Duo) {
+    let (p, q) = two(t);
+    for round in 0..40 {
+        let [first, second] = if round % 3 == 0 { [p, q] } else { [q, p] };
+        t.s.setopt(first.s, IPPROTO_TCP, TCP_CORK, 1);
+        t.s.setopt(second.s, IPPROTO_TCP, TCP_CORK, round % 2);
+        t.s.fcntl(second.s, F_SETFL, if round % 5 == 0 { O_RDWR | O_NONBLOCK } else { O_RDWR });
+        t.s.setopt(first.s, IPPROTO_TCP, TCP_CORK, 0);
+        show(&t.s, second.s);
+    }
+    for pair in [p, q] {
+        t.s.fcntl(pair.s, F_SETFL, O_RDWR);
+        show(&t.s, pair.s);
+        used(t, pair);
     }
 }
 
