@@ -24,6 +24,9 @@ use crate::shared::Region;
 /// on the first while the writer copies the next.
 pub const RECORD_MAX: usize = 16 * 1024;
 const HEADER: u64 = 8;
+const LINE: u64 = 64;
+/// A line that the reader has had is fetched from its cache so long before it is written.
+const AHEAD: u64 = 4 * LINE;
 pub(crate) const VALID: u64 = 1 << 63;
 pub(crate) const KIND_DATA: u64 = 1 << 32;
 pub(crate) const KIND_SKIP: u64 = 2 << 32;
@@ -85,6 +88,12 @@ pub trait Memory: Copy {
     #[must_use]
     fn part(&self, place: Place) -> u64 {
         if place.in_head { self.head() } else { self.size() }
+    }
+
+    /// Writer: a hint that the line at `pos` of the ring will be written soon.
+    #[inline(always)]
+    fn fetch_to_write(&self, pos: u64) {
+        let _ = pos;
     }
 }
 
@@ -212,6 +221,18 @@ impl Memory for RingBytes {
         // SAFETY: in range (the length is a power of two, 8 at least), aligned (both parts are), mapped, and any bit pattern and
         // concurrent change is fine.
         Some(unsafe { &*part.base().as_ptr().add(offset).cast() })
+    }
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation)] // below the ring's size
+    fn fetch_to_write(&self, pos: u64) {
+        let line = self.ring.base().as_ptr().wrapping_add(pos as usize & (self.ring.len() - 1));
+        // SAFETY: hints, which change nothing and fault at no address; this one is in the ring (its length is a power of two).
+        unsafe {
+            #[cfg(target_arch = "x86_64")]
+            core::arch::asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags));
+            #[cfg(target_arch = "aarch64")]
+            core::arch::asm!("prfm pstl1keep, [{}]", in(reg) line, options(nostack, preserves_flags));
+        }
     }
 }
 
@@ -377,7 +398,11 @@ pub fn commit(mem: impl Memory, w: &mut Writer, len: usize) -> Result<(), Violat
     let len = len as u64;
     let step = HEADER + padded(len);
     publish(mem, w.tail, KIND_DATA | VALID | len, step)?;
+    let before = w.tail;
     w.tail += step;
+    if (before ^ w.tail) >= LINE {
+        mem.fetch_to_write(w.tail + AHEAD);
+    }
     Ok(())
 }
 
