@@ -3,7 +3,7 @@
 //! the same options looks the same, and can be the same: one file, of which each connection has a descriptor.
 //!
 //! What a listener's connections begin with is one face ([`open`]). An option that one of them sets makes another of it, which the next one that
-//! does the same is given, too ([`change`]). Whatever needs a file that is its own gets it before ([`apart`]), for good: one that is
+//! looks the same is given, too ([`change`]). Whatever needs a file that is its own gets it before ([`apart`]), for good: one that is
 //! duplicated, inherited by a program, passed on, signal-driven, in a set that we don't know, asked for its cookie.
 //!
 //! `unsafe` is allowed here: libc's originals.
@@ -12,14 +12,12 @@
 use core::ffi::{c_ulong, c_void};
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::io::FdFlags;
-
 use crate::handle::{Handle, touched};
 use crate::lock::{Guarded, Held, Lock};
 use crate::sys::{self, Errno, NoSignals, Result};
 use crate::{fds, options, process, real, segments, table};
 
-/// Kept at a time: the steps of a few listeners' connections.
+/// Kept at a time: what the connections of a few listeners look like.
 const FACES_MAX: usize = 32;
 /// One that was of use among the last so many looks stays: values that are other ones each time shall not drive it out.
 const RESTS: u32 = 1024;
@@ -255,18 +253,19 @@ fn change(fd: i32, h: &Handle, new: Trait, make: impl FnOnce(i32) -> i32) -> Opt
     let wanted = own.and_then(|(listener, look)| Some((listener, with(look, new)?)));
     let found = wanted.as_ref().and_then(|(listener, look)| faces.find(*listener, look));
     let face = match found {
-        Some((kept, _)) if !show(kept, fd) => return Some(-1),
+        Some((kept, _)) if !sys::replace(kept, fd) => return no_room(),
         Some((_, face)) => face,
         None => {
             let _numbering = fds::numbering().take();
-            let Some(copy) = Copy::of(h, fd, &mut faces) else {
-                sys::set_errno(Errno(libc::ENOMEM));
-                return Some(-1);
-            };
-            if make(copy.0) < 0 || !show(copy.0, fd) {
-                return Some(-1);
+            let Some(twin) = Twin::of(h, fd, &mut faces) else { return no_room() };
+            let made = make(twin.0);
+            if made < 0 {
+                return Some(made);
             }
-            wanted.map_or(0, |(listener, look)| faces.enter(copy.0, listener, &look))
+            if !sys::replace(twin.0, fd) {
+                return no_room();
+            }
+            wanted.map_or(0, |(listener, look)| faces.enter(twin.0, listener, &look))
         }
     };
     h.turns.store(face, Ordering::Relaxed);
@@ -284,10 +283,10 @@ fn stands_for(fd: i32, h: &Handle) -> bool {
 }
 
 /// A new socket as the placeholder of a connection is; closed when dropped.
-struct Copy(i32);
+struct Twin(i32);
 
-impl Copy {
-    fn of(h: &Handle, fd: i32, faces: &mut Faces) -> Option<Copy> {
+impl Twin {
+    fn of(h: &Handle, fd: i32, faces: &mut Faces) -> Option<Twin> {
         let (domain, ty) = h.family();
         let nonblocking = h.sock().is_some_and(crate::sock::Sock::is_nonblocking);
         let ty = ty | libc::SOCK_CLOEXEC | if nonblocking { libc::SOCK_NONBLOCK } else { 0 };
@@ -303,22 +302,14 @@ impl Copy {
             return None;
         }
         options::copy(fd, new, h.options.load(Ordering::Relaxed));
-        Some(Copy(new))
+        Some(Twin(new))
     }
 }
 
-impl Drop for Copy {
+impl Drop for Twin {
     fn drop(&mut self) {
         sys::close(self.0);
     }
-}
-
-/// `fd` becomes a descriptor of the file of `face`.
-fn show(face: i32, fd: i32) -> bool {
-    let Ok(flags) = rustix::io::fcntl_getfd(sys::borrow(fd)) else { return false };
-    let flag = if flags.contains(FdFlags::CLOEXEC) { libc::O_CLOEXEC } else { 0 };
-    // SAFETY: no pointers.
-    unsafe { real::dup3(face, fd, flag) == fd }
 }
 
 /// Gives the connection `fd` a file of its own, if it is one and has none. False: there is no room for it.
@@ -334,7 +325,7 @@ pub fn apart(fd: i32) -> bool {
         return true;
     }
     let _numbering = fds::numbering().take();
-    let moved = Copy::of(h, fd, &mut faces).is_some_and(|new| show(new.0, fd));
+    let moved = Twin::of(h, fd, &mut faces).is_some_and(|twin| sys::replace(twin.0, fd));
     if moved {
         h.touched.fetch_and(!touched::COMMON, Ordering::Relaxed);
     }
@@ -343,9 +334,11 @@ pub fn apart(fd: i32) -> bool {
 
 /// As [`apart`], for a call on the file: `None` if it can be made, or what it returns.
 pub fn refused(fd: i32) -> Option<i32> {
-    if apart(fd) {
-        return None;
-    }
+    if apart(fd) { None } else { no_room() }
+}
+
+/// What a call returns whose socket can't be made.
+fn no_room() -> Option<i32> {
     sys::set_errno(Errno(libc::ENOMEM));
     Some(-1)
 }

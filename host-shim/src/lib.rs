@@ -62,7 +62,6 @@ mod segments;
 mod sock;
 mod socket;
 mod source;
-
 mod splice;
 mod stamps;
 mod stats;

@@ -119,11 +119,9 @@ pub fn replace(h: &'static Handle) {
     let (domain, ty) = h.family();
     let new = if process::is_borrowed() { None } else { handle::allocate(Kind::Kernel, -1, domain, ty) };
     each_descriptor(h, |fd| {
-        let Ok(flags) = rustix::io::fcntl_getfd(sys::borrow(fd)) else { return };
-        if !sys::duplicate_onto(kernel.as_raw_fd(), fd) {
+        if !sys::replace(kernel.as_raw_fd(), fd) {
             return;
         }
-        let _ = rustix::io::fcntl_setfd(sys::borrow(fd), flags);
         let Some(new) = new else { return };
         epoll::given_to_kernel(h, fd);
         socket::closing(fd);

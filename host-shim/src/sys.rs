@@ -10,7 +10,7 @@ use core::time::Duration;
 use ring::atomic::Heavy;
 use ring::wake::SleepWord;
 use rustix::fd::{BorrowedFd, FromRawFd};
-use rustix::io::Errno as RustixErrno;
+use rustix::io::{DupFlags, Errno as RustixErrno, FdFlags};
 use rustix::thread::futex;
 
 /// An errno value, positive. Chosen at the C boundary only from what the layers below report.
@@ -101,7 +101,16 @@ pub fn close(fd: i32) {
 
 /// dup3(2), close-on-exec. False: it failed.
 pub fn duplicate_onto(fd: i32, to: i32) -> bool {
-    let flags = rustix::io::DupFlags::CLOEXEC;
+    dup3(fd, to, DupFlags::CLOEXEC)
+}
+
+/// The same, but `to` is closed on exec only if it was before.
+pub fn replace(fd: i32, to: i32) -> bool {
+    let Ok(flags) = rustix::io::fcntl_getfd(borrow(to)) else { return false };
+    dup3(fd, to, if flags.contains(FdFlags::CLOEXEC) { DupFlags::CLOEXEC } else { DupFlags::empty() })
+}
+
+fn dup3(fd: i32, to: i32, flags: DupFlags) -> bool {
     // SAFETY: the owner of the number gives what it was up; `forget` below leaves it open.
     let mut target = core::mem::ManuallyDrop::new(unsafe { rustix::fd::OwnedFd::from_raw_fd(to) });
     rustix::io::dup3(borrow(fd), &mut target, flags).is_ok()

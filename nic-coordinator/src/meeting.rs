@@ -97,7 +97,8 @@ impl Meeting {
         (shown, counters): (&Shown, &Counters),
     ) -> bool {
         let words = poller.logic().remote().has_words() || self.has_news();
-        if arrived || words || now_us >= self.due_us {
+        let talks = arrived || words || now_us >= self.due_us;
+        if talks {
             self.talk(now_us, ethernet, poller, counters);
         }
         // Bytes come after what other hosts wait for.
@@ -105,7 +106,8 @@ impl Meeting {
         if self.has_news() || carried && self.exchange.waits() {
             self.talk(now_us, ethernet, poller, counters);
         }
-        if self.shown_us.is_none_or(|at| now_us >= at + SHOW_EVERY_US) {
+        let changed = talks || carried;
+        if changed && self.shown_us.is_none_or(|at| now_us >= at + SHOW_EVERY_US) {
             self.shown_us = Some(now_us);
             shown.publish_hosts(self.picture(now_us));
         }

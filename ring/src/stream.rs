@@ -107,6 +107,9 @@ impl<M: Memory> Memory for &M {
     fn header(&self, place: Place) -> Option<&AtomicU64> {
         M::header(self, place)
     }
+    fn fetch_to_write(&self, pos: u64) {
+        M::fetch_to_write(self, pos);
+    }
 }
 
 /// Head and ring in a mapped segment. (Not under loom, whose atomics are not plain memory.)
@@ -395,10 +398,15 @@ fn more_room(mem: impl Memory, dir: &Direction, mut w: Writer, want: u64) -> Res
 /// [`Violation`] only if the ring itself is unusable (too small); nothing is published then.
 #[inline(always)]
 pub fn commit(mem: impl Memory, w: &mut Writer, len: usize) -> Result<(), Violation> {
-    let len = len as u64;
-    let step = HEADER + padded(len);
-    publish(mem, w.tail, KIND_DATA | VALID | len, step)?;
+    append(mem, w, KIND_DATA, len as u64)
+}
+
+/// Publishes a record of `len` bytes at the tail, which comes behind it.
+#[inline(always)]
+fn append(mem: impl Memory, w: &mut Writer, kind: u64, len: u64) -> Result<(), Violation> {
     let before = w.tail;
+    let step = HEADER + padded(len);
+    publish(mem, before, kind | VALID | len, step)?;
     w.tail += step;
     if (before ^ w.tail) >= LINE {
         mem.fetch_to_write(w.tail + AHEAD);
@@ -411,11 +419,7 @@ pub fn commit(mem: impl Memory, w: &mut Writer, len: usize) -> Result<(), Violat
 /// # Errors
 /// As [`commit`].
 pub fn commit_ancillary(mem: impl Memory, w: &mut Writer, len: usize) -> Result<(), Violation> {
-    let len = len as u64;
-    let step = HEADER + padded(len);
-    publish(mem, w.tail, KIND_ANCILLARY | VALID | len, step)?;
-    w.tail += step;
-    Ok(())
+    append(mem, w, KIND_ANCILLARY, len as u64)
 }
 
 /// Writer: [`commit`] of one byte that is urgent, announced before ([`crate::urgent::announce`]).
@@ -423,9 +427,7 @@ pub fn commit_ancillary(mem: impl Memory, w: &mut Writer, len: usize) -> Result<
 /// # Errors
 /// As [`commit`].
 pub fn commit_urgent(mem: impl Memory, w: &mut Writer) -> Result<(), Violation> {
-    publish(mem, w.tail, KIND_URGENT | VALID | 1, HEADER + padded(1))?;
-    w.tail += HEADER + padded(1);
-    Ok(())
+    append(mem, w, KIND_URGENT, 1)
 }
 
 /// The word behind it is in the same part: nothing but a skip ends at the head's end.

@@ -181,7 +181,8 @@ fn linger(t: &Duo) {
     t.s.recv(p.s, 64);
 }
 
-fn time(ms: i64) -> Vec<u8> {
+/// A timeval.
+pub fn time(ms: i64) -> Vec<u8> {
     [(ms / 1000).to_ne_bytes(), (ms % 1000 * 1000).to_ne_bytes()].concat()
 }
 

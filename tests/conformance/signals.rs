@@ -93,7 +93,7 @@ fn send(t: &Duo) {
 
 fn timeout(t: &Duo) {
     let p = t.pair();
-    let time = [8_i64.to_ne_bytes(), 0_i64.to_ne_bytes()].concat();
+    let time = crate::options::time(8000);
     t.s.setopt_bytes(p.s, libc::SOL_SOCKET, libc::SO_RCVTIMEO, &time);
     t.s.signal(SIGUSR1, 2, SA_RESTART);
     let waiting = t.s.start_recv(p.s, 16);

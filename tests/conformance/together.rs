@@ -8,6 +8,7 @@ use libc::{
 };
 
 use crate::driver::{Duo, Pair, Side, at, v4};
+use crate::options::time;
 use crate::{
     Case,
     Expect::{Mixed, User},
@@ -69,18 +70,12 @@ fn used(t: &Duo, p: Pair) {
     t.c.recv(p.c, 64);
 }
 
-fn seconds(n: u8) -> [u8; 16] {
-    let mut time = [0; 16];
-    time[0] = n;
-    time
-}
-
 fn own_options(t: &Duo) {
     let (p, q) = two(t);
     t.s.setopt(p.s, IPPROTO_TCP, TCP_NODELAY, 1);
     show(&t.s, q.s);
     t.s.setopt(q.s, IPPROTO_TCP, TCP_CORK, 1);
-    t.s.setopt_bytes(q.s, SOL_SOCKET, SO_RCVTIMEO, &seconds(7));
+    t.s.setopt_bytes(q.s, SOL_SOCKET, SO_RCVTIMEO, &time(7000));
     t.s.setopt(p.s, SOL_SOCKET, SO_KEEPALIVE, 1);
     t.s.setopt_bytes(p.s, SOL_SOCKET, SO_LINGER, &[1, 0, 0, 0, 5, 0, 0, 0]);
     t.s.setopt_bytes(p.s, SOL_SOCKET, SO_LINGER, &[0; 8]);

@@ -5,6 +5,7 @@ use std::process::{ExitCode, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use harness::census::sockets;
 use harness::child::{Guarded, wait_for};
 use harness::instance::{Instance, with_instance};
 use harness::redis::Server;
@@ -87,7 +88,7 @@ fn few_sockets() -> Outcome {
         let command = command.args(["-I", "-c", &CLIENTS.to_string()]);
         let clients = Guarded::spawn(command.stdin(Stdio::null()).stdout(Stdio::null()))?;
         let connected = wait_for(Duration::from_secs(20), || {
-            let files = sockets(server.pid())?;
+            let files: Vec<_> = sockets(server.pid()).collect();
             Ok((files.len() >= CLIENTS).then_some(files))
         })?;
         let Some(mut files) = connected else { return fail("the clients did not connect") };
@@ -98,14 +99,6 @@ fn few_sockets() -> Outcome {
         drop(clients);
         server.stop()
     })
-}
-
-/// The kernel's name of the socket of each descriptor that is one.
-fn sockets(pid: u32) -> Outcome<Vec<String>> {
-    let links =
-        fs::read_dir(format!("/proc/{pid}/fd"))?.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
-    let names = links.map(|to| to.display().to_string());
-    Ok(names.filter(|name| name.starts_with("socket:")).collect())
 }
 
 /// The four together stay below the limit for [`WATCH`].

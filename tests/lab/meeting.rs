@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use harness::census::sockets;
 use harness::child::{run, run_ok, wait_for};
 use harness::hosts::{Peer, Status};
 use harness::instance::with_instance;
@@ -158,12 +159,11 @@ pub fn sentences() -> Outcome {
 pub fn without() -> Outcome {
     with_instance(|instance| {
         let coordinator = instance.coordinator_pid()?;
-        let open = std::fs::read_dir(format!("/proc/{coordinator}/fd"))?.flatten();
-        let sockets: Vec<_> = open.filter_map(|fd| std::fs::read_link(fd.path()).ok()).collect();
+        let sockets: Vec<_> = sockets(coordinator).collect();
+        ensure(!sockets.is_empty(), || "the coordinator is gone".to_owned())?;
         let packet = std::fs::read_to_string("/proc/net/packet")?;
         for inode in packet.lines().skip(1).filter_map(|line| line.split_whitespace().last()) {
-            let name = format!("socket:[{inode}]");
-            ensure(sockets.iter().all(|s| s.as_os_str() != name.as_str()), || packet.clone())?;
+            ensure(sockets.iter().all(|s| s != inode), || packet.clone())?;
         }
         let mut status = Command::new(bins::product_dir()?.join("ipc-direct"));
         let said = run_ok(status.args(["status", "--socket", instance.socket()]), BOUND)?;

@@ -112,11 +112,14 @@ fn is_drawn(socket: &str) -> bool {
 
 /// Inode numbers of the sockets that this run's processes have open.
 fn sockets_of_this_run() -> BTreeSet<String> {
-    let open = processes().into_iter().flat_map(|pid| fs::read_dir(format!("/proc/{pid}/fd")));
-    let targets = open.flatten().flatten().filter_map(|fd| fs::read_link(fd.path()).ok());
-    targets
-        .filter_map(|t| Some(t.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned()))
-        .collect()
+    processes().into_iter().flat_map(sockets).collect()
+}
+
+/// Inode numbers of the sockets of a process, one for each descriptor; none of a process that is gone.
+pub fn sockets(pid: u32) -> impl Iterator<Item = String> {
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let targets = open.filter_map(|fd| fs::read_link(fd.path()).ok());
+    targets.filter_map(|t| Some(t.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned()))
 }
 
 /// A process of this run, or a name with one of the product's words in it, whose first number, if it has any, is a process of this run.

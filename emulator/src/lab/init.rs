@@ -63,11 +63,10 @@ pub fn init(number: u32, hosts: u32, agent: &[&Path], child_ended: UnixStream) {
 /// cards that send to each other end up on one, where they wait for each other. The programs of a host run anywhere.
 fn keep_to_own_processors(number: u32, hosts: u32) {
     let cpus = allowed_cpus();
-    let share = cpus.len() / hosts.max(1) as usize;
-    let own = cpus.chunks_exact(share.max(1)).nth(number.saturating_sub(1) as usize).filter(|_| share > 0);
-    let Some(own) = own else { return };
+    let Some(share @ 1..) = cpus.len().checked_div(hosts as usize) else { return };
+    let others = share * number.saturating_sub(1) as usize;
     let mut set = CpuSet::new();
-    own.iter().for_each(|cpu| set.set(*cpu));
+    cpus.iter().skip(others).take(share).for_each(|cpu| set.set(*cpu));
     // Without it the host works as well.
     let _ = sched_setaffinity(None, &set);
 }
