@@ -9,10 +9,11 @@ use ring::msg::{Addr, Completion, Request, Status};
 use ring::stats::{Reason, SocketState};
 
 use crate::handle::{Handle, Kind, Stream, touched};
+use crate::ports::{self, Port};
 use crate::sys::{Errno, NoSignals, Result};
 use crate::{
-    arrivals, coordinator, faces, fds, listener, options, poll, process, relay, socket, source, stats, sys,
-    table, unix,
+    arrivals, coordinator, faces, fds, fresh, listener, options, poll, process, relay, socket, source, stats,
+    sys, table, unix,
 };
 
 /// What connect(2) should do next.
@@ -43,7 +44,8 @@ pub fn connect(fd: i32, addr: *const libc::sockaddr, len: libc::socklen_t) -> Pa
     }
     let Some(dst) = options::read_addr(addr, len) else { return Path::Kernel };
     let dst = source::real_destination(dst);
-    if !process::is_home(fd) {
+    // One with a face is: a process that may change its namespace has none.
+    if !h.was(touched::COMMON) && !process::is_home(fd) {
         stats::set_reason(h.index(), Reason::Namespace);
         return Path::Kernel;
     }
@@ -142,19 +144,12 @@ fn through_coordinator(
     if (domain == libc::AF_INET) != dst.is_v4() && domain == libc::AF_INET {
         return Err(Reason::Remote);
     }
-    if !h.was(touched::BOUND) {
-        // The kernel reserves the port, as for any connection of its own. The address stays open: if this becomes the
-        // kernel's connection after all, choosing it is its business.
-        let any = if domain == libc::AF_INET { Addr::V4_ANY } else { Addr::V6_ANY };
-        options::kernel_bind(fd, domain, Addr { ip: any, port: 0 }).map_err(|_| Reason::Source)?;
-        h.touch(touched::BOUND);
-    }
     if h.was(touched::ERROR) {
         // As in Linux, a new attempt forgets how the last connection ended.
         h.touched.fetch_and(!touched::ERROR, Ordering::Relaxed);
         let _forgotten = options::kernel_number(fd, libc::SOL_SOCKET, libc::SO_ERROR);
     }
-    let mut src = options::kernel_name(fd, true);
+    let (mut src, port) = source_of(fd, h)?;
     if src.is_wildcard() {
         src.ip = from.ip;
     }
@@ -176,11 +171,16 @@ fn through_coordinator(
             });
         }
     };
+    fresh::hit(h);
+    if let Some(port) = port {
+        port.keep(h);
+    }
     sock.set_addrs(src, dst);
     options::take_over(fd, h, sock);
     if socket::join(h, sock, conn, 0).is_none() {
         let _ = coordinator::post(Request::Close { conn, side: 0, finished: false });
         sock.free();
+        ports::leave(h, conn, false);
         return Err(Reason::NoSegment);
     }
     if h.was(touched::SIGNALS) {
@@ -189,6 +189,28 @@ fn through_coordinator(
     let nonblocking = sock.is_nonblocking();
     sock.fresh_connect.store(u32::from(nonblocking), Ordering::Relaxed);
     Ok(nonblocking)
+}
+
+/// The address to connect from, as far as it is decided, and its port, if that is one of [`ports`].
+fn source_of(fd: i32, h: &Handle) -> core::result::Result<(Addr, Option<Port>), Reason> {
+    if h.was(touched::BOUND) {
+        return Ok((options::kernel_name(fd, true), None));
+    }
+    let (domain, _) = h.family();
+    let any = if domain == libc::AF_INET { Addr::V4_ANY } else { Addr::V6_ANY };
+    if h.was(touched::COMMON)
+        && let Some(port) = ports::take(domain)
+    {
+        return Ok((Addr { ip: any, port: port.number }, Some(port)));
+    }
+    if !faces::apart(fd) {
+        return Err(Reason::Source);
+    }
+    // The kernel reserves the port, as for any connection of its own. The address stays open: if this becomes the
+    // kernel's connection after all, choosing it is its business.
+    options::kernel_bind(fd, domain, Addr { ip: any, port: 0 }).map_err(|_| Reason::Source)?;
+    h.touch(touched::BOUND);
+    Ok((options::kernel_name(fd, true), None))
 }
 
 /// After the kernel's connect(2): what came of it, for `ps`.

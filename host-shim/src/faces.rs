@@ -1,8 +1,8 @@
-//! Faces: placeholders that accepted connections have in common. A socket of the kernel's takes microseconds to make and to close, and more
-//! memory than all that a quiet connection has of ours. But the placeholder of an accepted connection was never connected, so whatever has
+//! Faces: placeholders that connections have in common. A socket of the kernel's takes microseconds to make and to close, and more
+//! memory than all that a quiet connection has of ours. But the placeholder of a connection was never connected, so whatever has
 //! the same options looks the same, and can be the same: one file, of which each connection has a descriptor.
 //!
-//! What a listener's connections begin with is one face ([`open`]). An option that one of them sets makes another of it, which the next one that
+//! What a listener's connections begin with is one face ([`open`]), and what socket(2) makes is another ([`fresh`]). An option that one of them sets makes another of it, which the next one that
 //! looks the same is given, too ([`change`]). Whatever needs a file that is its own gets it before ([`apart`]), for good: one that is
 //! duplicated, inherited by a program, passed on, signal-driven, in a set that we don't know, asked for its cookie.
 //!
@@ -12,10 +12,10 @@
 use core::ffi::{c_ulong, c_void};
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use crate::handle::{Handle, touched};
+use crate::handle::{Handle, Kind, touched};
 use crate::lock::{Guarded, Held, Lock};
 use crate::sys::{self, Errno, NoSignals, Result};
-use crate::{fds, options, process, real, segments, table};
+use crate::{fds, fresh, options, ports, process, real, segments, table};
 
 /// Kept at a time: what the connections of a few listeners look like.
 const FACES_MAX: usize = 32;
@@ -90,8 +90,8 @@ struct Face {
     fd: i32,
     /// No other ever has the same. 0: none.
     id: u32,
-    /// Whose connections it is for: see [`key`].
-    listener: u64,
+    /// What it is for: see [`key`] and [`FRESH`].
+    of: u64,
     look: Look,
     /// When it was last of use, in [`Faces::looks`].
     used: u32,
@@ -103,17 +103,20 @@ struct Faces {
     looks: u32,
 }
 
-const NONE: Face = Face { fd: -1, id: 0, listener: 0, look: [Trait::NONE; TRAITS_MAX], used: 0 };
+const NONE: Face = Face { fd: -1, id: 0, of: 0, look: [Trait::NONE; TRAITS_MAX], used: 0 };
 
 static FACES: Guarded<Faces> = Guarded::new(Faces { places: [NONE; FACES_MAX], last: 0, looks: 0 });
 
-/// The program gives up system calls: from now on each connection has a socket, as in Linux.
+/// The program gives up system calls, or the namespace it is in: from now on each connection has a socket, as in Linux.
 static GIVEN_UP: AtomicBool = AtomicBool::new(false);
 
 /// For the fork handlers.
 pub fn lock() -> &'static Lock {
     FACES.lock()
 }
+
+/// With a family: sockets that are not connected yet. No listener's number.
+const FRESH: u64 = 0xffff_ff00;
 
 /// A listener, as its connections know it.
 fn key(listener: &Handle) -> u64 {
@@ -122,16 +125,16 @@ fn key(listener: &Handle) -> u64 {
 
 impl Faces {
     /// The face that looks like that: descriptor and number.
-    fn find(&mut self, listener: u64, look: &Look) -> Option<(i32, u32)> {
+    fn find(&mut self, of: u64, look: &Look) -> Option<(i32, u32)> {
         self.looks = self.looks.wrapping_add(1);
-        let is_it = |f: &&mut Face| f.id != 0 && f.listener == listener && f.look == *look;
+        let is_it = |f: &&mut Face| f.id != 0 && f.of == of && f.look == *look;
         let found = self.places.iter_mut().find(is_it)?;
         found.used = self.looks;
         Some((found.fd, found.id))
     }
 
     /// Keeps the file of `fd` as a face. 0: there is no place.
-    fn enter(&mut self, fd: i32, listener: u64, look: &Look) -> u32 {
+    fn enter(&mut self, fd: i32, of: u64, look: &Look) -> u32 {
         let now = self.looks;
         let age = |f: &Face| if f.id == 0 { u32::MAX } else { now.wrapping_sub(f.used) };
         let oldest = self.places.iter_mut().max_by_key(|f| age(f));
@@ -139,7 +142,7 @@ impl Faces {
         let Some(kept) = fds::duplicate(fd) else { return 0 };
         fds::discard(place.fd);
         self.last = self.last.wrapping_add(1).max(1);
-        *place = Face { fd: kept, id: self.last, listener, look: *look, used: now };
+        *place = Face { fd: kept, id: self.last, of, look: *look, used: now };
         self.last
     }
 
@@ -162,14 +165,25 @@ impl Faces {
 /// # Errors
 /// As socket(2).
 pub fn open(listener: i32, h: &Handle, flags: i32) -> Result<(i32, u32)> {
-    let (domain, ty) = h.family();
+    open_as(key(h), h.family(), flags, |new| options::copy(listener, new, options_of(h)))
+}
+
+/// A socket of that family that nothing was done to, under the lowest free number, as [`open`]; `flags` as of socket(2).
+///
+/// # Errors
+/// As socket(2).
+pub fn fresh(family: (i32, i32), flags: i32) -> Result<(i32, u32)> {
+    open_as(FRESH | u64::from(family.0.unsigned_abs()), family, flags, |_| {})
+}
+
+fn open_as(key: u64, (domain, ty): (i32, i32), flags: i32, make: impl FnOnce(i32)) -> Result<(i32, u32)> {
     let look = first_look(flags & libc::SOCK_NONBLOCK != 0);
     // Not while another thread maps a segment or makes a descriptor of ours: they are low ones for a moment, and this is to be the
     // lowest free one.
     let _mapping = segments::lock().take();
     let mut faces = if GIVEN_UP.load(Ordering::Relaxed) { None } else { FACES.take() };
     let _numbering = fds::numbering().take();
-    if let Some((kept, face)) = faces.as_mut().and_then(|f| f.find(key(h), &look)) {
+    if let Some((kept, face)) = faces.as_mut().and_then(|f| f.find(key, &look)) {
         let command = if flags & libc::SOCK_CLOEXEC != 0 { libc::F_DUPFD_CLOEXEC } else { libc::F_DUPFD };
         // SAFETY: no pointers.
         let fd = unsafe { real::fcntl(kept, command, 0) };
@@ -180,8 +194,8 @@ pub fn open(listener: i32, h: &Handle, flags: i32) -> Result<(i32, u32)> {
     if fd < 0 {
         return Err(sys::errno());
     }
-    options::copy(listener, fd, options_of(h));
-    Ok((fd, faces.map_or(0, |mut f| f.enter(fd, key(h), &look))))
+    make(fd);
+    Ok((fd, faces.map_or(0, |mut f| f.enter(fd, key, &look))))
 }
 
 /// Options that were set on a listener, whose copies its connections have.
@@ -208,8 +222,13 @@ pub fn renew(fd: i32, face: u32, listener: i32, h: &Handle, flags: i32) -> u32 {
 
 /// The new connection `h` was accepted there, and its placeholder has that face.
 pub fn accepted(h: &Handle, listener: &Handle, face: u32) {
-    h.turns.store(face, Ordering::Relaxed);
     h.options.store(options_of(listener), Ordering::Relaxed);
+    given(h, face);
+}
+
+/// The placeholder of `h` has that face.
+pub fn given(h: &Handle, face: u32) {
+    h.turns.store(face, Ordering::Relaxed);
     if face != 0 {
         h.touch(touched::COMMON);
     }
@@ -249,9 +268,9 @@ fn change(fd: i32, h: &Handle, new: Trait, make: impl FnOnce(i32) -> i32) -> Opt
         return None;
     }
     // Of one that is forgotten, what it looks like is not known.
-    let own = faces.by_id(h.turns.load(Ordering::Relaxed)).map(|f| (f.listener, f.look));
-    let wanted = own.and_then(|(listener, look)| Some((listener, with(look, new)?)));
-    let found = wanted.as_ref().and_then(|(listener, look)| faces.find(*listener, look));
+    let own = faces.by_id(h.turns.load(Ordering::Relaxed)).map(|f| (f.of, f.look));
+    let wanted = own.and_then(|(of, look)| Some((of, with(look, new)?)));
+    let found = wanted.as_ref().and_then(|(of, look)| faces.find(*of, look));
     let face = match found {
         Some((kept, _)) if !sys::replace(kept, fd) => return no_room(),
         Some((_, face)) => face,
@@ -265,7 +284,7 @@ fn change(fd: i32, h: &Handle, new: Trait, make: impl FnOnce(i32) -> i32) -> Opt
             if !sys::replace(twin.0, fd) {
                 return no_room();
             }
-            wanted.map_or(0, |(listener, look)| faces.enter(twin.0, listener, &look))
+            wanted.map_or(0, |(of, look)| faces.enter(twin.0, of, &look))
         }
     };
     h.turns.store(face, Ordering::Relaxed);
@@ -288,7 +307,8 @@ struct Twin(i32);
 impl Twin {
     fn of(h: &Handle, fd: i32, faces: &mut Faces) -> Option<Twin> {
         let (domain, ty) = h.family();
-        let nonblocking = h.sock().is_some_and(crate::sock::Sock::is_nonblocking);
+        let nonblocking =
+            h.sock().map_or_else(|| options::is_kernel_nonblocking(fd), crate::sock::Sock::is_nonblocking);
         let ty = ty | libc::SOCK_CLOEXEC | if nonblocking { libc::SOCK_NONBLOCK } else { 0 };
         // SAFETY: no pointers.
         let socket = || unsafe { real::socket(domain, ty, libc::IPPROTO_TCP) };
@@ -304,15 +324,25 @@ impl Twin {
         options::copy(fd, new, h.options.load(Ordering::Relaxed));
         Some(Twin(new))
     }
+
+    /// The socket that is bound to the port of `h`, if there is one.
+    fn bound(h: &Handle, fd: i32) -> Option<Twin> {
+        let bound = ports::give_away(h)?;
+        if h.sock().is_some_and(crate::sock::Sock::is_nonblocking) {
+            options::set_kernel_nonblocking(bound);
+        }
+        options::copy(fd, bound, h.options.load(Ordering::Relaxed));
+        Some(Twin(bound))
+    }
 }
 
 impl Drop for Twin {
     fn drop(&mut self) {
-        sys::close(self.0);
+        fds::discard(self.0);
     }
 }
 
-/// Gives the connection `fd` a file of its own, if it is one and has none. False: there is no room for it.
+/// Gives the socket `fd` a file of its own, if it is one of ours and has none. False: there is no room for it.
 pub fn apart(fd: i32) -> bool {
     let Some(h) = table::get(fd).filter(|h| h.was(touched::COMMON)) else { return true };
     if process::is_borrowed() {
@@ -325,7 +355,8 @@ pub fn apart(fd: i32) -> bool {
         return true;
     }
     let _numbering = fds::numbering().take();
-    let moved = Twin::of(h, fd, &mut faces).is_some_and(|twin| sys::replace(twin.0, fd));
+    let twin = Twin::bound(h, fd).or_else(|| Twin::of(h, fd, &mut faces));
+    let moved = twin.is_some_and(|twin| sys::replace(twin.0, fd));
     if moved {
         h.touched.fetch_and(!touched::COMMON, Ordering::Relaxed);
     }
@@ -334,6 +365,9 @@ pub fn apart(fd: i32) -> bool {
 
 /// As [`apart`], for a call on the file: `None` if it can be made, or what it returns.
 pub fn refused(fd: i32) -> Option<i32> {
+    if table::get(fd).is_some_and(fresh::is_one) {
+        fresh::missed();
+    }
     if apart(fd) { None } else { no_room() }
 }
 
@@ -343,9 +377,16 @@ fn no_room() -> Option<i32> {
     Some(-1)
 }
 
-/// The descriptors of connections that have a face.
+/// The descriptors that have a face.
 fn common() -> impl Iterator<Item = i32> {
     (0..table::used()).filter(|fd| table::get(*fd).is_some_and(|h| h.was(touched::COMMON)))
+}
+
+/// Of sockets that are not connected, nobody else tells anybody apart: before they are inherited.
+pub fn unconnected_apart() {
+    for fd in common().filter(|fd| table::get(*fd).is_some_and(|h| h.kind() == Kind::Kernel)) {
+        apart(fd);
+    }
 }
 
 /// Before a program or a vfork child gets descriptors under numbers that we may not know: files tell them apart.
@@ -357,16 +398,17 @@ pub fn all_apart() {
 
 /// Before fork(2): what parent or child does to a file, the other one sees.
 pub fn before_fork() {
+    unconnected_apart();
     if common().take(APART_FOR_FORK_MAX + 1).count() <= APART_FOR_FORK_MAX {
         all_apart();
     }
 }
 
-/// Before a filter of system calls.
+/// Before a filter of system calls, and before a thread's sockets are of another namespace.
 pub fn give_up() {
     GIVEN_UP.store(true, Ordering::Relaxed);
     all_apart();
-    drop_if(|_| true);
+    forget_all();
 }
 
 /// While the number of `h` leaves the table: nobody changes the file under a number that may be another's a moment later.
@@ -383,7 +425,7 @@ fn drop_if(is_it: impl Fn(&Face) -> bool) {
 /// A listener is gone, or not as it was: its faces are of no use to those who come.
 pub fn forget(listener: &Handle) {
     let gone = key(listener);
-    drop_if(|f| f.listener == gone);
+    drop_if(|f| f.of == gone);
 }
 
 /// `fd` was one, and is the application's now.
@@ -398,6 +440,7 @@ pub fn lost(fd: i32) {
 /// After fork, in the child: they are the parent's.
 pub fn forget_all() {
     drop_if(|_| true);
+    ports::forget_all();
 }
 
 #[cfg(test)]

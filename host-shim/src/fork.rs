@@ -12,8 +12,8 @@ use ring::msg::Request;
 
 use crate::lock::Lock;
 use crate::{
-    agent, arenas, coordinator, epoll, faces, fds, overlay, pending, process, reserved, segments, socket,
-    source, sys, unix, wait,
+    agent, arenas, coordinator, epoll, faces, fds, overlay, pending, ports, process, reserved, segments,
+    socket, source, sys, unix, wait,
 };
 
 /// Held from before a fork until the parent has gone on.
@@ -36,9 +36,12 @@ pub fn install() {
 }
 
 /// Private locks, in the order in which they are ever nested.
-fn locks() -> [&'static Lock; 9] {
+fn locks() -> [&'static Lock; 11] {
     let [dispatch, rings] = coordinator::locks();
+    let [v4, v6] = ports::locks();
     [
+        v4,
+        v6,
         source::lock(),
         process::lock(),
         dispatch,

@@ -65,8 +65,8 @@ pub struct Handle {
     pub regs: AtomicU32,
     /// Listener: non-zero if connections may wait at the coordinator. Epoll: registrations of ours in it. Young: calls under way.
     pub ready: AtomicU32,
-    /// Listener: accepts so far, so that the kernel's queue gets its turn. Young: calls so far. Accepted stream: its face
-    /// ([`crate::faces`]).
+    /// Listener: accepts so far, so that the kernel's queue gets its turn. Young: calls so far. Of one that is
+    /// [`touched::COMMON`]: its face.
     pub turns: AtomicU32,
     /// How many of `refs` are calls under way: a forked child has none of them.
     pins: AtomicU32,
@@ -78,7 +78,8 @@ pub struct Handle {
     pub epoch: AtomicU32,
     /// Inode of its descriptors, 0 while nobody has asked: see [`crate::leave`].
     pub inode: AtomicU64,
-    /// Listener, set: a descriptor of ours plus one, for calls that wait on it when the application has closed its own; 0: none.
+    /// A descriptor of ours plus one; 0: none. Listener, set: for calls that wait on it when the application has closed its own. Stream:
+    /// bound to its port ([`crate::ports`]).
     pub kept: AtomicI32,
 }
 
@@ -116,7 +117,7 @@ pub mod touched {
     pub const CONNECTING: u32 = 16384;
     /// `AF_UNIX`: one end of a socketpair(2).
     pub const PAIR: u32 = 32768;
-    /// An accepted connection whose placeholder is others', too: see [`crate::faces`].
+    /// A socket whose placeholder is others', too: see [`crate::faces`].
     pub const COMMON: u32 = 65536;
     /// Its descriptor in the kernel may have a pending error, of a connection that was disconnected.
     pub const ERROR: u32 = 131072;
@@ -266,7 +267,9 @@ impl Handle {
 
     /// Makes it a connection.
     pub fn become_stream(&self, new: &NewStream) {
-        self.turns.store(0, Ordering::Relaxed);
+        if !self.was(touched::COMMON) {
+            self.turns.store(0, Ordering::Relaxed);
+        }
         let [out_dir, in_dir] = new.dirs;
         let rings @ [out_ring, _] = new.rings.map(|ring| ring.ring());
         let ring_bytes = out_ring.len();

@@ -16,7 +16,7 @@ use ring::stats::{Reason, SocketState};
 use crate::handle::{Handle, Kind, Stream, touched};
 use crate::sock::{Sock, modes};
 use crate::sys::{Errno, Result};
-use crate::{arrivals, dual, faces, listener, poll, real, stamps, sys};
+use crate::{arrivals, dual, faces, fresh, listener, poll, real, stamps, sys};
 
 pub use answers::{get, refused, sees_packets};
 use inherit::{RCVTIMEO_NEW, SNDTIMEO_NEW};
@@ -183,6 +183,11 @@ pub fn set_kernel_nonblocking(fd: i32) {
     unsafe { real::fcntl(fd, libc::F_SETFL, flag_word(flags | libc::O_NONBLOCK)) };
 }
 
+/// The kernel's descriptor is non-blocking.
+pub fn is_kernel_nonblocking(fd: i32) -> bool {
+    kernel_flags(fd) & libc::O_NONBLOCK != 0
+}
+
 /// Makes the kernel's descriptor blocking again.
 pub fn set_kernel_blocking(fd: i32) {
     // SAFETY: no pointers.
@@ -212,7 +217,7 @@ pub fn take_over(fd: i32, h: &Handle, sock: &Sock) {
 
 /// The same for a listener, with what accepted sockets inherit.
 pub fn take_over_listener(fd: i32, h: &Handle, sock: &Sock) {
-    sock.nonblock.store(u32::from(kernel_flags(fd) & libc::O_NONBLOCK != 0), Ordering::Relaxed);
+    sock.nonblock.store(u32::from(is_kernel_nonblocking(fd)), Ordering::Relaxed);
     sock.options.store(h.options.load(Ordering::Relaxed), Ordering::Relaxed);
     if h.was(touched::OPTIONS) {
         reload_all(fd, sock);
@@ -348,14 +353,16 @@ pub fn fcntl(fd: i32, h: &Handle, cmd: i32, arg: core::ffi::c_ulong) -> Option<i
     if h.kind() == Kind::Kernel && cmd != libc::F_SETFL && arrivals::concerns(cmd) {
         h.touch(touched::SIGNALS);
     }
+    if fresh::is_one(h) && arrivals::concerns(cmd) {
+        return if cmd == libc::F_SETFL { set_flags_of_face(fd, h, arg) } else { faces::refused(fd) };
+    }
     let sock = h.sock()?;
     match (h.kind(), cmd) {
         (Kind::Stream | Kind::Listener, libc::F_SETFL) => {
             let forced = if h.kind() == Kind::Listener { flag_word(libc::O_NONBLOCK) } else { 0 };
-            let alone = arg & !flag_word(libc::O_NONBLOCK | libc::O_ACCMODE | libc::O_LARGEFILE) != 0;
-            let common = if alone { faces::refused(fd) } else { faces::set_blocking(fd, h, arg) };
             // SAFETY: no pointers.
-            let r = common.unwrap_or_else(|| unsafe { real::fcntl(fd, cmd, arg | forced) });
+            let r = set_flags_of_face(fd, h, arg)
+                .unwrap_or_else(|| unsafe { real::fcntl(fd, cmd, arg | forced) });
             if r == 0 {
                 let nonblocking = arg & flag_word(libc::O_NONBLOCK) != 0;
                 sock.nonblock.store(u32::from(nonblocking), Ordering::Relaxed);
@@ -386,6 +393,12 @@ pub fn fcntl(fd: i32, h: &Handle, cmd: i32, arg: core::ffi::c_ulong) -> Option<i
     }
 }
 
+/// `F_SETFL`, if the placeholder has a face. `None`: it has none any more, or never had.
+fn set_flags_of_face(fd: i32, h: &Handle, arg: core::ffi::c_ulong) -> Option<i32> {
+    let alone = arg & !flag_word(libc::O_NONBLOCK | libc::O_ACCMODE | libc::O_LARGEFILE) != 0;
+    if alone { faces::refused(fd) } else { faces::set_blocking(fd, h, arg) }
+}
+
 /// After `O_ASYNC` may have changed.
 fn flags_set(fd: i32, h: &Handle, sock: &Sock, is_async: bool) {
     match h.kind() {
@@ -410,7 +423,8 @@ pub fn ioctl(
     arg: core::ffi::c_ulong,
 ) -> Option<Result<i32>> {
     let kind = h.kind();
-    if kind != Kind::Stream && kind != Kind::Listener {
+    let fresh = fresh::is_one(h);
+    if kind != Kind::Stream && kind != Kind::Listener && !fresh {
         return None;
     }
     let out = arg as *mut i32;
@@ -422,7 +436,10 @@ pub fn ioctl(
         let on = unsafe { *out } != 0;
         let flags = kernel_flags(fd);
         let wanted = if on { flags | libc::O_NONBLOCK } else { flags & !libc::O_NONBLOCK };
-        return Some(fcntl(fd, h, libc::F_SETFL, flag_word(wanted)).ok_or(Errno(libc::EBADF)));
+        return fcntl(fd, h, libc::F_SETFL, flag_word(wanted)).map(Ok);
+    }
+    if fresh {
+        return faces::refused(fd).map(Ok);
     }
     if matches!(request, FIOASYNC | FIOSETOWN | SIOCSPGRP) {
         if faces::refused(fd).is_some() {

@@ -156,8 +156,10 @@ originals! {
     posix_spawn_file_actions_adddup2(actions: *mut posix_spawn_file_actions_t, fd: c_int, to: c_int) -> c_int;
     popen(command: *const c_char, mode: *const c_char) -> *mut c_void;
     system(command: *const c_char) -> c_int;
-    // giving up system calls
+    // giving up system calls, and namespaces
     prctl(option: c_int, a: c_ulong, b: c_ulong, c: c_ulong, d: c_ulong) -> c_int;
+    setns(fd: c_int, kinds: c_int) -> c_int;
+    unshare(flags: c_int) -> c_int;
     // pipes
     pipe2(fds: *mut c_int, flags: c_int) -> c_int;
     tee(input: c_int, out: c_int, n: size_t, flags: c_uint) -> ssize_t;

@@ -15,7 +15,7 @@ use ring::stats::Reason;
 
 use crate::handle::{Handle, Kind};
 use crate::sys::{Errno, NoSignals, Result};
-use crate::{overlay, process, relay, table, unix};
+use crate::{fresh, overlay, process, relay, table, unix};
 
 /// As the kernel: no message carries more (`SCM_MAX_FD`).
 const FDS_MAX: usize = 253;
@@ -85,14 +85,18 @@ pub unsafe fn substitute(msg: *const msghdr) -> Result<Option<Substitute>> {
     if control.is_null() || length == 0 || length > CONTROL_BYTES {
         return Ok(None);
     }
-    let mut any = false;
+    let (mut any, mut room) = (false, true);
     // SAFETY: as above.
     unsafe {
         each_right(control, length, |p| {
             overlay::never(p.read_unaligned());
             unix::stays(p.read_unaligned(), Reason::Relayed);
+            room &= fresh::refused(p.read_unaligned()).is_none();
             any |= ours(p).is_some();
         });
+    }
+    if !room {
+        return Err(Errno(libc::ENOBUFS));
     }
     if !any || !process::is_known() {
         return Ok(None);

@@ -13,6 +13,7 @@ use ring::msg::ConnId;
 pub use ring::segment::LANES;
 use ring::segment::{SLOTS, Segment, Side, ring_bytes_of};
 use ring::shared::Region;
+use ring::stream;
 use ring::wake::EVERYBODY;
 use rustix::event::{PollFd, PollFlags};
 use rustix::mm::{MapFlags, ProtFlags};
@@ -25,6 +26,8 @@ use crate::{agent, bells, fds, process, stats, sys};
 const RINGS_KEPT: u64 = 64;
 /// Slots that are as well looked at one by one.
 const FEW: usize = 32;
+/// The side that connects.
+const CLIENT: u32 = 0;
 /// Segments that one process maps at a time.
 pub const SEGMENTS_MAX: usize = 1024;
 
@@ -275,6 +278,22 @@ fn key_of(number: u32, side: u32) -> u64 {
 pub fn find_connection(conn: ConnId, side: u32) -> Option<&'static Handle> {
     let (_, m) = find(conn.segment(), side)?;
     m.owner(usize::from(conn.slot())).filter(|h| h.conn.load(Ordering::Relaxed) == conn.0)
+}
+
+/// The other side of a connection that this process had made and has closed is closed, too, as far as the segment shows. A side whose
+/// process was killed says nothing there.
+pub fn is_over(conn: ConnId) -> bool {
+    // Under this lock nobody unmaps it.
+    let Some(_mapping) = MAPPING.take() else { return false };
+    let slot = find(conn.segment(), CLIENT)
+        .and_then(|(_, m)| m.segment())
+        .and_then(|segment| segment.slots.get(usize::from(conn.slot())));
+    slot.is_none_or(|slot| {
+        let [dir, _] = &slot.directions;
+        let generation = conn.generation();
+        // Relaxed: nothing that the other side wrote before is looked at.
+        !stream::is_open(dir, generation) || dir.reader_closed.load(Ordering::Relaxed) == generation
+    })
 }
 
 /// The segment `number`, if it is mapped as `side`.

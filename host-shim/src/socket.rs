@@ -12,8 +12,8 @@ use crate::segments::{self, Mapped};
 use crate::sock::{self, Sock, shut};
 use crate::sys::NoSignals;
 use crate::{
-    bells, config, coordinator, epoll, faces, fds, file, leave, listener, overlay, process, stamps, stats,
-    sys, table, unix, wait,
+    bells, config, coordinator, epoll, faces, fds, file, leave, listener, overlay, ports, process, stamps,
+    stats, sys, table, unix, wait,
 };
 
 /// A socket that the kernel has just made: from now on we know it. TCP sockets attach the process first.
@@ -72,6 +72,7 @@ fn reappeared(fd: i32) {
         wait::lost(fd);
         bells::lost(fd);
         faces::lost(fd);
+        ports::lost(fd);
     } else {
         forget(fd);
     }
@@ -155,7 +156,6 @@ pub fn release(h: &Handle) {
 #[cold]
 fn tear_down(h: &Handle) {
     epoll::forget_handle(h);
-    fds::discard(h.kept.load(Ordering::Acquire) - 1);
     match h.kind() {
         Kind::Stream => {
             if let Some(s) = h.stream() {
@@ -171,6 +171,7 @@ fn tear_down(h: &Handle) {
         Kind::Kernel if h.is_unix() => unix::closed(h),
         Kind::Kernel | Kind::Free => {}
     }
+    fds::discard(h.kept.load(Ordering::Acquire) - 1);
     h.free();
 }
 
@@ -200,6 +201,7 @@ fn close_stream(h: &Handle, s: &Stream) {
     if let Some(m) = segments::by_index(h.place.load(Ordering::Relaxed)) {
         m.leave(s.conn.slot());
     }
+    ports::leave(h, s.conn, last);
     if last {
         s.sock.free();
     }

@@ -13,6 +13,7 @@ mod accept;
 mod across;
 mod alike;
 mod arrivals;
+mod clients;
 mod connect;
 mod descriptors;
 mod driver;
@@ -104,6 +105,7 @@ const fn one(family: Family, cases: &'static [Case]) -> Group {
 const GROUPS: &[Group] = &[
     two(Family::Tcp, accept::CASES),
     two(Family::Tcp, arrivals::CASES),
+    two(Family::Tcp, clients::CASES),
     two(Family::Tcp, connect::CASES),
     two(Family::Tcp, descriptors::CASES),
     two(Family::Tcp, end::CASES),

@@ -50,7 +50,7 @@ fn two(t: &Duo) -> (Pair, Pair) {
 }
 
 /// What was set, as it shows.
-fn show(side: &Side, fd: i32) {
+pub fn show(side: &Side, fd: i32) {
     side.fcntl(fd, F_GETFL, 0);
     for name in [TCP_NODELAY, TCP_CORK, TCP_KEEPIDLE, TCP_KEEPCNT] {
         side.getopt(fd, IPPROTO_TCP, name);
@@ -63,7 +63,7 @@ fn show(side: &Side, fd: i32) {
 }
 
 /// It carries bytes both ways.
-fn used(t: &Duo, p: Pair) {
+pub fn used(t: &Duo, p: Pair) {
     t.c.send(p.c, b"there");
     t.s.recv(p.s, 64);
     t.s.send(p.s, b"and back");

@@ -11,7 +11,9 @@ use crate::connect::{self, Path};
 use crate::handle::{Handle, Stream, touched};
 use crate::sys::{Errno, Result};
 use crate::unix::{Busy, Way};
-use crate::{ancillary, cancel, dual, io, overlay, real, rights, stamps, stats, sys, table, unix, zerocopy};
+use crate::{
+    ancillary, cancel, dual, fresh, io, overlay, real, rights, stamps, stats, sys, table, unix, zerocopy,
+};
 
 /// Who reads `fd`. With the kernel, something may have to be held meanwhile.
 #[inline(always)]
@@ -220,6 +222,7 @@ fn open_fast(fd: c_int, addr: *const sockaddr, len: socklen_t) -> Fast {
     match connect::connect(fd, addr, len) {
         Path::User(Ok(())) => ours(fd).map_or(Fast::Failed(Errno(libc::EBADF)), |(h, s)| Fast::Open(h, s)),
         Path::User(Err(e)) => Fast::Failed(e),
+        Path::Kernel if fresh::refused(fd).is_some() => Fast::Failed(sys::errno()),
         Path::Kernel => Fast::Kernel,
     }
 }
@@ -509,6 +512,11 @@ pub unsafe extern "C" fn sendmmsg(fd: c_int, msgs: *mut mmsghdr, n: c_uint, flag
 
 /// sendmmsg(2); one message at a time if any carries something of ours.
 unsafe fn send_many_by_kernel(fd: c_int, msgs: *mut mmsghdr, n: c_uint, flags: c_int) -> c_int {
+    if flags & libc::MSG_FASTOPEN != 0
+        && let Some(refused) = fresh::refused(fd)
+    {
+        return refused;
+    }
     let bare = |i: usize| {
         // SAFETY: the application's array of `n` elements.
         msgs.is_null() || unsafe { (*msgs.add(i)).msg_hdr.msg_controllen == 0 }

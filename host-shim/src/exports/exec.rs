@@ -10,7 +10,7 @@ use crate::handle::touched;
 use crate::leave::{self, Who};
 use crate::sys::NoSignals;
 use crate::target::{self, Target};
-use crate::{fds, overlay, process, real, table, unix};
+use crate::{faces, fds, overlay, process, real, table, unix};
 
 type Strings = *const *mut c_char;
 
@@ -77,6 +77,9 @@ unsafe fn leaving(
     let who = if borrowed { Who::Child } else { who };
     let no_signals = NoSignals::new();
     unix::before_exec(who);
+    if !borrowed {
+        faces::unconnected_apart();
+    }
     if !leave::is_needed(who) {
         drop(no_signals);
         return start(envp);

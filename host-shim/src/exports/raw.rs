@@ -98,6 +98,14 @@ unsafe fn ours(number: c_long, words: [Word; 6]) -> Option<c_long> {
                 sandbox::entering();
                 return None;
             }
+            libc::SYS_setns | libc::SYS_unshare => {
+                let [a, b, ..] = words;
+                return Some(c_long::from(if number == libc::SYS_setns {
+                    sandbox::setns(a.int(), b.int())
+                } else {
+                    sandbox::unshare(a.int())
+                }));
+            }
             libc::SYS_socket | libc::SYS_socketpair | libc::SYS_close_range | libc::SYS_epoll_create1 => {
                 return Some(makes_or_closes(number, words));
             }

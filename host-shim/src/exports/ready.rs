@@ -12,7 +12,7 @@ use crate::handle::{self, Handle, Kind};
 use crate::poll::{self, Select, Set};
 use crate::scratch::Scratch;
 use crate::sys::{self, Errno, Result};
-use crate::{cancel, epoll, epoll_wait, faces, listener, overlay, real, socket, table, unix};
+use crate::{cancel, epoll, epoll_wait, faces, fresh, listener, overlay, real, socket, table, unix};
 
 /// A timespec of the application; a negative one counts as none left.
 pub fn duration(t: &timespec) -> Duration {
@@ -220,6 +220,11 @@ pub unsafe extern "C" fn epoll_ctl(ep: c_int, op: c_int, fd: c_int, event: *mut 
         // SAFETY: as above.
         return unsafe { real::epoll_ctl(ep, op, fd, event) };
     };
+    if op != libc::EPOLL_CTL_DEL
+        && let Some(refused) = fresh::refused(fd)
+    {
+        return refused;
+    }
     let h = table::get(fd);
     if h.is_some_and(|h| h.kind() == Kind::Listener) {
         listener::serving();

@@ -1,5 +1,5 @@
-//! Programs that give up system calls (seccomp(2)), or whose child will have our memory and be another process (vfork(2)): what is not
-//! possible then is done before. (`syscall` is in [`super::raw`].)
+//! Programs that give up system calls (seccomp(2)) or their network namespace (setns(2)), or whose child will have our memory and be another
+//! process (vfork(2)): what is not possible then is done before. (`syscall` is in [`super::raw`].)
 #![allow(unsafe_code, clippy::missing_safety_doc, missing_docs)]
 
 use core::arch::naked_asm;
@@ -32,6 +32,29 @@ pub unsafe extern "C" fn prctl(option: c_int, a: c_ulong, b: c_ulong, c: c_ulong
     }
     // SAFETY: the application's arguments, unchanged.
     unsafe { real::prctl(option, a, b, c, d) }
+}
+
+/// Is the network's namespace among those that `flags` name? Without any, a descriptor says which (setns(2)).
+fn of_network(flags: c_int) -> bool {
+    flags == 0 || flags & libc::CLONE_NEWNET != 0
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn setns(fd: c_int, kinds: c_int) -> c_int {
+    if of_network(kinds) {
+        faces::give_up();
+    }
+    // SAFETY: as above.
+    unsafe { real::setns(fd, kinds) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unshare(flags: c_int) -> c_int {
+    if flags & libc::CLONE_NEWNET != 0 {
+        faces::give_up();
+    }
+    // SAFETY: as above.
+    unsafe { real::unshare(flags) }
 }
 
 /// Libc's vfork, which returns to where this was called from, twice.

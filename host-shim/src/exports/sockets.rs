@@ -10,11 +10,14 @@ use crate::connect::{self, Path};
 use crate::handle::{Handle, Kind, Stream, touched};
 use crate::listener::{self, PeerOut};
 use crate::sys::{Errno, NoSignals, keep_errno};
-use crate::{cancel, dual, faces, options, real, relay, socket, stats, table, unix};
+use crate::{cancel, dual, faces, fresh, options, real, relay, socket, stats, table, unix};
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn socket(domain: c_int, ty: c_int, protocol: c_int) -> c_int {
     keep_errno(|| {
+        if let Some(made) = fresh::open(domain, ty, protocol) {
+            return number(made);
+        }
         // SAFETY: the application's arguments, unchanged; so in every pass-through below.
         let fd = unsafe { real::socket(domain, ty, protocol) };
         if fd >= 0 {
@@ -42,6 +45,9 @@ pub unsafe extern "C" fn bind(fd: c_int, addr: *const sockaddr, len: socklen_t) 
     if table::get(fd).is_some_and(|h| h.kind() == Kind::Stream && !h.is_unix()) {
         return fail(Errno(libc::EINVAL));
     }
+    if let Some(refused) = fresh::refused(fd) {
+        return refused;
+    }
     // SAFETY: as above.
     let r = unsafe { real::bind(fd, addr, len) };
     if let (0, Some(h)) = (r, table::get(fd)) {
@@ -54,6 +60,9 @@ pub unsafe extern "C" fn bind(fd: c_int, addr: *const sockaddr, len: socklen_t) 
 pub unsafe extern "C" fn listen(fd: c_int, backlog: c_int) -> c_int {
     if table::get(fd).is_some_and(|h| h.kind() == Kind::Stream) {
         return fail(Errno(libc::EINVAL));
+    }
+    if let Some(refused) = fresh::refused(fd) {
+        return refused;
     }
     keep_errno(|| {
         // SAFETY: as above.
@@ -118,6 +127,9 @@ pub unsafe extern "C" fn connect(fd: c_int, addr: *const sockaddr, len: socklen_
     keep_errno(|| match connect::connect(fd, addr, len) {
         Path::User(result) => status(result),
         Path::Kernel => {
+            if let Some(refused) = fresh::refused(fd) {
+                return refused;
+            }
             // SAFETY: as above.
             let r = unsafe { real::connect(fd, addr, len) };
             connect::kernel_connected(fd, options::read_family(addr, len), r);
@@ -141,6 +153,9 @@ pub unsafe extern "C" fn shutdown(fd: c_int, how: c_int) -> c_int {
             status(socket::shutdown(h, &s, how))
         }
         None => {
+            if let Some(refused) = fresh::refused(fd) {
+                return refused;
+            }
             keep_errno(|| {
                 // SAFETY: as above.
                 let r = unsafe { real::shutdown(fd, how) };
@@ -188,7 +203,12 @@ pub unsafe extern "C" fn getsockopt(
     value: *mut c_void,
     len: *mut socklen_t,
 ) -> c_int {
-    let ours = connection(fd).and_then(|(h, s)| options::get(fd, h, &s, level, name, value, len));
+    let ours = match connection(fd) {
+        Some((h, s)) => options::get(fd, h, &s, level, name, value, len),
+        // No other socket has that.
+        None if (level, name) == (libc::SOL_SOCKET, libc::SO_COOKIE) => fresh::refused(fd),
+        None => None,
+    };
     // SAFETY: as above.
     ours.unwrap_or_else(|| unsafe { real::getsockopt(fd, level, name, value, len) })
 }
@@ -202,6 +222,7 @@ pub unsafe extern "C" fn setsockopt(
     len: socklen_t,
 ) -> c_int {
     let in_user = || table::get(fd).filter(|h| h.kind() == Kind::Stream && !h.is_unix());
+    let with_face = || table::get(fd).filter(|h| h.was(touched::COMMON));
     keep_errno(|| {
         if let Some(h) = in_user().filter(|_| options::sees_packets(level, name)) {
             let _no_signals = NoSignals::new();
@@ -210,7 +231,7 @@ pub unsafe extern "C" fn setsockopt(
         if let (Some(e), Some(_)) = (options::refused(level, name), in_user()) {
             return fail(e);
         }
-        let common = in_user().and_then(|h| faces::set_option(fd, h, (level, name), value, len));
+        let common = with_face().and_then(|h| faces::set_option(fd, h, (level, name), value, len));
         // SAFETY: as above.
         let r = common.unwrap_or_else(|| unsafe { real::setsockopt(fd, level, name, value, len) });
         if let (0, Some(h)) = (r, table::get(fd)) {
