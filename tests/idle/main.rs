@@ -6,23 +6,50 @@ use std::thread;
 use std::time::Duration;
 
 use harness::census::sockets;
-use harness::child::{Guarded, wait_for};
+use harness::child::{Guarded, run_ok, wait_for};
 use harness::instance::{Instance, with_instance};
 use harness::redis::Server;
 use harness::suite::{self, Test};
 use harness::transfer::Transfer;
-use harness::{Failure, Outcome, ensure, fail};
+use harness::{Failure, Outcome, bins, ensure, fail};
 
 const TESTS: &[Test] = &[
     ("idle::pair_that_blocks_in_recv", blocking_pair),
     ("idle::redis_and_a_subscriber", redis_pair),
     ("idle::connections_of_a_server_have_few_sockets", few_sockets),
+    ("idle::sockets_of_a_client_share_a_file", shared_file),
 ];
 
 /// Clients that redis has and hears nothing of.
 const CLIENTS: usize = 100;
 /// Its listeners, the agent's, and a file for each step of options that a connection of it gets.
 const SOCKETS_MAX: usize = 24;
+
+/// A client whose sockets, after the first, have one file; whose connections use few ports, again and again; and the sockets that it makes
+/// when those have turned out to be for something else.
+const CLIENT: &str = r#"
+import os, socket
+server = socket.create_server(("127.0.0.1", 0))
+def connected():
+    client = socket.create_connection(server.getsockname())
+    return client, server.accept()[0]
+def files(sockets):
+    return len({os.fstat(s.fileno()).st_ino for s in sockets})
+first = connected()
+fresh = [socket.socket() for _ in range(10)]
+print("files", files(fresh))
+ports = set()
+for _ in range(1000):
+    client, accepted = connected()
+    ports.add(client.getsockname())
+    client.close()
+    accepted.close()
+print("ports", len(ports))
+fresh[0].bind(("127.0.0.1", 0))
+print("files", files(fresh), files([socket.socket() for _ in range(10)]))
+"#;
+/// As many as [`CLIENT`]'s connections have at most, and some that others had in between.
+const PORTS_MAX: usize = 70;
 
 /// How long nothing happens.
 const WATCH: Duration = Duration::from_secs(10);
@@ -98,6 +125,17 @@ fn few_sockets() -> Outcome {
         ensure(files.len() <= SOCKETS_MAX, || format!("{files:?}"))?;
         drop(clients);
         server.stop()
+    })
+}
+
+fn shared_file() -> Outcome {
+    with_instance(|instance| {
+        let mut command = instance.shimmed(bins::program("python3")?);
+        let said = run_ok(command.args(["-c", CLIENT]), Duration::from_secs(60))?;
+        let lines: Vec<_> = said.lines().collect();
+        let ports = lines.get(1).and_then(|l| l.strip_prefix("ports ")?.parse().ok());
+        let few = ports.is_some_and(|n: usize| n <= PORTS_MAX);
+        ensure(lines.first() == Some(&"files 1") && few && lines.get(2) == Some(&"files 2 10"), || said.clone())
     })
 }
 

@@ -16,6 +16,7 @@ const TESTS: &[Test] = &[
     ("network::one_port_in_two_namespaces", network::same_port),
     ("network::routed_addresses_go_through_the_kernel", network::routed),
     ("network::a_thread_that_moves", network::moved),
+    ("network::a_process_that_leaves", network::left),
     ("network::abstract_names", network::abstract_names),
     ("network::an_agent_with_a_path", network::agent_at_a_path),
     ("identity::pid_namespaces", identity::pid_namespaces),

@@ -59,15 +59,28 @@ pub fn moved() -> Outcome {
             let (_server, port) = scene.serve(At::A, "127.0.0.1:0", "a")?;
             let there = format!("127.0.0.1:{port}");
             let mover = Voice::of(scene.python(At::A, &["move", scene.name(At::B), &there, &port])?)?;
-            let mut said = vec![mover.line()?, mover.line()?, mover.line()?];
+            let mut said = vec![mover.line()?, mover.line()?, mover.line()?, mover.line()?];
             mover.listening()?;
             said.push(scene.reach(At::B, &there)?);
             said.push(scene.reach(At::A, &there)?);
             Ok(said)
         },
-        &["reached a", "ECONNREFUSED", "reached a", "reached moved", "reached a"],
-        // In user space: before the move, by the old socket, and within `a`.
-        |totals| ensure(totals.user.connections == 6, || format!("{totals:?}")),
+        &["reached a", "ECONNREFUSED", "reached a", "reached a", "reached moved", "reached a"],
+        // In user space: before the move, by the sockets of that time, and within `a`.
+        |totals| ensure(totals.user.connections == 8, || format!("{totals:?}")),
+    )
+}
+
+/// A process that gives its namespace up for a new one, in which there is nobody, by a system call.
+pub fn left() -> Outcome {
+    compare(
+        |scene| {
+            let (_server, port) = scene.serve(At::A, "127.0.0.1:0", "a")?;
+            let leaver = Voice::of(scene.python(At::A, &["leave", &format!("127.0.0.1:{port}")])?)?;
+            (0..5).map(|_| leaver.line()).collect()
+        },
+        &["reached a", "reached a", "ENETUNREACH", "reached a", "reached a"],
+        all_in_user_space(4),
     )
 }
 
