@@ -49,7 +49,7 @@ pub fn connect(fd: i32, addr: *const libc::sockaddr, len: libc::socklen_t) -> Pa
         stats::set_reason(h.index(), Reason::Namespace);
         return Path::Kernel;
     }
-    let _no_signals = NoSignals::new();
+    let signals = NoSignals::new();
     let Some(from) = source::towards(dst).filter(|_| dst.port != 0) else {
         stats::set_reason(h.index(), Reason::Remote);
         return Path::Kernel;
@@ -57,7 +57,7 @@ pub fn connect(fd: i32, addr: *const libc::sockaddr, len: libc::socklen_t) -> Pa
     // Another thread may close it meanwhile.
     let Some(_pinned) = h.pin() else { return Path::Kernel };
     h.touch(touched::CONNECTING);
-    let connected = through_coordinator(fd, h, dst, from);
+    let connected = through_coordinator(&signals, fd, h, (dst, from));
     // Release: pairs with the Acquire in `settled`: who waited sees the connection.
     h.touched.fetch_and(!touched::CONNECTING, Ordering::Release);
     match connected {
@@ -135,10 +135,10 @@ fn leave_error(fd: i32, h: &Handle, s: &Stream) -> Option<()> {
 
 /// The connection, made. True if the socket is non-blocking.
 fn through_coordinator(
+    signals: &NoSignals,
     fd: i32,
     h: &'static Handle,
-    dst: Addr,
-    from: Addr,
+    (dst, from): (Addr, Addr),
 ) -> core::result::Result<bool, Reason> {
     let (domain, _) = h.family();
     if (domain == libc::AF_INET) != dst.is_v4() && domain == libc::AF_INET {
@@ -154,7 +154,7 @@ fn through_coordinator(
         src.ip = from.ip;
     }
     let sock = socket::new_sock().ok_or(Reason::TooMany)?;
-    let conn = match coordinator::call(Request::Connect { dst, src }) {
+    let conn = match coordinator::call_undisturbed(signals, None, Request::Connect { dst, src }) {
         Ok(Completion::Connected { status: Status::Ok, conn }) => conn,
         other => {
             sock.free();

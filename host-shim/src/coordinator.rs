@@ -49,10 +49,17 @@ static NEXT_SEQUENCE: AtomicU32 = AtomicU32::new(0);
 struct Pending {
     token: AtomicU32,
     state: AtomicU32,
-    /// Index plus one of the listener that an `Accept` is for.
+    /// Index plus one of the listener that an `Accept` is for; and [`AHEAD`].
     listener: AtomicU32,
     words: [AtomicU64; 7],
 }
+
+/// See [`start_ahead`].
+const AHEAD: u32 = 1 << 31;
+/// In [`Handle::ready`] of a listener: connections wait at the coordinator.
+const AT_COORDINATOR: u32 = 1;
+/// As many above that wait here.
+const HERE: u32 = 2;
 
 const FREE: u32 = 0;
 const WAITING: u32 = 1;
@@ -119,7 +126,7 @@ fn show_next(end: &HostEnd<'static>) {
 
 /// Something waits to be taken. A hint: another thread may be taking it right now.
 #[inline(always)]
-fn has_news() -> bool {
+pub fn has_news() -> bool {
     // SAFETY: null, or a header in host memory of this process, which is mapped for good.
     let header = unsafe { NEXT_HEADER.load(Ordering::Acquire).as_ref() };
     header.is_some_and(|h| {
@@ -221,6 +228,18 @@ pub fn post_quietly(request: Request) -> Result<(), NoAnswer> {
 /// # Errors
 /// [`NoAnswer`]: not attached, the coordinator is gone, or too many requests are under way.
 pub fn start(listener: Option<&Handle>, request: Request) -> Result<Ticket, NoAnswer> {
+    start_as(listener.map_or(0, |h| h.index() + 1), request)
+}
+
+/// [`start`], of an `Accept` that nobody waits for yet: a connection in its answer counts in [`Handle::ready`], until it is [`taken`].
+///
+/// # Errors
+/// As [`start`].
+pub fn start_ahead(listener: &Handle, request: Request) -> Result<Ticket, NoAnswer> {
+    start_as((listener.index() + 1) | AHEAD, request)
+}
+
+fn start_as(listener: u32, request: Request) -> Result<Ticket, NoAnswer> {
     if !process::is_attached() || is_silent() {
         return Err(NoAnswer);
     }
@@ -238,7 +257,7 @@ pub fn start(listener: Option<&Handle>, request: Request) -> Result<Ticket, NoAn
     }
     let ticket = Ticket { place, token };
     let pending = ticket.pending().ok_or(NoAnswer)?;
-    pending.listener.store(listener.map_or(0, |h| h.index() + 1), Ordering::Relaxed);
+    pending.listener.store(listener, Ordering::Relaxed);
     pending.token.store(token, Ordering::Release);
     push(request, token).inspect_err(|_| ticket.abandon())?;
     Ok(ticket)
@@ -249,16 +268,21 @@ pub fn start(listener: Option<&Handle>, request: Request) -> Result<Ticket, NoAn
 /// # Errors
 /// [`NoAnswer`]; the coordinator is not asked for a while then.
 pub fn call(request: Request) -> Result<Completion, NoAnswer> {
-    call_for(None, request)
+    let epoch = process::epoch();
+    answer(start(None, request)?, epoch)
 }
 
-/// [`call`], with the listener that an `Accept` is for.
+/// [`call`] of who has blocked signals, which is not done again; with the listener that an `Accept` is for.
 ///
 /// # Errors
 /// As [`call`].
-pub fn call_for(listener: Option<&Handle>, request: Request) -> Result<Completion, NoAnswer> {
+pub fn call_undisturbed(
+    signals: &NoSignals,
+    listener: Option<&Handle>,
+    request: Request,
+) -> Result<Completion, NoAnswer> {
     let epoch = process::epoch();
-    answer(start(listener, request)?, epoch)
+    answer_undisturbed(signals, start(listener, request)?, epoch)
 }
 
 /// Posts a request of which nothing but its being done is of interest, and waits for that where one can.
@@ -271,7 +295,23 @@ pub fn done(request: Request) {
     }
 }
 
-fn answer(ticket: Ticket, epoch: u32) -> Result<Completion, NoAnswer> {
+/// The answer to a request to the coordinator of `epoch`, waited for a bounded time.
+///
+/// # Errors
+/// As [`call`].
+pub fn answer(ticket: Ticket, epoch: u32) -> Result<Completion, NoAnswer> {
+    answer_by(ticket, epoch, pump)
+}
+
+/// [`answer`], of who has blocked signals.
+///
+/// # Errors
+/// As [`call`].
+pub fn answer_undisturbed(signals: &NoSignals, ticket: Ticket, epoch: u32) -> Result<Completion, NoAnswer> {
+    answer_by(ticket, epoch, || pump_undisturbed(signals))
+}
+
+fn answer_by(ticket: Ticket, epoch: u32, pump: impl Fn() -> bool) -> Result<Completion, NoAnswer> {
     let start = sys::now();
     let mut spin = Spin::new();
     loop {
@@ -292,6 +332,9 @@ fn answer(ticket: Ticket, epoch: u32) -> Result<Completion, NoAnswer> {
 }
 
 impl Ticket {
+    /// Of no request.
+    pub const NONE: Ticket = Ticket { place: usize::MAX, token: 0 };
+
     /// As one word, for [`crate::holds`].
     pub fn packed(self) -> usize {
         self.place << 32 | self.token as usize
@@ -351,15 +394,35 @@ fn deliver(raw: &Raw) -> bool {
     for (to, from) in body.iter().zip(raw.body) {
         to.store(from, Ordering::Relaxed);
     }
-    if let (Some(h), Ok(Completion::Accepted { more, .. })) = (
-        p.listener.load(Ordering::Relaxed).checked_sub(1).and_then(handle::by_index),
-        Completion::from_raw(raw),
-    ) {
-        h.ready.store(u32::from(more), Ordering::Release);
+    let listener = p.listener.load(Ordering::Relaxed);
+    if let (Some(h), Ok(Completion::Accepted { status, more, .. })) =
+        ((listener & !AHEAD).checked_sub(1).and_then(handle::by_index), Completion::from_raw(raw))
+    {
+        // First what is here: who looks in between must not see that there is nobody. Whoever watches has heard of it when it came.
+        if listener & AHEAD != 0 && status == Status::Ok {
+            h.ready.fetch_add(HERE, Ordering::Release);
+        }
+        wait_at_coordinator(h, more);
     }
     // Release: pairs with the Acquire in `is_answered`.
     p.state.store(ANSWERED, Ordering::Release);
     true
+}
+
+/// Connections wait for the listener `h` at the coordinator, or don't.
+pub fn wait_at_coordinator(h: &Handle, any: bool) {
+    let change = |ready| Some(ready & !AT_COORDINATOR | if any { AT_COORDINATOR } else { 0 });
+    let _ = h.ready.fetch_update(Ordering::Release, Ordering::Relaxed, change);
+}
+
+/// Does one wait there?
+pub fn more_wait(h: &Handle) -> bool {
+    h.ready.load(Ordering::Acquire) & AT_COORDINATOR != 0
+}
+
+/// A connection of the listener `h` that was asked for ahead has found somebody who accepts it.
+pub fn taken(h: &Handle) {
+    h.ready.fetch_sub(HERE, Ordering::AcqRel);
 }
 
 /// Takes what the coordinator has sent. Cheap when there is nothing. True if there was something.
@@ -368,10 +431,18 @@ pub fn pump() -> bool {
     has_news() && take_all()
 }
 
+/// [`pump`], of who has blocked signals.
+pub fn pump_undisturbed(signals: &NoSignals) -> bool {
+    has_news() && take_batches(signals)
+}
+
 #[cold]
 fn take_all() -> bool {
-    // A handler that ran in the middle of this could not get its own answers.
-    let _no_signals = NoSignals::new();
+    take_batches(&NoSignals::new())
+}
+
+/// A handler that ran in the middle of this could not get its own answers.
+fn take_batches(_signals: &NoSignals) -> bool {
     let mut any = false;
     loop {
         let mut refused = [const { None }; BATCH];
@@ -492,7 +563,7 @@ fn tell_gone(conn: ConnId, how: u32) -> bool {
 fn tell_ready(listener: u32, waiting: bool) -> bool {
     let mut found = false;
     for h in listeners(listener) {
-        h.ready.store(u32::from(waiting), Ordering::Release);
+        wait_at_coordinator(h, waiting);
         crate::epoll::handle_changed(h);
         found = true;
     }

@@ -12,8 +12,8 @@ use ring::msg::Request;
 
 use crate::lock::Lock;
 use crate::{
-    agent, arenas, coordinator, epoll, faces, fds, overlay, pending, ports, process, reserved, segments,
-    socket, source, sys, unix, wait,
+    agent, ahead, arenas, coordinator, epoll, faces, fds, listener, overlay, pending, ports, process,
+    reserved, segments, socket, source, sys, unix, wait,
 };
 
 /// Held from before a fork until the parent has gone on.
@@ -36,12 +36,13 @@ pub fn install() {
 }
 
 /// Private locks, in the order in which they are ever nested.
-fn locks() -> [&'static Lock; 11] {
+fn locks() -> [&'static Lock; 12] {
     let [dispatch, rings] = coordinator::locks();
     let [v4, v6] = ports::locks();
     [
         v4,
         v6,
+        ahead::lock(),
         source::lock(),
         process::lock(),
         dispatch,
@@ -66,6 +67,7 @@ extern "C" fn before() {
     LATER.store(false, Ordering::Relaxed);
     WATCHED.store(false, Ordering::Relaxed);
     if socket::has_shared() && process::is_known() {
+        listener::share_all();
         announce(may_wait());
         WATCHED.store(socket::has_connections(), Ordering::Relaxed);
         epoll::before_fork();

@@ -46,13 +46,12 @@ pub fn open(domain: i32, ty: i32, protocol: i32) -> Option<Result<i32>> {
         Ok(opened) => opened,
         Err(e) => return Some(Err(e)),
     };
-    socket::made(fd, domain, ty);
-    let Some(h) = table::get(fd) else {
+    socket::made_with(fd, domain, ty, face);
+    if table::get(fd).is_none() {
         // A number that we can't know: what it stands for must not be one of many.
         sys::close(fd);
         return None;
-    };
-    faces::given(h, face);
+    }
     Some(Ok(fd))
 }
 

@@ -15,7 +15,8 @@ use rustix::io::FdFlags;
 
 use crate::handle::{self, Handle, Kind, touched};
 use crate::{
-    agent, arenas, coordinator, epoll, epoll_wait, faces, fds, overlay, process, relay, socket, sys, table,
+    agent, arenas, coordinator, epoll, epoll_wait, faces, fds, listener, overlay, process, relay, socket,
+    sys, table,
 };
 
 /// Prefix of the variable that names the image.
@@ -96,6 +97,7 @@ pub fn prepare(who: Who) -> Option<Left> {
     let attached = process::is_attached() && ours().next().is_some();
     let nonce = if attached { sys::random() | 1 } else { 0 };
     if attached {
+        listener::share_all();
         coordinator::post(Request::Fork { nonce }).ok()?;
     }
     if who == Who::Child && attached {

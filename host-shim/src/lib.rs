@@ -23,6 +23,7 @@
 
 mod adopt;
 mod agent;
+mod ahead;
 mod ancillary;
 mod arenas;
 mod arrivals;

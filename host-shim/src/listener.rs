@@ -15,13 +15,16 @@ use ring::msg::{ACCEPT_WAIT, Addr, Completion, LISTEN_V6ONLY, Request, Status};
 use ring::stats::{Reason, SocketState};
 use rustix::event::{PollFd, PollFlags};
 
+use crate::ahead::Accepted;
 use crate::coordinator::Ticket;
 use crate::handle::{self, Handle, Kind, touched};
 use crate::reserved::Reserved;
 use crate::sock::Sock;
 use crate::sys::{Errno, NoSignals, Result};
 use crate::wait::{self, Spin};
-use crate::{arrivals, coordinator, faces, fds, holds, options, process, real, socket, stats, sys, table};
+use crate::{
+    ahead, arrivals, coordinator, faces, fds, holds, options, process, real, socket, stats, sys, table,
+};
 
 /// Every so many accepts the kernel's queue goes first, so that neither starves.
 const KERNEL_TURN: u32 = 8;
@@ -145,7 +148,7 @@ fn enter(h: &Handle, number: u32) {
     h.set_kind(Kind::Listener);
     note(h);
     if coordinator::ready_early(number) {
-        h.ready.store(1, Ordering::Release);
+        coordinator::wait_at_coordinator(h, true);
     }
 }
 
@@ -154,6 +157,7 @@ fn enter(h: &Handle, number: u32) {
 #[cold]
 fn renew(fd: i32, h: &'static Handle, sock: &Sock) {
     // Whatever the old one had queued ended with it.
+    ahead::forget(h);
     h.ready.store(0, Ordering::Release);
     if h.was(touched::WITHDRAWN) || !process::ensure_attached() || h.is_current() {
         return;
@@ -187,6 +191,7 @@ fn number_of(h: &Handle) -> Option<u32> {
 /// it when this returns: as in Linux, who connects from now on is refused, and who was not accepted is reset.
 pub fn let_go(h: &Handle) {
     let Some(sock) = h.sock() else { return };
+    ahead::give_back(h);
     // Acquire: pairs with the Release below of relatives, who have told the coordinator before.
     let shared = sock.processes.load(Ordering::Acquire) > 1;
     unlisten(h, !shared);
@@ -207,6 +212,13 @@ fn unlisten(h: &Handle, heard: bool) {
         coordinator::done(request);
     } else {
         let _ = coordinator::post(request);
+    }
+}
+
+/// Before others get a part in the listeners of this process.
+pub fn share_all() {
+    for h in all() {
+        ahead::give_back(h);
     }
 }
 
@@ -325,16 +337,22 @@ impl Call {
     fn try_accept(&mut self, asks: bool) -> Result<Option<i32>> {
         let turn = self.h.turns.fetch_add(1, Ordering::Relaxed);
         let kernel_first = turn % KERNEL_TURN == KERNEL_TURN - 1;
-        if kernel_first && let Some(new) = self.take_from_kernel()? {
-            return Ok(Some(new));
-        }
-        coordinator::pump();
-        if self.h.ready.load(Ordering::Acquire) != 0
-            && let Some(new) = self.take_from_coordinator()?
+        if kernel_first
+            && is_readable(self.listener())
+            && let Some(new) = self.take_from_kernel()?
         {
             return Ok(Some(new));
         }
-        if kernel_first || !(asks || is_readable(self.listener())) {
+        if coordinator::has_news() || ahead::is_any() || coordinator::more_wait(self.h) {
+            // Once for all of it.
+            let signals = NoSignals::new();
+            coordinator::pump_undisturbed(&signals);
+            let ahead = ahead::take(&signals, self.h);
+            if let Some(new) = ahead.or_else(|| self.take_from_coordinator(&signals)) {
+                return self.install(&signals, &new).map(Some);
+            }
+        }
+        if !asks && !is_readable(self.listener()) {
             return Ok(None);
         }
         self.take_from_kernel()
@@ -371,23 +389,25 @@ impl Call {
         Ok(Some(new))
     }
 
-    fn take_from_coordinator(&mut self) -> Result<Option<i32>> {
-        let Some(listener) = number_of(self.h) else { return Ok(None) };
-        match coordinator::call_for(Some(self.h), Request::Accept { listener, flags: 0 }) {
-            Ok(Completion::Accepted { status: Status::Ok, conn, peer, local, .. }) => {
-                self.install(&Accepted { conn, peer, local }).map(Some)
-            }
-            _ => Ok(None),
-        }
+    fn take_from_coordinator(&self, signals: &NoSignals) -> Option<Accepted> {
+        let listener = number_of(self.h).filter(|_| coordinator::more_wait(self.h))?;
+        let request = Request::Accept { listener, flags: 0 };
+        coordinator::call_undisturbed(signals, Some(self.h), request).ok().and_then(Accepted::of)
     }
 
     /// Makes a descriptor for a connection that the coordinator gave us.
-    fn install(&mut self, new: &Accepted) -> Result<i32> {
-        let _no_signals = NoSignals::new();
+    fn install(&mut self, _signals: &NoSignals, new: &Accepted) -> Result<i32> {
+        if coordinator::more_wait(self.h)
+            && self.sock.processes.load(Ordering::Relaxed) == 1
+            && let Some(listener) = number_of(self.h)
+        {
+            ahead::ask(self.h, listener);
+        }
         let (domain, ty) = self.h.family();
         let reserved = match self.reserved.take() {
             Some(reserved) => reserved.renewed(self.listener(), self.h, self.flags),
             None => Reserved::now(self.listener(), self.h, self.flags).inspect_err(|_| {
+                ahead::give_back(self.h);
                 let _ = coordinator::post(Request::Requeue { conn: new.conn });
             })?,
         };
@@ -443,8 +463,8 @@ impl Call {
         drop(noted);
         coordinator::pump();
         let answer = ticket.finish().or_else(|| unpark(listener, ticket));
-        if let Some(Completion::Accepted { status: Status::Ok, conn, peer, local, .. }) = answer {
-            return self.install(&Accepted { conn, peer, local }).map(Some);
+        if let Some(new) = answer.and_then(Accepted::of) {
+            return self.install(&NoSignals::new(), &new).map(Some);
         }
         if !wait::agent_alive() {
             process::become_inert(epoch);
@@ -457,22 +477,14 @@ impl Call {
     }
 }
 
-struct Accepted {
-    conn: ring::msg::ConnId,
-    peer: Addr,
-    local: Addr,
-}
-
 /// Takes back the parked accept of a call that never returned; what came to it in between goes to somebody else.
 fn leave_queue(listener: usize, ticket: usize) {
     let _no_signals = NoSignals::new();
     let listener = u32::try_from(listener).unwrap_or(0);
     coordinator::pump();
     let ticket = Ticket::unpacked(ticket);
-    if let Some(Completion::Accepted { status: Status::Ok, conn, .. }) =
-        ticket.finish().or_else(|| unpark(listener, ticket))
-    {
-        let _ = coordinator::post(Request::Requeue { conn });
+    if let Some(new) = ticket.finish().or_else(|| unpark(listener, ticket)).and_then(Accepted::of) {
+        let _ = coordinator::post(Request::Requeue { conn: new.conn });
     }
 }
 

@@ -19,7 +19,7 @@ use crate::agent::{self, AgentError};
 use crate::config::{self, Log, log};
 use crate::lock::Guarded;
 use crate::sys::NoSignals;
-use crate::{coordinator, faces, fds, listener, options, stats, sys, wait};
+use crate::{ahead, coordinator, faces, fds, listener, options, stats, sys, wait};
 
 const UNTRIED: u64 = 0;
 const ATTACHED: u64 = 1;
@@ -351,6 +351,7 @@ pub fn detach_child() {
     }
     coordinator::uninstall();
     faces::forget_all();
+    ahead::forget_all();
     stats::uninstall();
     FUNCTION.store(0, Ordering::Relaxed);
     if is_attached() {

@@ -16,7 +16,7 @@ use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::handle::{self, Handle, Kind, touched};
-use crate::{agent, coordinator, epoll, fds, leave, options, process, socket, stats, sys, table};
+use crate::{agent, ahead, coordinator, epoll, fds, leave, options, process, socket, stats, sys, table};
 
 /// Descriptor numbers that the relay finds things at (SPEC 10.4).
 const ARENA_AT: u32 = 6;
@@ -139,6 +139,7 @@ pub fn replace(h: &'static Handle) {
 pub fn withdraw(h: &'static Handle) {
     let Some(sock) = h.sock() else { return };
     h.touch(touched::WITHDRAWN);
+    ahead::give_back(h);
     if h.is_current() {
         let listener = h.place.load(Ordering::Relaxed);
         let _ = coordinator::post(Request::Withdraw { listener });

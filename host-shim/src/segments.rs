@@ -24,6 +24,8 @@ use crate::{agent, bells, fds, process, stats, sys};
 
 /// Rings that may wait in a wire; the kernel has room for more than 250.
 const RINGS_KEPT: u64 = 64;
+/// Within so long, a segment that has no connection any more is looked at once.
+const LOOK_MS: u64 = 10;
 /// Slots that are as well looked at one by one.
 const FEW: usize = 32;
 /// The side that connects.
@@ -45,6 +47,8 @@ pub struct Mapped {
     live: AtomicU32,
     /// Non-zero: the other group is gone.
     hung_up: AtomicU32,
+    /// When that was looked for last, in milliseconds of the clock.
+    looked_ms: AtomicU64,
     /// One past the highest slot that we ever used: news scans end there.
     slots_used: AtomicU32,
     /// See [`Lane`].
@@ -69,6 +73,7 @@ impl Mapped {
             wire: AtomicI32::new(-1),
             live: AtomicU32::new(0),
             hung_up: AtomicU32::new(0),
+            looked_ms: AtomicU64::new(0),
             slots_used: AtomicU32::new(0),
             lanes_from: AtomicU32::new(0),
             watched_by: AtomicU64::new(0),
@@ -230,10 +235,20 @@ impl Mapped {
         if let Some(owner) = self.owners.get(usize::from(slot)) {
             owner.store(0, Ordering::Release);
         }
-        if self.live.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if self.live.fetch_sub(1, Ordering::AcqRel) == 1 && self.is_due() {
             self.check();
             self.unmap_if_unused();
         }
+    }
+
+    /// It was not looked at for a while: who closes one connection after the other need not do that each time.
+    fn is_due(&self) -> bool {
+        let now_ms = u64::try_from(sys::now().as_millis()).unwrap_or(0);
+        let is_due = now_ms.abs_diff(self.looked_ms.load(Ordering::Relaxed)) >= LOOK_MS;
+        if is_due {
+            self.looked_ms.store(now_ms, Ordering::Relaxed);
+        }
+        is_due || self.hung_up.load(Ordering::Relaxed) != 0
     }
 
     /// Gives the memory back once the other group is gone and nobody here uses it.
@@ -351,6 +366,7 @@ impl Mapped {
     fn reset(&self) {
         self.live.store(0, Ordering::Relaxed);
         self.hung_up.store(0, Ordering::Relaxed);
+        self.looked_ms.store(0, Ordering::Relaxed);
         self.slots_used.store(0, Ordering::Relaxed);
         self.watched_by.store(0, Ordering::Relaxed);
     }

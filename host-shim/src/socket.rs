@@ -18,6 +18,11 @@ use crate::{
 
 /// A socket that the kernel has just made: from now on we know it. TCP sockets attach the process first.
 pub fn made(fd: i32, domain: i32, ty: i32) {
+    made_with(fd, domain, ty, 0);
+}
+
+/// [`made`], of one with that face ([`crate::fresh`]).
+pub fn made_with(fd: i32, domain: i32, ty: i32, face: u32) {
     listener::serving();
     let kind = ty & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
     let tcp = (domain == libc::AF_INET || domain == libc::AF_INET6) && kind == libc::SOCK_STREAM;
@@ -25,6 +30,7 @@ pub fn made(fd: i32, domain: i32, ty: i32) {
     let attached = if tcp { process::ensure_attached() } else { !process::is_inert() };
     forget(fd);
     let Some(h) = handle::allocate(Kind::Kernel, fd, domain, kind) else { return };
+    faces::given(h, face);
     if !table::set(fd, h) {
         release(h);
         return;

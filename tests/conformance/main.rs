@@ -15,6 +15,7 @@ mod alike;
 mod arrivals;
 mod clients;
 mod connect;
+mod crowds;
 mod descriptors;
 mod driver;
 mod end;
@@ -107,6 +108,7 @@ const GROUPS: &[Group] = &[
     two(Family::Tcp, arrivals::CASES),
     two(Family::Tcp, clients::CASES),
     two(Family::Tcp, connect::CASES),
+    two(Family::Tcp, crowds::CASES),
     two(Family::Tcp, descriptors::CASES),
     two(Family::Tcp, end::CASES),
     two(Family::Tcp, epoll::CASES),

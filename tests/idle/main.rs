@@ -135,7 +135,9 @@ fn shared_file() -> Outcome {
         let lines: Vec<_> = said.lines().collect();
         let ports = lines.get(1).and_then(|l| l.strip_prefix("ports ")?.parse().ok());
         let few = ports.is_some_and(|n: usize| n <= PORTS_MAX);
-        ensure(lines.first() == Some(&"files 1") && few && lines.get(2) == Some(&"files 2 10"), || said.clone())
+        ensure(lines.first() == Some(&"files 1") && few && lines.get(2) == Some(&"files 2 10"), || {
+            said.clone()
+        })
     })
 }
 
