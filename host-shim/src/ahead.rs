@@ -142,6 +142,9 @@ pub fn ask(h: &Handle, listener: u32) {
 
 /// What was asked for and is not accepted goes back into the queue of the listener `h`, from which others may get it.
 pub fn give_back(h: &Handle) {
+    if !coordinator::may_wait() {
+        return forget(h);
+    }
     let epoch = process::epoch();
     let mut left = [const { None }; DEPTH_MAX];
     for place in &mut left {
@@ -159,7 +162,7 @@ pub fn give_back(h: &Handle) {
     }
 }
 
-/// The coordinator does not answer: what it has given is its own again, if there still is one.
+/// The coordinator does not answer, or can't be waited for: what it has given is its own again, and what comes late goes back by itself.
 pub fn forget(h: &Handle) {
     while let Some(ticket) = pop(h) {
         match ticket.finish().and_then(Accepted::of) {

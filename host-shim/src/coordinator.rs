@@ -285,11 +285,15 @@ pub fn call_undisturbed(
     answer_undisturbed(signals, start(listener, request)?, epoch)
 }
 
+/// Who acts on completions can't wait for one.
+pub fn may_wait() -> bool {
+    !DISPATCH.is_own()
+}
+
 /// Posts a request of which nothing but its being done is of interest, and waits for that where one can.
 pub fn done(request: Request) {
     let epoch = process::epoch();
-    // Who acts on completions can't wait for one.
-    match if DISPATCH.is_own() { Err(NoAnswer) } else { start(None, request) } {
+    match if may_wait() { start(None, request) } else { Err(NoAnswer) } {
         Ok(ticket) => drop(answer(ticket, epoch)),
         Err(NoAnswer) => drop(post(request)),
     }

@@ -389,6 +389,14 @@ pub fn unconnected_apart() {
     }
 }
 
+/// The process has no descriptor left: gives back those of ports, of which a connection that has one makes its placeholder. Were there any?
+pub fn make_room() -> bool {
+    let _no_signals = NoSignals::new();
+    let with_port = |fd: &i32| table::get(*fd).is_some_and(|h| h.kept.load(Ordering::Relaxed) != 0);
+    let moved = common().filter(with_port).filter(|fd| apart(*fd)).count();
+    ports::forget_all() || moved != 0
+}
+
 /// Before a program or a vfork child gets descriptors under numbers that we may not know: files tell them apart.
 pub fn all_apart() {
     for fd in common() {

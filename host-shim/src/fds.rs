@@ -39,6 +39,11 @@ fn base() -> i32 {
     base
 }
 
+/// As many of ours may be for one purpose: 64, or less if the soft limit is a low one.
+pub fn share() -> usize {
+    usize::try_from(base() / 12).unwrap_or(0)
+}
+
 /// A second descriptor of the file of `fd`, up there.
 fn up(fd: i32) -> Option<i32> {
     let high = || rustix::io::fcntl_dupfd_cloexec(sys::borrow(fd), base()).ok();

@@ -17,7 +17,7 @@ use crate::handle::Handle;
 use crate::lock::{Guarded, Lock};
 use crate::{fds, options, real, segments, sys};
 
-/// In use and at rest, of each family. More connections at a time have sockets of their own.
+/// In use and at rest, of each family, at most: see [`fds::share`]. More connections at a time have sockets of their own.
 const PORTS_MAX: usize = 64;
 /// How long a port rests, unless there are [`PORTS_MAX`].
 const REST: Duration = Duration::from_secs(1);
@@ -53,6 +53,8 @@ enum Next {
 
 /// Ports of one family.
 struct Pool {
+    /// As many may be in use and at rest.
+    most: usize,
     /// A queue: the one that rests for the longest time is at `first`.
     resting: [Resting; PORTS_MAX],
     first: usize,
@@ -62,7 +64,7 @@ struct Pool {
 const NONE: Resting = Resting { fd: -1, number: 0, conn: ConnId(0), since: Duration::ZERO };
 
 impl Pool {
-    const NEW: Pool = Pool { resting: [NONE; PORTS_MAX], first: 0, len: 0 };
+    const NEW: Pool = Pool { most: PORTS_MAX, resting: [NONE; PORTS_MAX], first: 0, len: 0 };
 
     fn oldest(&self) -> Option<Resting> {
         self.resting.get(self.first).copied().filter(|_| self.len > 0)
@@ -77,7 +79,7 @@ impl Pool {
 
     /// Gives it back if there is no room.
     fn push(&mut self, port: Resting) -> Option<Resting> {
-        let room = self.len < PORTS_MAX;
+        let room = self.len < self.most;
         let place = self.resting.get_mut((self.first + self.len) % PORTS_MAX).filter(|_| room);
         let Some(place) = place else { return Some(port) };
         *place = port;
@@ -86,7 +88,7 @@ impl Pool {
     }
 
     fn is_full(&self, used: usize) -> bool {
-        used + self.len >= PORTS_MAX
+        used + self.len >= self.most
     }
 
     /// The one that is next, if it has rested, and the last connection that had it `is_over`; `used`: by connections. What nobody wants is
@@ -125,7 +127,7 @@ fn of(domain: i32) -> &'static Guarded<Pool> {
 
 /// As many connections as may have one have one. A hint, without the lock.
 pub fn are_scarce(domain: i32) -> bool {
-    used_of(domain).load(Ordering::Relaxed) >= PORTS_MAX
+    used_of(domain).load(Ordering::Relaxed) >= fds::share().min(PORTS_MAX)
 }
 
 /// For the fork handlers.
@@ -148,6 +150,7 @@ pub fn take(domain: i32) -> Option<Port> {
     loop {
         {
             let mut pool = of(domain).take()?;
+            pool.most = fds::share().min(PORTS_MAX);
             let before = used.load(Ordering::Relaxed);
             let now = sys::now();
             let port = match pool.next(before, now, segments::is_over) {
@@ -261,15 +264,18 @@ fn forget_one(domain: i32) {
     count_down(domain);
 }
 
-/// Those at rest are the kernel's again: in a forked child they are the parent's.
-pub fn forget_all() {
+/// Those at rest are the kernel's again: in a forked child they are the parent's. Were there any?
+pub fn forget_all() -> bool {
+    let mut any = false;
     for pool in [&V4, &V6] {
         if let Some(mut pool) = pool.take() {
             while let Some(port) = pool.pop() {
                 fds::discard(port.fd);
+                any = true;
             }
         }
     }
+    any
 }
 
 /// `fd` was the socket of one, and is the application's now.

@@ -199,24 +199,24 @@ fn sent_away(t: &Duo) {
 fn listener_closed(t: &Duo) {
     let (l, addr, clients) = crowd(t, 12, 4);
     t.s.close(l);
-    for c in clients.into_iter().skip(4) {
-        t.c.settle(c, POLLIN);
-        t.c.recv(c, 8);
-    }
-    let late = t.c.tcp();
-    t.c.connect(late, &addr);
+    turned_away(t, &addr, &clients[4..]);
 }
 
 fn listener_shut(t: &Duo) {
     let (l, addr, clients) = crowd(t, 12, 4);
     t.s.shutdown(l, libc::SHUT_RD);
     t.s.accept(l);
-    for c in clients.into_iter().skip(4) {
-        t.c.settle(c, POLLIN);
-        t.c.recv(c, 8);
+    turned_away(t, &addr, &clients[4..]);
+}
+
+/// What those hear who were not accepted, and one who comes late.
+fn turned_away(t: &Duo, addr: &Addr, clients: &[i32]) {
+    for c in clients {
+        t.c.settle(*c, POLLIN);
+        t.c.recv(*c, 8);
     }
     let late = t.c.tcp();
-    t.c.connect(late, &addr);
+    t.c.connect(late, addr);
 }
 
 fn some_gone(t: &Duo) {

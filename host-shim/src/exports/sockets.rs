@@ -9,7 +9,7 @@ use super::{fail, number, status};
 use crate::connect::{self, Path};
 use crate::handle::{Handle, Kind, Stream, touched};
 use crate::listener::{self, PeerOut};
-use crate::sys::{Errno, NoSignals, keep_errno};
+use crate::sys::{self, Errno, NoSignals, keep_errno};
 use crate::{cancel, dual, faces, fresh, options, real, relay, socket, stats, table, unix};
 
 #[unsafe(no_mangle)]
@@ -19,7 +19,11 @@ pub unsafe extern "C" fn socket(domain: c_int, ty: c_int, protocol: c_int) -> c_
             return number(made);
         }
         // SAFETY: the application's arguments, unchanged; so in every pass-through below.
-        let fd = unsafe { real::socket(domain, ty, protocol) };
+        let socket = || unsafe { real::socket(domain, ty, protocol) };
+        let mut fd = socket();
+        if fd < 0 && sys::errno().0 == libc::EMFILE && faces::make_room() {
+            fd = socket();
+        }
         if fd >= 0 {
             socket::made(fd, domain, ty);
         }
