@@ -344,6 +344,10 @@ impl Drop for Twin {
 
 /// Gives the socket `fd` a file of its own, if it is one of ours and has none. False: there is no room for it.
 pub fn apart(fd: i32) -> bool {
+    part(fd) || (make_room() && part(fd))
+}
+
+fn part(fd: i32) -> bool {
     let Some(h) = table::get(fd).filter(|h| h.was(touched::COMMON)) else { return true };
     if process::is_borrowed() {
         // Another thread accepted it after the vfork: here the number is something else.
@@ -363,7 +367,7 @@ pub fn apart(fd: i32) -> bool {
     moved
 }
 
-/// As [`apart`], for a call on the file: `None` if it can be made, or what it returns.
+/// [`apart`], for a call on the file: `None` if it can be made, or what it returns.
 pub fn refused(fd: i32) -> Option<i32> {
     if table::get(fd).is_some_and(fresh::is_one) {
         fresh::missed();
@@ -393,7 +397,7 @@ pub fn unconnected_apart() {
 pub fn make_room() -> bool {
     let _no_signals = NoSignals::new();
     let with_port = |fd: &i32| table::get(*fd).is_some_and(|h| h.kept.load(Ordering::Relaxed) != 0);
-    let moved = common().filter(with_port).filter(|fd| apart(*fd)).count();
+    let moved = common().filter(with_port).filter(|fd| part(*fd)).count();
     ports::forget_all() || moved != 0
 }
 

@@ -30,6 +30,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("signals", "signals.c"),
     ("children", "children.c"),
     ("accepted", "accepted.c"),
+    ("clients", "clients.c"),
 ];
 
 /// One function of a program.
