@@ -18,7 +18,7 @@ use crate::handle::{self, Handle};
 use crate::lock::{Guarded, Lock};
 use crate::sys::NoSignals;
 use crate::wait::{self, Spin};
-use crate::{process, segments, sock, socket, sys};
+use crate::{early, process, segments, sock, socket, sys};
 
 /// Longest wait for an answer that the coordinator gives at once.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
@@ -93,9 +93,7 @@ pub struct Ticket {
 pub fn install(requests: Requests<'static>, window: &FarWindow<'static>, host: &HostMemory<'static>) {
     // What a former coordinator sent is acted on before, or never.
     let _in_order = DISPATCH.take();
-    for (about, _) in &EARLY {
-        about.store(0, Ordering::Relaxed);
-    }
+    early::forget_all();
     SILENT_UNTIL_S.store(0, Ordering::Relaxed);
     if let Some(mut rings) = RINGS.take() {
         let end = HostEnd::new(requests, window, &host.near());
@@ -496,14 +494,14 @@ fn dispatch(raw: &Raw) -> Option<Request> {
     match Completion::from_raw(raw) {
         Ok(Completion::Ready { listener, waiting }) => {
             if !tell_ready(listener, waiting) {
-                note_early(listener_key(listener), u32::from(waiting));
+                early::note(early::listener_key(listener), u32::from(waiting));
                 tell_ready(listener, waiting);
             }
         }
         Ok(Completion::PeerGone { conn, reset }) => {
             let how = if reset { sock::DEAD_RESET } else { sock::DEAD };
             if !tell_gone(conn, how) {
-                note_early(conn.0, how);
+                early::note(conn.0, how);
                 tell_gone(conn, how);
             }
         }
@@ -572,45 +570,6 @@ fn tell_ready(listener: u32, waiting: bool) -> bool {
         found = true;
     }
     found
-}
-
-/// Announcements about connections and listeners that came before the thread that makes them had put them in their place:
-/// they may come right behind the answer. What each is about (0: nothing), and what it says. Stored under [`DISPATCH`].
-static EARLY: [(AtomicU64, AtomicU32); 256] = [const { (AtomicU64::new(0), AtomicU32::new(0)) }; 256];
-static NEXT_EARLY: AtomicU32 = AtomicU32::new(0);
-
-/// A listener as a key of [`EARLY`]. Connections have a generation in the low bits, never 0.
-fn listener_key(number: u32) -> u64 {
-    (u64::from(number) + 1) << 24
-}
-
-fn note_early(key: u64, what: u32) {
-    let again = EARLY.iter().find(|(k, _)| k.load(Ordering::Relaxed) == key);
-    let next = || EARLY.get(NEXT_EARLY.fetch_add(1, Ordering::Relaxed) as usize % EARLY.len());
-    if let Some((k, says)) = again.or_else(next) {
-        says.store(what, Ordering::Relaxed);
-        k.store(key, Ordering::Release);
-    }
-    // Pairs with the fence in `take_early`: we find the thing in its place afterwards, or its thread finds the note.
-    fence(Ordering::SeqCst);
-}
-
-/// For a thread that has just put something in its place.
-fn take_early(key: u64) -> Option<u32> {
-    fence(Ordering::SeqCst);
-    let (k, says) = EARLY.iter().find(|(k, _)| k.load(Ordering::Acquire) == key)?;
-    let what = says.load(Ordering::Relaxed);
-    k.compare_exchange(key, 0, Ordering::AcqRel, Ordering::Relaxed).ok().map(|_| what)
-}
-
-/// For a new connection of ours: [`sock::DEAD`] or [`sock::DEAD_RESET`] if its other side is gone already.
-pub fn gone_early(conn: ConnId) -> Option<u32> {
-    take_early(conn.0)
-}
-
-/// For a new listener of ours: connections wait already.
-pub fn ready_early(listener: u32) -> bool {
-    take_early(listener_key(listener)).is_some_and(|waiting| waiting != 0)
 }
 
 fn listeners(number: u32) -> impl Iterator<Item = &'static Handle> {

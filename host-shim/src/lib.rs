@@ -34,6 +34,7 @@ mod config;
 mod connect;
 mod coordinator;
 mod dual;
+mod early;
 mod epoll;
 mod epoll_wait;
 mod exports;

@@ -23,7 +23,7 @@ use crate::sock::Sock;
 use crate::sys::{Errno, NoSignals, Result};
 use crate::wait::{self, Spin};
 use crate::{
-    ahead, arrivals, coordinator, faces, fds, holds, options, process, real, socket, stats, sys, table,
+    ahead, arrivals, coordinator, early, faces, fds, holds, options, process, real, socket, stats, sys, table,
 };
 
 /// Every so many accepts the kernel's queue goes first, so that neither starves.
@@ -147,7 +147,7 @@ fn enter(h: &Handle, number: u32) {
     h.epoch.store(process::epoch(), Ordering::Relaxed);
     h.set_kind(Kind::Listener);
     note(h);
-    if coordinator::ready_early(number) {
+    if early::ready(number) {
         coordinator::wait_at_coordinator(h, true);
     }
 }

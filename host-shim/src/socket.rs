@@ -12,8 +12,8 @@ use crate::segments::{self, Mapped};
 use crate::sock::{self, Sock, shut};
 use crate::sys::NoSignals;
 use crate::{
-    bells, config, coordinator, epoll, faces, fds, file, leave, listener, overlay, ports, process, stamps,
-    stats, sys, table, unix, wait,
+    bells, config, coordinator, early, epoll, faces, fds, file, leave, listener, overlay, ports, process,
+    stamps, stats, sys, table, unix, wait,
 };
 
 /// A socket that the kernel has just made: from now on we know it. TCP sockets attach the process first.
@@ -140,7 +140,7 @@ fn join_mapped(
     }
     mapped.enter(conn.slot(), h);
     // Of AF_UNIX, the kernel tells the end of a peer that has never joined.
-    if let Some(how) = coordinator::gone_early(conn)
+    if let Some(how) = early::gone(conn)
         && (!h.is_unix() || stream::is_open(in_dir, conn.generation()))
     {
         sock.dead.store(how, Ordering::Release);
