@@ -9,13 +9,13 @@
 //! | layer | modules | what it does |
 //! |---|---|---|
 //! | symbols | [`exports`] | the C functions that we define in libc's place |
-//! | sockets | [`socket`], [`stream`], [`buffers`], [`io`], [`splice`], [`urgent`], [`pending`], [`zerocopy`], [`stamps`], [`listener`], [`reserved`], [`faces`], [`connect`], [`source`], [`options`], [`file`] | what a descriptor of ours does |
+//! | sockets | [`socket`], [`stream`], [`buffers`], [`io`], [`splice`], [`urgent`], [`pending`], [`zerocopy`], [`stamps`], [`listener`], [`ahead`], [`reserved`], [`faces`], [`fresh`], [`ports`], [`connect`], [`source`], [`options`], [`file`] | what a descriptor of ours does |
 //! | readiness | [`epoll`], [`epoll_wait`], [`poll`], [`wait`], [`bells`], [`arrivals`] | waiting: spin, yield, sleep |
 //! | pipes | [`overlay`] | pipes between relatives: a ring over the kernel's object |
 //! | leaving | [`cancel`], [`holds`] | calls that never return: cancelled, or left by a jump |
 //! | descriptors | [`table`], [`handle`], [`fds`], [`places`] | which descriptor is what; our own descriptors |
 //! | shared state | [`sock`], [`arenas`], [`lock`], [`segments`] | what forked processes share; mapped segments |
-//! | process | [`process`], [`agent`], [`coordinator`], [`fork`], [`stats`] | attach, requests and completions, fork |
+//! | process | [`process`], [`agent`], [`coordinator`], [`early`], [`fork`], [`stats`] | attach, requests and completions, fork |
 //! | programs | [`leave`], [`adopt`], [`relay`], [`rights`], [`target`] | what another program inherits or is sent, and how it gets it |
 //! | ground | [`real`], [`sys`], [`config`], [`scratch`], [`imports`] | libc's originals, system calls, settings |
 
