@@ -81,9 +81,13 @@ impl Queue {
     }
 }
 
+/// What is asked for the listener `h`.
+fn of<'a>(queues: &'a mut [Queue], h: &Handle) -> Option<&'a mut Queue> {
+    queues.iter_mut().find(|q| q.listener == h.index() + 1)
+}
+
 fn pop(h: &Handle) -> Option<Ticket> {
-    let mut queues = QUEUES.take()?;
-    queues.iter_mut().find(|q| q.listener == h.index() + 1)?.pop()
+    of(&mut *QUEUES.take()?, h)?.pop()
 }
 
 /// Was anything asked for that is not taken yet?
@@ -103,18 +107,18 @@ pub fn take(signals: &NoSignals, h: &Handle) -> Option<Accepted> {
                 coordinator::taken(h);
                 return Some(accepted);
             }
-            Ok(None) => set_depth(h, 1),
+            Ok(None) => asked_too_much(h),
             Err(_) => forget(h),
         }
     }
     None
 }
 
-fn set_depth(h: &Handle, depth: usize) {
+fn asked_too_much(h: &Handle) {
     if let Some(mut queues) = QUEUES.take()
-        && let Some(queue) = queues.iter_mut().find(|q| q.listener == h.index() + 1)
+        && let Some(queue) = of(&mut *queues, h)
     {
-        queue.depth = depth;
+        queue.depth = 1;
     }
 }
 

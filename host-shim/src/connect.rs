@@ -197,20 +197,19 @@ fn source_of(fd: i32, h: &Handle) -> core::result::Result<(Addr, Option<Port>), 
         return Ok((options::kernel_name(fd, true), None));
     }
     let (domain, _) = h.family();
-    let any = if domain == libc::AF_INET { Addr::V4_ANY } else { Addr::V6_ANY };
     if h.was(touched::COMMON)
         && let Some(port) = ports::take(domain)
     {
-        return Ok((Addr { ip: any, port: port.number }, Some(port)));
+        return Ok((Addr { port: port.number, ..options::wildcard(domain) }, Some(port)));
     }
     if !faces::apart(fd) {
         return Err(Reason::Source);
     }
     // The kernel reserves the port, as for any connection of its own. The address stays open: if this becomes the
     // kernel's connection after all, choosing it is its business.
-    options::kernel_bind(fd, domain, Addr { ip: any, port: 0 }).map_err(|_| Reason::Source)?;
+    let name = options::reserve_port(fd, domain).map_err(|_| Reason::Source)?;
     h.touch(touched::BOUND);
-    Ok((options::kernel_name(fd, true), None))
+    Ok((name, None))
 }
 
 /// After the kernel's connect(2): what came of it, for `ps`.

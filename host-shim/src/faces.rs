@@ -2,8 +2,8 @@
 //! memory than all that a quiet connection has of ours. But the placeholder of a connection was never connected, so whatever has
 //! the same options looks the same, and can be the same: one file, of which each connection has a descriptor.
 //!
-//! What a listener's connections begin with is one face ([`open`]), and what socket(2) makes is another ([`fresh`]). An option that one of them sets makes another of it, which the next one that
-//! looks the same is given, too ([`change`]). Whatever needs a file that is its own gets it before ([`apart`]), for good: one that is
+//! What a listener's connections begin with is one face ([`open`]), and what socket(2) makes is another ([`fresh`]). An option that one of
+//! them sets makes another of it, which the next one that looks the same is given, too ([`change`]). Whatever needs a file that is its own gets it before ([`apart`]), for good: one that is
 //! duplicated, inherited by a program, passed on, signal-driven, in a set that we don't know, asked for its cookie.
 //!
 //! `unsafe` is allowed here: libc's originals.
@@ -382,13 +382,14 @@ fn no_room() -> Option<i32> {
 }
 
 /// The descriptors that have a face.
-fn common() -> impl Iterator<Item = i32> {
-    (0..table::used()).filter(|fd| table::get(*fd).is_some_and(|h| h.was(touched::COMMON)))
+fn common() -> impl Iterator<Item = (i32, &'static Handle)> {
+    let known = (0..table::used()).filter_map(|fd| Some((fd, table::get(fd)?)));
+    known.filter(|(_, h)| h.was(touched::COMMON))
 }
 
 /// Of sockets that are not connected, nobody else tells anybody apart: before they are inherited.
 pub fn unconnected_apart() {
-    for fd in common().filter(|fd| table::get(*fd).is_some_and(|h| h.kind() == Kind::Kernel)) {
+    for (fd, _) in common().filter(|(_, h)| h.kind() == Kind::Kernel) {
         apart(fd);
     }
 }
@@ -396,14 +397,14 @@ pub fn unconnected_apart() {
 /// The process has no descriptor left: gives back those of ports, of which a connection that has one makes its placeholder. Were there any?
 pub fn make_room() -> bool {
     let _no_signals = NoSignals::new();
-    let with_port = |fd: &i32| table::get(*fd).is_some_and(|h| h.kept.load(Ordering::Relaxed) != 0);
-    let moved = common().filter(with_port).filter(|fd| part(*fd)).count();
+    let with_port = common().filter(|(_, h)| h.kept.load(Ordering::Relaxed) != 0);
+    let moved = with_port.filter(|(fd, _)| part(*fd)).count();
     ports::forget_all() || moved != 0
 }
 
 /// Before a program or a vfork child gets descriptors under numbers that we may not know: files tell them apart.
 pub fn all_apart() {
-    for fd in common() {
+    for (fd, _) in common() {
         apart(fd);
     }
 }

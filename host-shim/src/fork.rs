@@ -40,12 +40,12 @@ fn locks() -> [&'static Lock; 12] {
     let [dispatch, rings] = coordinator::locks();
     let [v4, v6] = ports::locks();
     [
-        v4,
-        v6,
         ahead::lock(),
         source::lock(),
         process::lock(),
         dispatch,
+        v4,
+        v6,
         segments::lock(),
         agent::lock(),
         epoll::lock(),

@@ -17,8 +17,7 @@ const TO_GO_MAX: u32 = 1024;
 
 /// A connection in user space was made of the socket `h`, in the namespace that the coordinator takes us for.
 pub fn hit(h: &Handle) {
-    let counter = if h.was(touched::COMMON) { &NEXT_TIME } else { &TO_GO };
-    let least = if h.was(touched::COMMON) { 1 } else { 0 };
+    let (counter, least) = if h.was(touched::COMMON) { (&NEXT_TIME, 1) } else { (&TO_GO, 0) };
     let count = counter.load(Ordering::Relaxed);
     if count > least {
         counter.store(count - 1, Ordering::Relaxed);

@@ -116,6 +116,20 @@ pub fn kernel_bind(fd: i32, domain: i32, addr: Addr) -> Result<()> {
     }
 }
 
+/// Binds a descriptor in the kernel to a port of the kernel's choice. Its name.
+///
+/// # Errors
+/// As bind(2).
+pub fn reserve_port(fd: i32, domain: i32) -> Result<Addr> {
+    kernel_bind(fd, domain, wildcard(domain))?;
+    Ok(kernel_name(fd, true))
+}
+
+/// Any address and port.
+pub fn wildcard(domain: i32) -> Addr {
+    Addr { ip: if domain == libc::AF_INET { Addr::V4_ANY } else { Addr::V6_ANY }, port: 0 }
+}
+
 /// Connects the kernel socket.
 ///
 /// # Errors

@@ -11,9 +11,9 @@
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use core::time::Duration;
 
-use ring::msg::{Addr, ConnId};
+use ring::msg::ConnId;
 
-use crate::handle::Handle;
+use crate::handle::{self, Handle, Kind};
 use crate::lock::{Guarded, Lock};
 use crate::{fds, options, real, segments, sys};
 
@@ -113,7 +113,7 @@ impl Pool {
 static V4: Guarded<Pool> = Guarded::new(Pool::NEW);
 static V6: Guarded<Pool> = Guarded::new(Pool::NEW);
 
-/// Ports of connections, of either family: changed under the lock.
+/// Ports of connections, of either family. More of them come under the lock alone; who gives one up may hold other locks.
 static USED: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
 
 fn used_of(domain: i32) -> &'static AtomicUsize {
@@ -125,9 +125,14 @@ fn of(domain: i32) -> &'static Guarded<Pool> {
     if domain == libc::AF_INET { &V4 } else { &V6 }
 }
 
+/// As many may be in use and at rest.
+fn most() -> usize {
+    fds::share().min(PORTS_MAX)
+}
+
 /// As many connections as may have one have one. A hint, without the lock.
 pub fn are_scarce(domain: i32) -> bool {
-    used_of(domain).load(Ordering::Relaxed) >= fds::share().min(PORTS_MAX)
+    used_of(domain).load(Ordering::Relaxed) >= most()
 }
 
 /// For the fork handlers.
@@ -149,10 +154,9 @@ pub fn take(domain: i32) -> Option<Port> {
     let used = used_of(domain);
     loop {
         let mut pool = of(domain).take()?;
-        pool.most = fds::share().min(PORTS_MAX);
-        let before = used.load(Ordering::Relaxed);
+        pool.most = most();
         let now = sys::now();
-        let port = match pool.next(before, now, segments::is_over) {
+        let port = match pool.next(used.load(Ordering::Relaxed), now, segments::is_over) {
             Next::Rested(rested) => Port { fd: rested.fd, number: rested.number, domain },
             Next::Other => bind(domain)?,
             Next::None => return None,
@@ -168,7 +172,7 @@ pub fn take(domain: i32) -> Option<Port> {
                 continue;
             }
         };
-        used.store(before + 1, Ordering::Relaxed);
+        used.fetch_add(1, Ordering::Relaxed);
         return Some(port);
     }
 }
@@ -191,12 +195,11 @@ fn bind(domain: i32) -> Option<Port> {
     if fd < 0 {
         return None;
     }
-    let any = if domain == libc::AF_INET { Addr::V4_ANY } else { Addr::V6_ANY };
-    if options::kernel_bind(fd, domain, Addr { ip: any, port: 0 }).is_err() {
+    let Ok(name) = options::reserve_port(fd, domain) else {
         sys::close(fd);
         return None;
-    }
-    Some(Port { number: options::kernel_name(fd, true).port, fd: fds::adopt(fd), domain })
+    };
+    Some(Port { number: name.port, fd: fds::adopt(fd), domain })
 }
 
 impl Port {
@@ -214,52 +217,38 @@ impl Drop for Port {
 }
 
 fn rest(domain: i32, fd: i32, number: u16, conn: ConnId) {
+    count_down(domain);
     let port = Resting { fd, number, conn, since: sys::now() };
-    let left = match of(domain).take() {
-        Some(mut pool) => {
-            count_down(domain);
-            pool.push(port)
-        }
-        None => Some(port),
-    };
+    let left = of(domain).take().map_or(Some(port), |mut pool| pool.push(port));
     fds::discard(left.map_or(-1, |p| p.fd));
 }
 
-/// Under the lock.
 fn count_down(domain: i32) {
-    let used = used_of(domain);
-    used.store(used.load(Ordering::Relaxed).saturating_sub(1), Ordering::Relaxed);
+    let less = |used: usize| used.checked_sub(1);
+    let _ = used_of(domain).fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
 }
 
 /// The connection `h` gives up the port that it has here, if any. `over`: no relative of ours has it either.
 pub fn leave(h: &Handle, conn: ConnId, over: bool) {
-    let fd = h.kept.swap(0, Ordering::AcqRel) - 1;
-    if fd < 0 {
-        return;
-    }
-    let domain = h.family().0;
     match h.sock().filter(|_| over) {
-        Some(sock) => rest(domain, fd, sock.addrs().0.port, conn),
-        None => {
-            forget_one(domain);
-            fds::discard(fd);
+        Some(sock) => {
+            if let Some(fd) = taken_from(h) {
+                rest(h.family().0, fd, sock.addrs().0.port, conn);
+            }
         }
+        None => fds::discard(give_away(h).unwrap_or(-1)),
     }
 }
 
-/// The socket that is bound to the port of the connection `h`, if that is one of ours: the caller's to close from now on.
+/// The socket that is bound to the port of the connection `h`, if that is one of ours: the caller's to close from now on. Takes no lock.
 pub fn give_away(h: &Handle) -> Option<i32> {
-    let fd = h.kept.swap(0, Ordering::AcqRel) - 1;
-    if fd < 0 {
-        return None;
-    }
-    forget_one(h.family().0);
+    let fd = taken_from(h)?;
+    count_down(h.family().0);
     Some(fd)
 }
 
-fn forget_one(domain: i32) {
-    let _pool = of(domain).take();
-    count_down(domain);
+fn taken_from(h: &Handle) -> Option<i32> {
+    h.kept.swap(0, Ordering::AcqRel).checked_sub(1).filter(|fd| *fd >= 0)
 }
 
 /// Those at rest are the kernel's again: in a forked child they are the parent's. Were there any?
@@ -276,13 +265,19 @@ pub fn forget_all() -> bool {
     any
 }
 
-/// `fd` was the socket of one, and is the application's now.
+/// `fd` was the socket of one, and is the application's now: nobody of ours may close it.
 pub fn lost(fd: i32) {
     for pool in [&V4, &V6] {
         if let Some(mut pool) = pool.take() {
             for port in pool.resting.iter_mut().filter(|p| p.fd == fd) {
-                port.fd = -1;
+                // As one that nobody wanted for long.
+                (port.fd, port.since) = (-1, Duration::ZERO);
             }
+        }
+    }
+    for h in handle::all().filter(|h| h.kind() == Kind::Stream) {
+        if h.kept.compare_exchange(fd + 1, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            count_down(h.family().0);
         }
     }
 }

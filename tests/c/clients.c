@@ -1,4 +1,4 @@
-/* A client that has connected before, when it has no descriptor left: what it has already, it can use as ever. */
+/* A client that has connected before: with no descriptor left, what it has already it can use as ever; and in several threads. */
 #include "common.h"
 #include <sys/resource.h>
 
@@ -55,7 +55,39 @@ static void no_descriptor_is_left(void)
         use(fds[i], i % 3);
 }
 
+enum { ROUNDS = 1000 };
+
+/* Each duplicate makes a connection's socket its own, with its port, so that the next connection needs another one. */
+static void *duplicates(void *listener)
+{
+    int l = *(int *)listener;
+    for (int i = 0; i < ROUNDS; i++) {
+        int c = socket(AF_INET, SOCK_STREAM, 0);
+        must(c >= 0 && connect(c, (void *)&address, sizeof address) == 0, "connect");
+        int d = dup(c), s = accept(l, NULL, NULL);
+        must(d >= 0 && s >= 0, "dup, accept");
+        close(c);
+        must(send(d, "x", 1, MSG_NOSIGNAL) == 1, "send");
+        close(d);
+        close(s);
+    }
+    return NULL;
+}
+
+static void threads_do_not_wait_for_each_other(void)
+{
+    int l = listening(&address);
+    pthread_t threads[4];
+    for (int i = 0; i < 4; i++)
+        must(pthread_create(&threads[i], NULL, duplicates, &l) == 0, "pthread_create");
+    for (int i = 0; i < 4; i++)
+        pthread_join(threads[i], NULL);
+    int next = open("/dev/null", O_RDONLY);
+    say("none was left open: %d", next - l);
+}
+
 static const struct test TESTS[] = {
+    {"threads_do_not_wait_for_each_other", "user", threads_do_not_wait_for_each_other},
     {"no_descriptor_is_left", "any", no_descriptor_is_left},
 };
 

@@ -226,7 +226,6 @@ pub unsafe extern "C" fn setsockopt(
     len: socklen_t,
 ) -> c_int {
     let in_user = || table::get(fd).filter(|h| h.kind() == Kind::Stream && !h.is_unix());
-    let with_face = || table::get(fd).filter(|h| h.was(touched::COMMON));
     keep_errno(|| {
         if let Some(h) = in_user().filter(|_| options::sees_packets(level, name)) {
             let _no_signals = NoSignals::new();
@@ -235,7 +234,7 @@ pub unsafe extern "C" fn setsockopt(
         if let (Some(e), Some(_)) = (options::refused(level, name), in_user()) {
             return fail(e);
         }
-        let common = with_face().and_then(|h| faces::set_option(fd, h, (level, name), value, len));
+        let common = table::get(fd).and_then(|h| faces::set_option(fd, h, (level, name), value, len));
         // SAFETY: as above.
         let r = common.unwrap_or_else(|| unsafe { real::setsockopt(fd, level, name, value, len) });
         if let (0, Some(h)) = (r, table::get(fd)) {
