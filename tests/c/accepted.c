@@ -199,12 +199,32 @@ static void sets_tell_them_apart(void)
 
 static atomic_int done;
 
+/* A socket that is shared by fork before it is connected is the kernel's for good: no fork in between. */
+static pthread_rwlock_t unconnected = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
+
+static int client_between_forks(void)
+{
+    pthread_rwlock_rdlock(&unconnected);
+    int c = client();
+    pthread_rwlock_unlock(&unconnected);
+    return c;
+}
+
+static pid_t fork_between_clients(void)
+{
+    pthread_rwlock_wrlock(&unconnected);
+    pid_t pid = fork();
+    if (pid != 0)
+        pthread_rwlock_unlock(&unconnected);
+    return pid;
+}
+
 /* Options that make the library replace the files of connections, whose numbers are closed meanwhile. */
 static void *accepts(void *listener)
 {
     int l = *(int *)listener;
     for (int round = 0; round < 2000; round++) {
-        int c = client(), s = accept4(l, NULL, NULL, SOCK_CLOEXEC);
+        int c = client_between_forks(), s = accept4(l, NULL, NULL, SOCK_CLOEXEC);
         if (round & 1)
             set(s, IPPROTO_TCP, TCP_NODELAY, 1);
         if (round & 2)
@@ -219,7 +239,7 @@ static void *forks(void *unused)
 {
     for (int round = 0; done < 2; round++) {
         int status;
-        pid_t pid = round % 16 ? vfork() : fork();
+        pid_t pid = round % 16 ? vfork() : fork_between_clients();
         if (pid == 0)
             _exit(0);
         must(waitpid(pid, &status, 0) == pid && status == 0, "waitpid");
