@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use crate::link::{check, epoll};
 
-/// Calls of each; the fewest instructions count, since a first call or an interrupt takes more.
+/// Calls of each; the median counts, since a first call or an interrupt takes more.
 const CALLS: usize = 160;
 /// Connections in the epoll set, of which one has news.
 const WATCHED: usize = 16;
