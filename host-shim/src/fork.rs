@@ -12,7 +12,7 @@ use ring::msg::Request;
 
 use crate::lock::Lock;
 use crate::{
-    agent, ahead, arenas, coordinator, epoll, faces, fds, listener, overlay, pending, ports, process,
+    agent, ahead, arenas, coordinator, epoll, faces, fds, listener, me, overlay, pending, ports, process,
     reserved, segments, socket, source, sys, unix, wait,
 };
 
@@ -61,7 +61,7 @@ extern "C" fn before() {
     }
     // Two threads that fork at once are two forks, one after the other. Given back as the locks below.
     core::mem::forget(FORKING.take());
-    FORKER.store(sys::tid(), Ordering::Relaxed);
+    FORKER.store(me::tid(), Ordering::Relaxed);
     core::mem::forget(unix::lock().take());
     NONCE.store(0, Ordering::Relaxed);
     LATER.store(false, Ordering::Relaxed);
@@ -124,7 +124,7 @@ extern "C" fn after_in_parent() {
 }
 
 extern "C" fn after_in_child() {
-    sys::forget_tid();
+    me::forget();
     for lock in locks().into_iter().chain([unix::lock(), &FORKING]) {
         lock.reset();
     }

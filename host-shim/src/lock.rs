@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use rustix::io::Errno;
 use rustix::thread::futex;
 
-use crate::sys;
+use crate::me;
 
 /// The lock word alone. Zero: free.
 #[repr(transparent)]
@@ -39,7 +39,7 @@ impl Lock {
     /// critical section), so waiting would never end.
     #[inline(always)]
     pub fn take(&self) -> Option<Held<'_>> {
-        let tid = sys::tid();
+        let tid = me::tid();
         // Acquire: pairs with the Release in `drop`: we see what the last holder wrote.
         if self.word.compare_exchange(0, tid, Ordering::Acquire, Ordering::Relaxed).is_ok() {
             return Some(Held { lock: self, tid });
@@ -88,12 +88,12 @@ impl Lock {
 
     /// This very thread holds it.
     pub fn is_own(&self) -> bool {
-        self.word.load(Ordering::Relaxed) & !futex::WAITERS == sys::tid()
+        self.word.load(Ordering::Relaxed) & !futex::WAITERS == me::tid()
     }
 
     /// Unlocks what this thread took and forgot (around fork).
     pub fn give_back(&self) {
-        drop(Held { lock: self, tid: sys::tid() });
+        drop(Held { lock: self, tid: me::tid() });
     }
 
     /// After fork, in the child: the parent's thread that forked held it; we are that thread's copy.

@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::buffers::{Buffers, Cursor};
 use crate::handle::{Handle, Stream};
 use crate::sys::{Errno, NoSignals, Result};
-use crate::{io, sys};
+use crate::{io, me};
 
 /// Threads that may be in such a situation at the same time.
 const PLACES_MAX: usize = 8;
@@ -53,12 +53,12 @@ pub fn is_any() -> bool {
 
 /// The place of this thread for that connection.
 fn own(conn: u64) -> Option<&'static Place> {
-    let tid = sys::tid();
+    let tid = me::tid();
     PLACES.iter().find(|p| p.tid.load(Ordering::Relaxed) == tid && p.conn.load(Ordering::Relaxed) == conn)
 }
 
 fn claim(conn: u64) -> Option<&'static Place> {
-    let tid = sys::tid();
+    let tid = me::tid();
     let free = |p: &&Place| p.tid.compare_exchange(0, tid, Ordering::Acquire, Ordering::Relaxed).is_ok();
     let place = PLACES.iter().find(free)?;
     place.conn.store(conn, Ordering::Relaxed);

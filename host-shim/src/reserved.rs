@@ -9,7 +9,7 @@ use rustix::io::FdFlags;
 use crate::handle::Handle;
 use crate::holds::{self, Noted};
 use crate::sys::{self, Result};
-use crate::{faces, fds, table};
+use crate::{faces, fds, me, table};
 
 /// Calls that may wait at a time with their number known to a forked child; in the child of more, a number stays taken.
 const WAITING_MAX: usize = 256;
@@ -19,7 +19,7 @@ static WAITING: [AtomicU64; WAITING_MAX] = [const { AtomicU64::new(0) }; WAITING
 
 /// A number plus one, and in the upper half the thread whose call waits.
 fn entry(fd: i32) -> u64 {
-    u64::from(sys::tid()) << 32 | u64::from(fd.unsigned_abs() + 1)
+    u64::from(me::tid()) << 32 | u64::from(fd.unsigned_abs() + 1)
 }
 
 /// A socket under the number to be: the placeholder of the connection that will come. Closed when dropped.

@@ -8,7 +8,7 @@ use ring::msg::Addr;
 use ring::stream::{Reader, Writer};
 
 use crate::arenas;
-use crate::lock::Lock;
+use crate::biased::Biased;
 
 /// Bits of [`Sock::shut`].
 pub mod shut {
@@ -59,20 +59,22 @@ pub const DEAD_RESET: u32 = 2;
 #[repr(C, align(64))]
 pub struct Sock {
     /// Held while writing to the outgoing stream.
-    pub tx: Lock,
+    pub tx: Biased,
     /// Writes that are with the kernel ([`crate::dual`]).
     pub kernel_writers: AtomicU32,
+    pad1: AtomicU32,
     tail: AtomicU64,
     limit: AtomicU64,
     /// Sends with `MSG_ZEROCOPY` so far, and those that were told of ([`crate::zerocopy`]).
     pub zerocopy_sent: AtomicU32,
     /// See there.
     pub zerocopy_told: AtomicU32,
-    pad1: [AtomicU64; 4],
+    pad2: AtomicU64,
     /// Held while reading from the incoming stream.
-    pub rx: Lock,
+    pub rx: Biased,
     /// `SO_RCVLOWAT`, if it is above 1; else 0.
     pub lowat: AtomicU32,
+    pad3: AtomicU32,
     pos: AtomicU64,
     /// `left` in the low half, `len` in the high half.
     record: AtomicU64,
@@ -80,9 +82,6 @@ pub struct Sock {
     pub urgent_taken: AtomicU64,
     /// When the input came that recvmsg(2) last told of, and how far it had come then ([`crate::stamps`]).
     pub stamp_ns: AtomicU64,
-    /// See there.
-    pub stamped_upto: AtomicU64,
-    pad3: [AtomicU64; 2],
     /// Connection id; for a listener, 0. Changes whenever the place is used anew.
     pub conn: AtomicU64,
     used: AtomicU32,
@@ -111,7 +110,8 @@ pub struct Sock {
     pub fresh_connect: AtomicU32,
     /// Listener: options that accepted sockets inherit, a bit each ([`crate::options::inherit`]).
     pub options: AtomicU64,
-    pad4: AtomicU64,
+    /// See [`Sock::stamp_ns`].
+    pub stamped_upto: AtomicU64,
 }
 
 const _: () = {

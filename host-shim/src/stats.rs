@@ -12,7 +12,7 @@ use ring::stats::{
 };
 
 use crate::handle::{Handle, Kind};
-use crate::sys;
+use crate::{me, sys};
 
 static BASE: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
 
@@ -218,7 +218,7 @@ fn count(which: fn(&StatsHeader) -> &AtomicU64) {
 #[must_use]
 pub fn asleep(what: Sleep, fd: Option<i32>) -> Asleep {
     count(|h| &h.sleeps);
-    let tid = sys::tid();
+    let tid = me::tid();
     let free =
         |s: &&SleeperStats| s.tid.compare_exchange(0, tid, Ordering::AcqRel, Ordering::Relaxed).is_ok();
     let place = stats().and_then(|s| s.sleepers.iter().find(free));
@@ -232,7 +232,7 @@ pub fn asleep(what: Sleep, fd: Option<i32>) -> Asleep {
 
 /// This thread does not sleep, whatever [`asleep`] has shown.
 pub fn awake() {
-    let tid = sys::tid();
+    let tid = me::tid();
     for s in stats().iter().flat_map(|s| s.sleepers) {
         let _ = s.tid.compare_exchange(tid, 0, Ordering::AcqRel, Ordering::Relaxed);
     }

@@ -3,7 +3,6 @@
 //! `unsafe` is allowed here: errno's location, wake-ups on foreign words, and descriptors by number.
 #![allow(unsafe_code)]
 
-use core::cell::Cell;
 use core::sync::atomic::AtomicU32;
 use core::time::Duration;
 
@@ -47,26 +46,6 @@ pub fn set_errno(e: Errno) {
 pub fn errno() -> Errno {
     // SAFETY: as in `set_errno`.
     Errno(unsafe { *libc::__errno_location() })
-}
-
-std::thread_local! {
-    static TID: Cell<u32> = const { Cell::new(0) };
-}
-
-/// The calling thread's kernel id, cached. 0 never.
-#[must_use]
-pub fn tid() -> u32 {
-    TID.with(|t| {
-        if t.get() == 0 {
-            t.set(rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned());
-        }
-        t.get()
-    })
-}
-
-/// After fork, in the child: the cached id is the parent's.
-pub fn forget_tid() {
-    TID.with(|t| t.set(0));
 }
 
 /// Ends the process as _exit(2): no handler of the program's runs.

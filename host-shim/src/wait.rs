@@ -21,7 +21,7 @@ use rustix::event::{PollFd, PollFlags};
 use crate::handle::Handle;
 use crate::holds::{self, Noted};
 use crate::sys::{Errno, Membarrier, Result};
-use crate::{agent, bells, cancel, config, coordinator, fds, handle, process, segments, stats, sys};
+use crate::{agent, bells, cancel, config, coordinator, fds, handle, me, process, segments, stats, sys};
 
 /// A thread that sleeps on data looks around this often, for a peer that died after the agent did.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -234,7 +234,7 @@ impl Sleeper {
     #[must_use]
     pub fn acquire() -> Option<Sleeper> {
         // A thread takes the one that it had before, if it can: what is left of its announcements names the same bell.
-        let first = sys::tid() as usize % SLEEPERS_MAX;
+        let first = me::tid() as usize % SLEEPERS_MAX;
         let used = SLEEPERS.iter().enumerate();
         for (index, place) in used.clone().skip(first).chain(used.take(first)) {
             if place.taken.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_err() {

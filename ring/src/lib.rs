@@ -11,6 +11,7 @@
 //! | [`window`] | 2 | request and completion rings: 64-byte entries, credits inside |
 //! | [`queue`] | 2.7-2.9 | the three ways of requests to the card: private, shared, hinted |
 //! | [`msg`] | 3 | what the entries say, parsed and validated |
+//! | [`owner`] | 11 | who enters one direction of a socket without a locked instruction |
 //! | [`switch`] | 3.10 | how a connection that the kernel has made leaves it |
 //! | [`stream`] | 4 | one direction of a connection: records with inline headers |
 //! | [`relay`] | 4.10 | a direction whose ends are in two memories, on two hosts |
@@ -38,6 +39,7 @@ pub mod hosts;
 pub mod image;
 pub mod link;
 pub mod msg;
+pub mod owner;
 pub mod profile;
 pub mod queue;
 pub mod relay;

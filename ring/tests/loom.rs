@@ -11,6 +11,8 @@
 mod futex;
 #[path = "loom/model.rs"]
 mod model;
+#[path = "loom/s11_owner.rs"]
+mod s11_owner;
 #[path = "loom/s2_queue.rs"]
 mod s2_queue;
 #[path = "loom/s2_window.rs"]

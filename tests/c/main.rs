@@ -31,6 +31,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("children", "children.c"),
     ("accepted", "accepted.c"),
     ("clients", "clients.c"),
+    ("owners", "owners.c"),
 ];
 
 /// One function of a program.

@@ -15,8 +15,8 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use crate::biased::Biased;
 use crate::buffers::{Buffers, Cursor};
-use crate::lock::Lock;
 use crate::overlay::arena;
 use crate::sys;
 
@@ -77,9 +77,10 @@ impl Role {
 #[repr(C, align(128))]
 pub struct Channel {
     /// Held while writing to the ring, and while the mode changes.
-    tx: Lock,
+    tx: Biased,
     /// Writers in a call on the kernel's object.
     busy_writers: AtomicU32,
+    pad0: AtomicU32,
     /// When a writer last saw a reader, in ticks. Under `tx`.
     looked: AtomicU64,
     /// `head` and `emptied` as a writer last saw them. Under `tx`.
@@ -87,30 +88,31 @@ pub struct Channel {
     origin: AtomicU64,
     /// When a writer last wrote, in ticks. Under `tx`.
     wrote: AtomicU64,
-    pad0: [AtomicU64; 11],
+    pad1: [AtomicU64; 8],
     /// Bytes ever written to the ring. Under `tx`.
     tail: AtomicU64,
-    pad1: [AtomicU64; 15],
+    pad2: [AtomicU64; 15],
     /// Held while reading from the ring, and (after `tx`) while the mode changes.
-    rx: Lock,
+    rx: Biased,
     /// Readers in a call on the kernel's object.
     busy_readers: AtomicU32,
     /// Reads through the kernel since the ring was left.
     score: AtomicU32,
     /// Calls served by the ring since it was entered.
     served: AtomicU32,
+    pad3: AtomicU32,
     /// `tail` as a reader last saw it: not before `head`. Under `rx`.
     tail_seen: AtomicU64,
     /// How long a reader stays away from `tail` when it has seen to its end, in pauses of the processor. Under `rx`.
     pace: AtomicU32,
     /// `served` at the last long wait of either side.
     waited_at: AtomicU32,
-    pad2: [AtomicU32; 24],
+    pad4: [AtomicU32; 18],
     /// Bytes ever read from the ring. Under `rx`.
     head: AtomicU64,
     /// Where pages begin: `head` when a reader last saw the ring empty, as a pipe's next write begins a page then. Under `rx`.
     emptied: AtomicU64,
-    pad3: [AtomicU64; 14],
+    pad5: [AtomicU64; 14],
     /// Changes under `tx` and `rx`.
     mode: AtomicU32,
     /// Processes that hold an end: readers in the low half, writers in the high half.
@@ -126,7 +128,7 @@ pub struct Channel {
     used: AtomicU32,
     /// Its place in the arena.
     index: AtomicU32,
-    pad4: [AtomicU64; 12],
+    pad6: [AtomicU64; 12],
 }
 
 const _: () = {
