@@ -113,6 +113,7 @@ mod tests {
 
     use ring::owner::STREAK;
     use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+    use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
     use super::*;
     use crate::sys;
@@ -160,7 +161,7 @@ mod tests {
         }
     }
 
-    /// A child that runs `f`, without handlers of fork(2); its status is collected by [`wait`].
+    /// A child that runs `f`, without handlers of fork(2); its status is collected by [`status`].
     fn child(f: impl FnOnce()) -> i32 {
         // SAFETY: the child runs nothing that other threads could have left locked, and ends.
         let pid = unsafe { libc::fork() };
@@ -171,14 +172,10 @@ mod tests {
         pid
     }
 
-    fn wait(pid: i32, flags: i32) -> i32 {
-        let mut info: libc::siginfo_t = unsafe { core::mem::zeroed() }; // SAFETY: plain integers.
-        // SAFETY: `info` is writable.
-        assert_eq!(
-            unsafe { libc::waitid(libc::P_PID, pid.cast_unsigned(), &raw mut info, libc::WEXITED | flags) },
-            0
-        );
-        unsafe { info.si_status() } // SAFETY: set by waitid.
+    /// The child's exit status, once it has ended.
+    fn status(pid: i32, how: WaitIdOptions) -> Option<i32> {
+        let which = WaitId::Pid(Pid::from_raw(pid)?);
+        waitid(which, how | WaitIdOptions::EXITED).ok()??.exit_status()
     }
 
     #[test]
@@ -241,7 +238,7 @@ mod tests {
         let places = counted(PLACES);
         let pid = child(|| own_each(places));
         disturb_each(places);
-        assert_eq!(wait(pid, 0), 0);
+        assert_eq!(status(pid, WaitIdOptions::empty()), Some(0));
         assert!(places.iter().all(|place| place.sum() == USES + 4));
     }
 
@@ -253,9 +250,9 @@ mod tests {
             core::mem::forget(counted.biased.take());
         });
         // Dead, and nobody has asked for its status.
-        assert_eq!(wait(pid, libc::WNOWAIT), 0);
+        assert_eq!(status(pid, WaitIdOptions::NOWAIT), Some(0));
         assert!(counted.biased.owner.is_inside());
         counted.add();
-        assert_eq!(wait(pid, 0), 0);
+        assert_eq!(status(pid, WaitIdOptions::empty()), Some(0));
     }
 }

@@ -11,11 +11,69 @@ use crate::ancillary::Wanted;
 use crate::buffers::{Buffers, Cursor};
 use crate::dual::{self, Got};
 use crate::handle::{Handle, Pinned, Stream};
+use crate::quick::{self, Read};
 use crate::sock::{modes, shut};
 use crate::stream::{End, ReadHow};
 use crate::sys::{Errno, Result};
 use crate::wait::{self, Spin};
 use crate::{arrivals, coordinator, epoll, pending, sys, urgent, zerocopy};
+
+/// recv(2) into one buffer. Returns the number of bytes.
+///
+/// # Errors
+/// As recv(2).
+#[inline(always)]
+pub fn receive_one(h: &Handle, s: &Stream, base: *mut u8, n: usize, flags: i32) -> Result<usize> {
+    if flags & UNUSUAL_READ == 0 && reads_are_plain(s) {
+        match quick::read(h, s, base, n) {
+            Read::Some(got) => return Ok(got),
+            Read::GoesOn(got) => return Ok(receive_more(h, s, base, n, got)),
+            Read::Nothing => return receive_soon(h, s, base, n, flags),
+            Read::Otherwise => {}
+        }
+    }
+    receive_general(h, s, base, n, flags)
+}
+
+/// Flags that ask for more than to read once what is there.
+const UNUSUAL_READ: i32 =
+    libc::MSG_PEEK | libc::MSG_TRUNC | libc::MSG_WAITALL | libc::MSG_OOB | libc::MSG_ERRQUEUE;
+
+#[inline(always)]
+fn reads_are_plain(s: &Stream) -> bool {
+    s.sock.shut.load(Ordering::Relaxed) & shut::READ == 0
+        && s.sock.modes.load(Ordering::Relaxed) & modes::SPECIAL == 0
+}
+
+/// Nothing is there yet: what comes in the next moment is read as if it had been. Then a wait begins, for which more has to be done.
+#[inline(never)]
+fn receive_soon(h: &Handle, s: &Stream, base: *mut u8, n: usize, flags: i32) -> Result<usize> {
+    let blocks = flags & libc::MSG_DONTWAIT == 0 && !s.sock.is_nonblocking();
+    for _ in 0..if blocks { wait::looks() } else { 0 } {
+        core::hint::spin_loop();
+        match quick::read(h, s, base, n) {
+            Read::Some(got) => return Ok(got),
+            Read::GoesOn(got) => return Ok(receive_more(h, s, base, n, got)),
+            Read::Nothing => {}
+            Read::Otherwise => break,
+        }
+    }
+    receive_general(h, s, base, n, flags)
+}
+
+#[inline(never)]
+fn receive_general(h: &Handle, s: &Stream, base: *mut u8, n: usize, flags: i32) -> Result<usize> {
+    receive(h, s, &Buffers::one(base, n), flags)
+}
+
+/// Some of the buffer is full: what else is there. The number of bytes in all.
+#[inline(never)]
+fn receive_more(h: &Handle, s: &Stream, base: *mut u8, n: usize, done: usize) -> usize {
+    let mut at = Cursor { offset: done, done, ..Cursor::default() };
+    // What goes wrong behind the first bytes, the next call is told.
+    let _ = h.try_read(s, &Buffers::one(base, n), &mut at, ReadHow::default());
+    at.done
+}
 
 /// recv(2) and all its forms. Returns the number of bytes.
 ///
@@ -40,8 +98,7 @@ pub fn receive_with(
 ) -> Result<usize> {
     let how = ReadHow { peek: flags & libc::MSG_PEEK != 0, discard: flags & libc::MSG_TRUNC != 0, ancillary };
     let mut at = Cursor::default();
-    if s.sock.shut.load(Ordering::Relaxed) & shut::READ == 0
-        && s.sock.modes.load(Ordering::Relaxed) & modes::SPECIAL == 0
+    if reads_are_plain(s)
         && flags & (libc::MSG_WAITALL | libc::MSG_OOB | libc::MSG_ERRQUEUE) == 0
         && h.try_read(s, to, &mut at, how)?
     {
@@ -147,17 +204,41 @@ fn after_handlers(h: &Handle, s: &Stream, written: Result<bool>, at: &Cursor) ->
     }
 }
 
+/// send(2) from one buffer. Returns the number of bytes; raises SIGPIPE as Linux does.
+///
+/// # Errors
+/// As send(2).
+#[inline(always)]
+pub fn send_one(h: &Handle, s: &Stream, base: *mut u8, n: usize, flags: i32) -> Result<usize> {
+    // One look: who only sends has no other way to hear that its peer was killed.
+    coordinator::pump();
+    if flags & UNUSUAL_WRITE == 0 && quick::write(h, s, base, n) {
+        if pending::is_any() {
+            pending::deliver(h, s);
+        }
+        return Ok(n);
+    }
+    send_general(h, s, base, n, flags)
+}
+
+/// Flags that ask for more than to write.
+const UNUSUAL_WRITE: i32 = libc::MSG_OOB | libc::MSG_FASTOPEN | libc::MSG_ZEROCOPY;
+
+#[inline(never)]
+fn send_general(h: &Handle, s: &Stream, base: *mut u8, n: usize, flags: i32) -> Result<usize> {
+    send(h, s, &Buffers::one(base, n), flags)
+}
+
 /// send(2) and all its forms. Returns the number of bytes; raises SIGPIPE as Linux does.
 ///
 /// # Errors
 /// As send(2).
 #[inline(always)]
 pub fn send(h: &Handle, s: &Stream, from: &Buffers<'_>, flags: i32) -> Result<usize> {
-    if flags & (libc::MSG_OOB | libc::MSG_FASTOPEN | libc::MSG_ZEROCOPY) != 0 {
+    if flags & UNUSUAL_WRITE != 0 {
         return send_specially(h, s, from, flags);
     }
     let mut at = Cursor::default();
-    // One look: who only sends has no other way to hear that its peer was killed.
     coordinator::pump();
     match write(h, s, from, &mut at) {
         Ok(true) => Ok(at.done),

@@ -9,15 +9,15 @@
 //! | layer | modules | what it does |
 //! |---|---|---|
 //! | symbols | [`exports`] | the C functions that we define in libc's place |
-//! | sockets | [`socket`], [`stream`], [`buffers`], [`io`], [`splice`], [`urgent`], [`pending`], [`zerocopy`], [`stamps`], [`listener`], [`ahead`], [`reserved`], [`faces`], [`fresh`], [`ports`], [`connect`], [`source`], [`options`], [`file`] | what a descriptor of ours does |
+//! | sockets | [`socket`], [`stream`], [`quick`], [`buffers`], [`io`], [`splice`], [`urgent`], [`pending`], [`zerocopy`], [`stamps`], [`listener`], [`ahead`], [`reserved`], [`faces`], [`fresh`], [`ports`], [`connect`], [`source`], [`options`], [`file`] | what a descriptor of ours does |
 //! | readiness | [`epoll`], [`epoll_wait`], [`poll`], [`wait`], [`bells`], [`arrivals`] | waiting: spin, yield, sleep |
 //! | pipes | [`overlay`] | pipes between relatives: a ring over the kernel's object |
 //! | leaving | [`cancel`], [`holds`] | calls that never return: cancelled, or left by a jump |
 //! | descriptors | [`table`], [`handle`], [`fds`], [`places`] | which descriptor is what; our own descriptors |
-//! | shared state | [`sock`], [`arenas`], [`lock`], [`segments`] | what forked processes share; mapped segments |
+//! | shared state | [`sock`], [`arenas`], [`lock`], [`biased`], [`segments`] | what forked processes share; mapped segments |
 //! | process | [`process`], [`agent`], [`coordinator`], [`early`], [`fork`], [`stats`] | attach, requests and completions, fork |
 //! | programs | [`leave`], [`adopt`], [`relay`], [`rights`], [`target`] | what another program inherits or is sent, and how it gets it |
-//! | ground | [`real`], [`sys`], [`config`], [`scratch`], [`imports`] | libc's originals, system calls, settings |
+//! | ground | [`real`], [`sys`], [`me`], [`config`], [`scratch`], [`imports`] | libc's originals, system calls, settings |
 
 #![deny(unsafe_code)]
 
@@ -59,6 +59,7 @@ mod places;
 mod poll;
 mod ports;
 mod process;
+mod quick;
 mod real;
 mod relay;
 mod reserved;

@@ -48,6 +48,7 @@ pub struct Me {
 /// The calling thread.
 #[inline(always)]
 #[must_use]
+#[allow(clippy::cast_possible_truncation)] // below TIDS
 pub fn me() -> Me {
     let name = NAME.get();
     let tid = name.wrapping_sub(PAGE.names.load(Ordering::Relaxed));

@@ -8,7 +8,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{Ordering, fence};
 
 use ring::segment::{Direction, READER_SHUT, state};
-use ring::stream::{self, Memory as _};
+use ring::stream::{self, Memory as _, Reader, Writer};
 use ring::urgent;
 use ring::wake::{self, Claimed, SleepWord};
 
@@ -68,7 +68,7 @@ impl Handle {
         if !s.current(self) {
             return Err(Errno(libc::EBADF));
         }
-        if s.sock.shut.load(Ordering::Relaxed) & (shut::WRITE | shut::BROKEN) != 0 || s.reader_is_gone() {
+        if s.writes_are_over() {
             drop(tx);
             return self.write_to_nobody(s, from, at);
         }
@@ -135,7 +135,7 @@ impl Handle {
         if !s.current(self) {
             return Err(Errno(libc::EBADF));
         }
-        if s.sock.shut.load(Ordering::Relaxed) & (shut::WRITE | shut::BROKEN) != 0 || s.reader_is_gone() {
+        if s.writes_are_over() {
             return Err(Errno(libc::EPIPE));
         }
         let mut w = s.sock.writer();
@@ -147,14 +147,11 @@ impl Handle {
         let room = unsafe { core::slice::from_raw_parts_mut(place, span.len) };
         let got = fill(room)?;
         if got > 0 {
+            let before = w.tail;
             if stream::commit(s.out_ring(), &mut w, got).is_err() {
                 return Err(s.violated());
             }
-            s.sock.set_writer(w);
-            stats::sent_to(self.index(), got, w.tail);
-            if wake_is_due(s.out_dir) {
-                self.tell_reader(s);
-            }
+            self.has_written(s, before, got, w);
         }
         Ok(Some(got))
     }
@@ -174,7 +171,7 @@ impl Handle {
         if !s.current(self) {
             return Err(Errno(libc::EBADF));
         }
-        if s.sock.shut.load(Ordering::Relaxed) & (shut::WRITE | shut::BROKEN) != 0 || s.reader_is_gone() {
+        if s.writes_are_over() {
             return Err(Errno(libc::EPIPE));
         }
         let mut w = s.sock.writer();
@@ -189,16 +186,26 @@ impl Handle {
         }
         // The reader finds it at the kernel when it comes to the record.
         carry().inspect_err(|_| *at = before)?;
+        let start = w.tail;
         if stream::commit_ancillary(s.out_ring(), &mut w, filled).is_err() {
             return Err(s.violated());
         }
-        s.sock.set_writer(w);
         at.done += filled;
-        stats::sent_to(self.index(), filled, w.tail);
+        self.has_written(s, start, filled, w);
+        Ok(true)
+    }
+
+    /// A record of `n` bytes is published, from `before` on: keeps the writer's position, counts, and tells the reader.
+    #[inline(always)]
+    pub fn has_written(&self, s: &Stream, before: u64, n: usize, w: Writer) {
+        s.sock.set_writer(w);
+        stats::sent_to(self.index(), n, w.tail);
         if wake_is_due(s.out_dir) {
             self.tell_reader(s);
         }
-        Ok(true)
+        if s.out_dir.tx_wait.is_fenced() && passes(before, w.tail, RELAX_BYTES[1]) {
+            s.out_dir.tx_wait.relax();
+        }
     }
 
     /// The peer will not read. The first write after its close is swallowed (Linux: it goes out, and the reset comes back);
@@ -310,6 +317,13 @@ impl Handle {
         if how.peek || (got == 0 && !passed) {
             return Ok(got > 0);
         }
+        self.has_read(s, start.pos, got, r);
+        Ok(got > 0)
+    }
+
+    /// `n` bytes were taken, from `before` on: keeps the reader's position, counts, and tells the writer of the room.
+    #[inline(always)]
+    pub fn has_read(&self, s: &Stream, before: u64, n: usize, r: Reader) {
         s.sock.set_reader(r);
         let consumed = stream::release(s.in_dir, &r);
         ring::atomic::light_barrier();
@@ -317,11 +331,10 @@ impl Handle {
         if s.in_dir.tx_wait.is_announced() || s.in_dir.tx_watch.load(Ordering::Relaxed) != 0 {
             self.notify_writer(s, consumed);
         }
-        if s.in_dir.rx_wait.is_fenced() && passes(start.pos, r.pos, RELAX_BYTES[0]) {
+        if s.in_dir.rx_wait.is_fenced() && passes(before, r.pos, RELAX_BYTES[0]) {
             s.in_dir.rx_wait.relax();
         }
-        stats::received(self.index(), got);
-        Ok(got > 0)
+        stats::received(self.index(), n);
     }
 
     /// After a publication: leaves its time if the other side wants that, and [`Handle::notify_reader`].
@@ -411,6 +424,13 @@ impl Stream {
             || self.sock.dead.load(Ordering::Relaxed) != 0
     }
 
+    /// We may not write any more, or nobody would read it.
+    #[inline(always)]
+    #[must_use]
+    pub fn writes_are_over(&self) -> bool {
+        self.sock.shut.load(Ordering::Relaxed) & (shut::WRITE | shut::BROKEN) != 0 || self.reader_is_gone()
+    }
+
     /// Nobody will ever read what we have written, either.
     fn reader_has_closed(&self) -> bool {
         self.out_dir.reader_closed.load(Ordering::Relaxed) == self.conn.generation()
@@ -487,6 +507,14 @@ impl Stream {
         self.sock.dead.load(Ordering::Acquire) != 0
             || self.sock.shut.load(Ordering::Relaxed) & shut::READ != 0
             || self.input_state() != state::OPEN
+    }
+
+    /// After a look at the ring (so the direction is open, SPEC 5.5): neither side has ended it, and nobody has died.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_open_to_read(&self) -> bool {
+        self.in_dir.state.load(Ordering::Relaxed) == state::OPEN
+            && self.sock.dead.load(Ordering::Relaxed) == 0
     }
 
     /// How the peer has ended the stream, as far as we can see it.

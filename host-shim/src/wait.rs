@@ -47,6 +47,14 @@ static CROWDED: AtomicU32 = AtomicU32::new(0);
 /// Current length of the busy wait, in microseconds: learns from how long waits were.
 static SPIN_US: AtomicU32 = AtomicU32::new(u32::MAX);
 
+/// How often who waits for data may look at once, before a [`Spin`]: not if cores are crowded, or waits were long.
+#[must_use]
+pub fn looks() -> u32 {
+    let long = SLEEPY.load(Ordering::Relaxed) != 0
+        || SPIN_US.load(Ordering::Relaxed).min(config::spin_us_max()) == 0;
+    if long || CROWDED.load(Ordering::Relaxed) != 0 { 0 } else { ROUNDS_BEFORE_YIELD }
+}
+
 /// One busy wait.
 pub struct Spin {
     round: u32,

@@ -328,15 +328,26 @@ pub fn reserve(
     want: usize,
 ) -> Result<Option<Span>, Violation> {
     let want = want.min(RECORD_MAX);
-    let at = mem.place(w.tail);
-    // Room for: a skip header, this header, the payload, and the next header's zero; before the end of the ring, too.
-    let need = needed(want);
-    if w.limit.wrapping_sub(w.tail) >= need && mem.size() - at.offset as u64 >= need {
-        return Ok(Some(Span { at: at.behind_header(), len: want, urgent: false, ancillary: false }));
+    let span = room(mem, w, want);
+    if span.is_some() {
+        return Ok(span);
     }
     let (moved, span) = reserve_part(mem, dir, *w, want)?;
     *w = moved;
     Ok(span)
+}
+
+/// Writer: [`reserve`], where no more is to be done than to see that there is room for all of `want` in one record. `None` says nothing.
+#[inline(always)]
+#[must_use]
+pub fn room(mem: impl Memory, w: &Writer, want: usize) -> Option<Span> {
+    let at = mem.place(w.tail);
+    // Room for: a skip header, this header, the payload, and the next header's zero; before the end of the ring, too.
+    let need = needed(want);
+    let fits = want.wrapping_sub(1) < RECORD_MAX
+        && w.limit.wrapping_sub(w.tail) >= need
+        && mem.size() - at.offset as u64 >= need;
+    fits.then_some(Span { at: at.behind_header(), len: want, urgent: false, ancillary: false })
 }
 
 const fn needed(want: usize) -> u64 {

@@ -120,7 +120,7 @@ pub unsafe extern "C" fn read(fd: c_int, buf: *mut c_void, n: size_t) -> ssize_t
     match ours(fd) {
         // read(2) of no bytes is no read at all; recv(2) of none is one.
         Ok(_) if n == 0 => 0,
-        Ok((h, s)) => length(io::receive(h, &s, &Buffers::one(buf.cast(), n), 0)),
+        Ok((h, s)) => length(io::receive_one(h, &s, buf.cast(), n, 0)),
         Err(_busy) => {
             // SAFETY: the application's arguments, unchanged; so in every pass-through below.
             let native = || unsafe { real::read(fd, buf, n) };
@@ -135,7 +135,7 @@ pub unsafe extern "C" fn read(fd: c_int, buf: *mut c_void, n: size_t) -> ssize_t
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn write(fd: c_int, buf: *const c_void, n: size_t) -> ssize_t {
     match ours_to_write(fd) {
-        Ok((h, s)) => length(io::send(h, &s, &Buffers::one(buf.cast_mut().cast(), n), 0)),
+        Ok((h, s)) => length(io::send_one(h, &s, buf.cast_mut().cast(), n, 0)),
         Err(_busy) => {
             // SAFETY: as above.
             let native = || unsafe { real::write(fd, buf, n) };
@@ -150,7 +150,7 @@ pub unsafe extern "C" fn write(fd: c_int, buf: *const c_void, n: size_t) -> ssiz
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn recv(fd: c_int, buf: *mut c_void, n: size_t, flags: c_int) -> ssize_t {
     match ours(fd) {
-        Ok((h, s)) => length(io::receive(h, &s, &Buffers::one(buf.cast(), n), flags)),
+        Ok((h, s)) => length(io::receive_one(h, &s, buf.cast(), n, flags)),
         // SAFETY: as above.
         Err(_busy) => read_by_kernel(fd, unsafe { real::recv(fd, buf, n, flags) }),
     }
@@ -159,7 +159,7 @@ pub unsafe extern "C" fn recv(fd: c_int, buf: *mut c_void, n: size_t, flags: c_i
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn send(fd: c_int, buf: *const c_void, n: size_t, flags: c_int) -> ssize_t {
     match ours_to_write(fd) {
-        Ok((h, s)) => length(io::send(h, &s, &Buffers::one(buf.cast_mut().cast(), n), flags)),
+        Ok((h, s)) => length(io::send_one(h, &s, buf.cast_mut().cast(), n, flags)),
         Err(_busy) => {
             before_kernel(fd, flags);
             // SAFETY: as above.
@@ -179,7 +179,7 @@ pub unsafe extern "C" fn recvfrom(
 ) -> ssize_t {
     match ours(fd) {
         Ok((h, s)) => {
-            let r = io::receive(h, &s, &Buffers::one(buf.cast(), n), flags);
+            let r = io::receive_one(h, &s, buf.cast(), n, flags);
             if r.is_ok() && !addr.is_null() && !len.is_null() {
                 // SAFETY: the application's pointers.
                 unsafe { name_sender(fd, &s, addr, len) };
@@ -246,11 +246,10 @@ pub unsafe extern "C" fn sendto(
     match ours_to_write(fd) {
         // As the kernel: TCP does not look at the address.
         Ok((_, s)) if len > 0 && s.is_unix() => fail(Errno(libc::EISCONN)) as ssize_t,
-        Ok((h, s)) => length(io::send(h, &s, &Buffers::one(buf.cast_mut().cast(), n), flags)),
+        Ok((h, s)) => length(io::send_one(h, &s, buf.cast_mut().cast(), n, flags)),
         Err(_) if flags & libc::MSG_FASTOPEN != 0 => match open_fast(fd, addr, len) {
             Fast::Open(h, s) => {
-                let from = Buffers::one(buf.cast_mut().cast(), n);
-                length(io::send(h, &s, &from, flags & !libc::MSG_FASTOPEN))
+                length(io::send_one(h, &s, buf.cast_mut().cast(), n, flags & !libc::MSG_FASTOPEN))
             }
             Fast::Failed(e) => length(Err(e)),
             Fast::Kernel => {
