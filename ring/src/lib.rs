@@ -6,6 +6,7 @@
 //! | module | SPEC | what it holds |
 //! |---|---|---|
 //! | [`atomic`] | 1 | the atomics, switchable to loom; the asymmetric barrier |
+//! | [`hint`] | | which lines are wanted soon |
 //! | [`shared`] | 1 | what may live in shared memory; checked access to a mapping |
 //! | [`side`] | 2.2 | what each side of the bus may do with memory, as types |
 //! | [`window`] | 2 | request and completion rings: 64-byte entries, credits inside |
@@ -35,6 +36,7 @@ pub mod atomic;
 pub mod attach;
 pub mod bus;
 pub mod card;
+pub mod hint;
 pub mod hosts;
 pub mod image;
 pub mod link;

@@ -19,6 +19,7 @@ use core::ptr::NonNull;
 
 use crate::VERSION;
 use crate::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use crate::hint;
 use crate::shared::{Region, Shared};
 #[cfg(not(loom))]
 use crate::stream::RingBytes;
@@ -100,6 +101,15 @@ pub struct Side {
 unsafe impl Shared for Side {}
 
 impl Side {
+    /// Waker: [`Side::leave_news`] may follow soon.
+    #[inline]
+    pub fn will_leave_news(&self, watch: u32, slot: u16) {
+        let news = self.news.get((watch as usize).wrapping_sub(1));
+        if let Some(flag) = news.and_then(|news| news.get(usize::from(slot))) {
+            hint::will_write(flag);
+        }
+    }
+
     /// Waker: leaves news of a slot for the lane of `watch` (plus one; [`wake::lane`]). Who sleeps on it.
     #[must_use]
     #[inline]

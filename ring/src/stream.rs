@@ -16,6 +16,8 @@
 #![allow(unsafe_code)]
 
 use crate::atomic::{AtomicU64, Ordering};
+#[cfg(not(loom))]
+use crate::hint;
 use crate::segment::Direction;
 #[cfg(not(loom))]
 use crate::shared::Region;
@@ -228,14 +230,7 @@ impl Memory for RingBytes {
     #[inline(always)]
     #[allow(clippy::cast_possible_truncation)] // below the ring's size
     fn fetch_to_write(&self, pos: u64) {
-        let line = self.ring.base().as_ptr().wrapping_add(pos as usize & (self.ring.len() - 1));
-        // SAFETY: hints, which change nothing and fault at no address; this one is in the ring (its length is a power of two).
-        unsafe {
-            #[cfg(target_arch = "x86_64")]
-            core::arch::asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags));
-            #[cfg(target_arch = "aarch64")]
-            core::arch::asm!("prfm pstl1keep, [{}]", in(reg) line, options(nostack, preserves_flags));
-        }
+        hint::will_write(self.ring.base().as_ptr().wrapping_add(pos as usize & (self.ring.len() - 1)));
     }
 }
 

@@ -3,9 +3,11 @@
 use core::sync::atomic::{Ordering, fence};
 
 use ring::segment::SLOTS;
-use ring::wake;
+use ring::stream::Memory as _;
+use ring::{hint, wake};
 
 use super::set::State;
+use crate::handle::Stream;
 use crate::segments::{self, Lane, Mapped};
 
 /// Looks with news between two times that the senders' fences are taken back: who sleeps again asks for them again.
@@ -87,8 +89,27 @@ impl State {
     /// Whose slot it is, is ready perhaps.
     fn queue_slot(&mut self, m: &Mapped, slot: usize) {
         if let Some(h) = m.owner(slot) {
+            if let Some(s) = h.stream() {
+                will_be_used(m, &s);
+            }
             self.queue_all(h);
         }
+    }
+}
+
+/// What a connection with news needs is asked for when its news are found: of many, it comes over while the first ones are looked at. Who
+/// reads a message mostly answers.
+fn will_be_used(m: &Mapped, s: &Stream) {
+    let (input, output) = (s.in_ring(), s.out_ring());
+    if let Some(header) = input.header(input.place(s.sock.reader().pos)) {
+        hint::will_read(header);
+    }
+    if let Some(header) = output.header(output.place(s.sock.writer().tail)) {
+        hint::will_write(header);
+    }
+    let watch = wake::lane(s.out_dir.rx_watch.load(Ordering::Relaxed));
+    if let Some(theirs) = m.theirs() {
+        theirs.will_leave_news(watch, s.conn.slot());
     }
 }
 
