@@ -8,7 +8,7 @@ use ring::owner::{Entry, Owner};
 use rustix::thread::{Timespec, futex, nanosleep};
 
 use crate::lock::{Held, Lock};
-use crate::me::{me, owners_name};
+use crate::me::{me, owners_name, tid};
 use crate::sys::Membarrier;
 
 /// Zero: free, and nobody's.
@@ -36,17 +36,21 @@ impl Biased {
         match self.owner.enter(me.name, me.tid) {
             Entry::Inside => Some(Using { biased: self, locked: None }),
             Entry::Again => None,
-            Entry::Locked => self.take_locked(),
+            Entry::Locked => self.take_locked(me.tid),
         }
     }
 
     #[inline(never)]
-    fn take_locked(&self) -> Option<Using<'_>> {
+    fn take_locked(&self, tid: u32) -> Option<Using<'_>> {
+        if self.owner.is_inside_itself(tid) {
+            return None;
+        }
         let held = self.lock.take()?;
         let name = owners_name();
         let turn = self.owner.take_turn(name, &Membarrier);
         if turn.expels {
             self.expel();
+            self.owner.expelled();
         }
         Some(Using { biased: self, locked: Some((held, if turn.promotes { name } else { 0 })) })
     }
@@ -54,7 +58,7 @@ impl Biased {
     /// Waits until the former owner is done, or dead: what it had not published is as if never done.
     #[cold]
     fn expel(&self) {
-        for round in 0.. {
+        for round in 0u64.. {
             if !self.owner.is_inside() {
                 return;
             }
@@ -72,7 +76,7 @@ impl Biased {
 
     /// This very thread has it.
     pub fn is_own(&self) -> bool {
-        self.lock.is_own() || self.owner.is_own(me().name)
+        self.lock.is_own() || self.owner.is_inside_itself(tid())
     }
 
     /// A place is used anew: nobody knows of it yet.

@@ -14,6 +14,8 @@ use crate::atomic::{AtomicU32, AtomicU64, Heavy, Ordering, light_barrier};
 const CANDIDATE: u64 = 1 << 63;
 /// The owner until somebody else came, who has not seen that yet.
 const REVOKED: u64 = 1 << 62;
+/// The same, and it may be inside: who took the ownership is about to wait, or died before it was done.
+const REVOKING: u64 = REVOKED | CANDIDATE;
 /// Names are at least this, and below [`REVOKED`]; who has a smaller one never becomes an owner.
 pub const NAME_MIN: u64 = 1 << 61;
 /// Times in a row that a thread takes the lock until it is the owner: a connection that is set up by one thread and used by another
@@ -47,7 +49,7 @@ pub enum Entry {
 /// What who took the lock is to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Turn {
-    /// Before anything else: wait until nobody [`Owner::is_inside`].
+    /// Before anything else: wait until nobody [`Owner::is_inside`], then [`Owner::expelled`].
     pub expels: bool,
     /// Before the lock is given back: [`Owner::promote`].
     pub promotes: bool,
@@ -96,10 +98,13 @@ impl Owner {
         self.inside.store(0, Ordering::Release);
     }
 
-    /// The thread of that name is inside, as the owner.
+    /// The thread `tid` itself is inside, as the owner, whatever became of the ownership since: it is in a signal handler, and must not wait
+    /// for who waits until it leaves.
     #[must_use]
-    pub fn is_own(&self, name: u64) -> bool {
-        self.word.load(Ordering::Relaxed) == name && self.inside.load(Ordering::Relaxed) != 0
+    pub fn is_inside_itself(&self, tid: u32) -> bool {
+        /// The kernel's mark (futex(2), `FUTEX_WAITERS`).
+        const MARK: u32 = 1 << 31;
+        self.inside.load(Ordering::Relaxed) & !MARK == tid
     }
 
     /// Under the lock, first of all: the ownership of others ends.
@@ -109,16 +114,15 @@ impl Owner {
         let word = self.word.load(Ordering::Relaxed);
         let streak = self.streak.load(Ordering::Relaxed);
         let (times, revoked) = (streak & 0xffff, streak >> 16);
-        let is_owned = word >= NAME_MIN && word & (CANDIDATE | REVOKED) == 0;
-        if is_owned && word != name {
-            self.word.store(word | REVOKED, Ordering::Relaxed);
+        let (owner, state) = (word & !REVOKING, word & REVOKING);
+        if owner != name && owner != 0 && (state == 0 || state == REVOKING) {
+            self.word.store(owner | REVOKING, Ordering::Relaxed);
             self.streak.store((revoked + 1).min(0xffff) << 16, Ordering::Relaxed);
             heavy.heavy_barrier();
             return Turn { expels: true, promotes: false };
         }
         // Another one may still believe that it is the owner, see above.
-        let is_anothers = word & REVOKED != 0 && word != name | REVOKED;
-        if name < NAME_MIN || is_anothers {
+        if name < NAME_MIN || (owner != name && state == REVOKED) {
             return Turn::default();
         }
         // (If it is ours, a handler made us the owner on the way to the lock: while we hold that, it must not let another one in.)
@@ -126,6 +130,11 @@ impl Owner {
         self.word.store(name | CANDIDATE, Ordering::Relaxed);
         self.streak.store(times | revoked << 16, Ordering::Relaxed);
         Turn { expels: false, promotes: u64::from(times) >= u64::from(STREAK) << (2 * revoked).min(32) }
+    }
+
+    /// Under the lock: nobody is inside any more.
+    pub fn expelled(&self) {
+        self.word.store(self.word.load(Ordering::Relaxed) & !REVOKING | REVOKED, Ordering::Relaxed);
     }
 
     /// Under the lock, after [`Owner::take_turn`] has taken the ownership: the former owner is not done yet.
@@ -143,6 +152,8 @@ impl Owner {
 
     /// Under the lock, right before it is given back: this thread need not take it again.
     pub fn promote(&self, name: u64) {
+        // Who asked the kernel for the place of a dead owner, and died with it.
+        self.inside.store(0, Ordering::Relaxed);
         // Relaxed: others see it when they have the lock.
         self.word.store(name, Ordering::Relaxed);
     }

@@ -6,7 +6,7 @@ use crate::model::{Full, Nothing, explore};
 use loom::cell::UnsafeCell;
 use loom::sync::{Arc, Mutex};
 use loom::thread;
-use ring::atomic::{AtomicU32, AtomicU64, Heavy, Ordering};
+use ring::atomic::Heavy;
 use ring::owner::{Entry, NAME_MIN, Owner};
 
 /// What is guarded, with a count of who has been there.
@@ -56,6 +56,9 @@ impl Shared {
                 let turn = self.owner.take_turn(name, heavy);
                 while turn.expels && rules.waits && self.owner.is_inside() {
                     thread::yield_now();
+                }
+                if turn.expels {
+                    self.owner.expelled();
                 }
                 self.add();
                 if turn.promotes || (rules.forgets && turn.expels) {
@@ -109,6 +112,42 @@ fn without_a_barrier_two_are_in() {
 #[should_panic(expected = "Causality violation")]
 fn without_waiting_two_are_in() {
     users(&[2, 2], Full, Rules { waits: false, ..RIGHT });
+}
+
+/// One takes the ownership and dies before it has waited; the next one uses it. `early`: it had said already that it has waited.
+fn one_dies(early: bool) {
+    explore(3, move || {
+        let shared = Shared::new();
+        shared.by(1, &Full, RIGHT);
+        let other = {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || {
+                {
+                    // The kernel gives a dead holder's lock to the next one.
+                    let _held = shared.lock.lock().unwrap();
+                    let turn = shared.owner.take_turn(NAME_MIN + 2, &Full);
+                    assert!(turn.expels);
+                    if early {
+                        shared.owner.expelled();
+                    }
+                }
+                shared.by(3, &Full, RIGHT);
+            })
+        };
+        shared.by(1, &Full, RIGHT);
+        other.join().unwrap();
+    });
+}
+
+#[test]
+fn the_next_one_waits_for_who_died_waiting() {
+    one_dies(false);
+}
+
+#[test]
+#[should_panic(expected = "Causality violation")]
+fn who_says_too_early_that_it_has_waited_lets_two_in() {
+    one_dies(true);
 }
 
 /// The former owner says that it is inside, and not any more, over the head of the next one.
