@@ -206,6 +206,24 @@ mod tests {
         }
     }
 
+    /// Who takes the ownership waits for the owner; a handler of the owner must not wait for that one.
+    #[test]
+    fn a_handler_of_who_is_waited_for_does_not_wait() {
+        let [counted] = counted(1) else { return };
+        (0..OFTEN).for_each(|_| counted.add());
+        std::thread::scope(|scope| {
+            let using = counted.biased.take().unwrap();
+            assert!(using.locked.is_none());
+            scope.spawn(|| counted.add());
+            while counted.biased.owner.enter(me().name, 0) != Entry::Locked {
+                std::thread::yield_now();
+            }
+            assert!(counted.biased.is_own() && counted.biased.take().is_none());
+            drop(using);
+        });
+        assert_eq!(counted.sum(), u64::from(OFTEN) + 1);
+    }
+
     /// Places of which each gets an owner, whom another one then disturbs.
     const PLACES: usize = 3_000;
     const USES: u64 = 2 * OFTEN as u64;

@@ -232,62 +232,6 @@ static void handlers_of_the_owner(void)
     tell();
 }
 
-static volatile int over;
-
-static void thinks_and_sends(int signal)
-{
-    (void)signal;
-    struct timespec now, end;
-    clock_gettime(CLOCK_MONOTONIC, &end);
-    do
-        clock_gettime(CLOCK_MONOTONIC, &now);
-    while ((now.tv_sec - end.tv_sec) * 1000000000L + now.tv_nsec - end.tv_nsec < 50000);
-    sends('h', handled++, 1);
-}
-
-/* Each takes the ownership away for a moment. */
-static void *sends_now_and_then(void *arg)
-{
-    (void)arg;
-    sigset_t all;
-    sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, NULL);
-    for (uint32_t i = 0; !over; i++) {
-        sends('b', i, 1);
-        struct timespec t = {0, 70000};
-        nanosleep(&t, NULL);
-    }
-    return NULL;
-}
-
-/* The owner's handlers wait for nobody who waits for the owner. On many connections, since none has an owner for long in this. */
-static void handlers_while_others_send(void)
-{
-    struct sigaction act = {.sa_handler = thinks_and_sends, .sa_flags = SA_RESTART};
-    struct itimerval often = {{0, 300}, {0, 300}}, never = {{0, 0}, {0, 0}};
-    sigaction(SIGALRM, &act, NULL);
-    for (int i = 0; i < 200; i++) {
-        handled = 0;
-        over = 0;
-        connected(fds);
-        pthread_t r = start(reads_the_rest, NULL);
-        sends('a', 0, OFTEN);
-        pthread_t b = start(sends_now_and_then, NULL);
-        setitimer(ITIMER_REAL, &often, NULL);
-        sends('a', OFTEN, MANY);
-        setitimer(ITIMER_REAL, &never, NULL);
-        over = 1;
-        pthread_join(b, NULL);
-        sends('z', 0, 1);
-        pthread_join(r, NULL);
-        if (came['a' - 'a'] != OFTEN + MANY || came['b' - 'a'] < 0 || came['h' - 'a'] != (long)handled)
-            say("lost in round %d", i);
-        memset(came, 0, sizeof came);
-        close(fds[0]);
-        close(fds[1]);
-    }
-}
-
 #ifdef __x86_64__
 /* fork(2) as libc does not see it. */
 static pid_t raw_fork(void)
@@ -326,7 +270,6 @@ static const struct test TESTS[] = {
     {"relatives_at_once", "user", relatives_at_once},
     {"relatives_are_killed", "user", relatives_are_killed},
     {"handlers_of_the_owner", "user", handlers_of_the_owner},
-    {"handlers_while_others_send", "user", handlers_while_others_send},
     {"a_child_that_nobody_heard_of", "user", a_child_that_nobody_heard_of},
 };
 
