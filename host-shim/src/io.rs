@@ -35,9 +35,10 @@ pub fn receive_one(h: &Handle, s: &Stream, base: *mut u8, n: usize, flags: i32) 
     receive_general(h, s, base, n, flags)
 }
 
-/// Flags that ask for more than to read once what is there.
-const UNUSUAL_READ: i32 =
-    libc::MSG_PEEK | libc::MSG_TRUNC | libc::MSG_WAITALL | libc::MSG_OOB | libc::MSG_ERRQUEUE;
+/// Flags with which it is not enough to read once what is there.
+const NOT_AT_ONCE: i32 = libc::MSG_WAITALL | libc::MSG_OOB | libc::MSG_ERRQUEUE;
+/// Or not in the usual way.
+const UNUSUAL_READ: i32 = libc::MSG_PEEK | libc::MSG_TRUNC | NOT_AT_ONCE;
 
 #[inline(always)]
 fn reads_are_plain(s: &Stream) -> bool {
@@ -98,10 +99,7 @@ pub fn receive_with(
 ) -> Result<usize> {
     let how = ReadHow { peek: flags & libc::MSG_PEEK != 0, discard: flags & libc::MSG_TRUNC != 0, ancillary };
     let mut at = Cursor::default();
-    if reads_are_plain(s)
-        && flags & (libc::MSG_WAITALL | libc::MSG_OOB | libc::MSG_ERRQUEUE) == 0
-        && h.try_read(s, to, &mut at, how)?
-    {
+    if reads_are_plain(s) && flags & NOT_AT_ONCE == 0 && h.try_read(s, to, &mut at, how)? {
         return Ok(at.done);
     }
     receive_slow(h, s, to, flags, how)
@@ -238,12 +236,8 @@ pub fn send(h: &Handle, s: &Stream, from: &Buffers<'_>, flags: i32) -> Result<us
     if flags & UNUSUAL_WRITE != 0 {
         return send_specially(h, s, from, flags);
     }
-    let mut at = Cursor::default();
     coordinator::pump();
-    match write(h, s, from, &mut at) {
-        Ok(true) => Ok(at.done),
-        other => send_slow(h, s, from, flags, at, other.map(|_| ())),
-    }
+    send_rest(h, s, from, flags, Cursor::default())
 }
 
 #[cold]
@@ -266,6 +260,7 @@ fn send_specially(h: &Handle, s: &Stream, from: &Buffers<'_>, flags: i32) -> Res
 ///
 /// # Errors
 /// As send(2).
+#[inline(always)]
 pub fn send_rest(h: &Handle, s: &Stream, from: &Buffers<'_>, flags: i32, mut at: Cursor) -> Result<usize> {
     match write(h, s, from, &mut at) {
         Ok(true) => Ok(at.done),

@@ -47,11 +47,14 @@ static CROWDED: AtomicU32 = AtomicU32::new(0);
 /// Current length of the busy wait, in microseconds: learns from how long waits were.
 static SPIN_US: AtomicU32 = AtomicU32::new(u32::MAX);
 
+fn spin_us() -> u32 {
+    SPIN_US.load(Ordering::Relaxed).min(config::spin_us_max())
+}
+
 /// How often who waits for data may look at once, before a [`Spin`]: not if cores are crowded, or waits were long.
 #[must_use]
 pub fn looks() -> u32 {
-    let long = SLEEPY.load(Ordering::Relaxed) != 0
-        || SPIN_US.load(Ordering::Relaxed).min(config::spin_us_max()) == 0;
+    let long = SLEEPY.load(Ordering::Relaxed) != 0 || spin_us() == 0;
     if long || CROWDED.load(Ordering::Relaxed) != 0 { 0 } else { ROUNDS_BEFORE_YIELD }
 }
 
@@ -69,7 +72,7 @@ impl Spin {
     pub fn new() -> Self {
         let sleepy = SLEEPY.load(Ordering::Relaxed);
         let us = if sleepy == 0 {
-            SPIN_US.load(Ordering::Relaxed).min(config::spin_us_max())
+            spin_us()
         } else {
             SLEEPY.store(sleepy - 1, Ordering::Relaxed);
             0
@@ -117,8 +120,7 @@ impl Spin {
     /// from now on, else shorter; after a few that were all long, not at all.
     pub fn learn(slept: Duration) {
         let max = config::spin_us_max();
-        let now = SPIN_US.load(Ordering::Relaxed).min(max);
-        let next = if slept < Duration::from_micros(u64::from(max)) { max } else { now / 2 };
+        let next = if slept < Duration::from_micros(u64::from(max)) { max } else { spin_us() / 2 };
         SPIN_US.store(next, Ordering::Relaxed);
     }
 }

@@ -9,9 +9,9 @@
 pub fn will_read<T>(place: *const T) {
     // SAFETY: a hint, which faults at no address.
     unsafe {
-        #[cfg(all(target_arch = "x86_64", not(loom)))]
+        #[cfg(target_arch = "x86_64")]
         core::arch::asm!("prefetcht0 [{}]", in(reg) place, options(nostack, preserves_flags));
-        #[cfg(all(target_arch = "aarch64", not(loom)))]
+        #[cfg(target_arch = "aarch64")]
         core::arch::asm!("prfm pldl1keep, [{}]", in(reg) place, options(nostack, preserves_flags));
     }
     let _ = place;
@@ -22,9 +22,9 @@ pub fn will_read<T>(place: *const T) {
 pub fn will_write<T>(place: *const T) {
     // SAFETY: as above.
     unsafe {
-        #[cfg(all(target_arch = "x86_64", not(loom)))]
+        #[cfg(target_arch = "x86_64")]
         core::arch::asm!("prefetchw [{}]", in(reg) place, options(nostack, preserves_flags));
-        #[cfg(all(target_arch = "aarch64", not(loom)))]
+        #[cfg(target_arch = "aarch64")]
         core::arch::asm!("prfm pstl1keep, [{}]", in(reg) place, options(nostack, preserves_flags));
     }
     let _ = place;

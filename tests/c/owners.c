@@ -47,9 +47,6 @@ static void reads(long n)
 
 static void *reader(void *n)
 {
-    sigset_t all;
-    sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, NULL);
     reads(*(long *)n);
     return NULL;
 }
