@@ -9,13 +9,13 @@
 //! `unsafe` is allowed here: libc's originals.
 #![allow(unsafe_code)]
 
-use core::ffi::{c_ulong, c_void};
+use core::ffi::c_void;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::handle::{Handle, Kind, touched};
 use crate::lock::{Guarded, Held, Lock};
 use crate::sys::{self, Errno, NoSignals, Result};
-use crate::{fds, fresh, options, ports, process, real, segments, table};
+use crate::{fds, fresh, lazy, options, ports, process, real, segments, table};
 
 /// Kept at a time: what the connections of a few listeners look like.
 const FACES_MAX: usize = 32;
@@ -245,19 +245,12 @@ pub fn set_option(
     if !h.was(touched::COMMON) {
         return None;
     }
+    if lazy::set(fd, h, (level, name), value, len) {
+        return Some(0);
+    }
     let Some(option) = Trait::option(level, name, value, len) else { return refused(fd) };
     // SAFETY: the application's own arguments.
     change(fd, h, option, |new| unsafe { real::setsockopt(new, level, name, value, len) })
-}
-
-/// The same of `F_SETFL` (fcntl(2)), with which nothing is set, or `O_NONBLOCK` alone.
-pub fn set_blocking(fd: i32, h: &Handle, arg: c_ulong) -> Option<i32> {
-    if !h.was(touched::COMMON) {
-        return None;
-    }
-    let nonblocking = arg & c_ulong::from(libc::O_NONBLOCK.cast_unsigned()) != 0;
-    // SAFETY: no pointers.
-    change(fd, h, Trait::flags(nonblocking), |new| unsafe { real::fcntl(new, libc::F_SETFL, arg) })
 }
 
 /// Gives `h` a face that looks like its own, but for `new`: one that is there, or one that `make` makes of a copy.
@@ -289,7 +282,8 @@ fn change(fd: i32, h: &Handle, new: Trait, make: impl FnOnce(i32) -> i32) -> Opt
     };
     h.turns.store(face, Ordering::Relaxed);
     if face == 0 {
-        h.touched.fetch_and(!touched::COMMON, Ordering::Relaxed);
+        let copied = 0;
+        alone(fd, h, copied);
     }
     // Under the lock, so that whoever copies it next knows of the option.
     h.options.fetch_or(options::bit(new.level, new.name), Ordering::Relaxed);
@@ -307,8 +301,8 @@ struct Twin(i32);
 impl Twin {
     fn of(h: &Handle, fd: i32, faces: &mut Faces) -> Option<Twin> {
         let (domain, ty) = h.family();
-        let nonblocking =
-            h.sock().map_or_else(|| options::is_kernel_nonblocking(fd), crate::sock::Sock::is_nonblocking);
+        let unconnected = || lazy::is_nonblocking(h).unwrap_or_else(|| options::is_kernel_nonblocking(fd));
+        let nonblocking = h.sock().map_or_else(unconnected, crate::sock::Sock::is_nonblocking);
         let ty = ty | libc::SOCK_CLOEXEC | if nonblocking { libc::SOCK_NONBLOCK } else { 0 };
         // SAFETY: no pointers.
         let socket = || unsafe { real::socket(domain, ty, libc::IPPROTO_TCP) };
@@ -359,12 +353,20 @@ fn part(fd: i32) -> bool {
         return true;
     }
     let _numbering = fds::numbering().take();
-    let twin = Twin::bound(h, fd).or_else(|| Twin::of(h, fd, &mut faces));
-    let moved = twin.is_some_and(|twin| sys::replace(twin.0, fd));
+    let Some(twin) = Twin::bound(h, fd).or_else(|| Twin::of(h, fd, &mut faces)) else { return false };
+    let copied = lazy::copy(h, twin.0);
+    let moved = sys::replace(twin.0, fd);
     if moved {
-        h.touched.fetch_and(!touched::COMMON, Ordering::Relaxed);
+        alone(fd, h, copied);
     }
     moved
+}
+
+/// `fd` has a file of its own by now, with these of the options that were still to be set ([`lazy::copy`]).
+fn alone(fd: i32, h: &Handle, copied: u32) {
+    // SeqCst: pairs with the load in `lazy`: who sets an option from now on asks the file, or `settle` sees it.
+    h.touched.fetch_and(!touched::COMMON, Ordering::SeqCst);
+    lazy::settle(fd, h, copied);
 }
 
 /// [`apart`], for a call on the file: `None` if it can be made, or what it returns.
@@ -476,8 +478,6 @@ mod tests {
         assert!(after(&[on, off, on]) == after(&[on]));
         assert!(after(&[on, nodelay]) == after(&[nodelay, on]));
         assert!(after(&[on]) != after(&[off]));
-        assert!(after(&[Trait::flags(true), on, Trait::flags(false)]) == after(&[on]));
-        assert!(after(&[Trait::flags(true)]) == Some(first_look(true)));
     }
 
     #[test]

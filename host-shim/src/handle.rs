@@ -81,6 +81,8 @@ pub struct Handle {
     /// A descriptor of ours plus one; 0: none. Listener, set: for calls that wait on it when the application has closed its own. Stream:
     /// bound to its port ([`crate::ports`]).
     pub kept: AtomicI32,
+    /// Of one that is [`touched::COMMON`]: options that its file does not have yet ([`crate::lazy`]).
+    pub lazy: AtomicU32,
 }
 
 /// Bits of [`Handle::touched`].
@@ -188,6 +190,7 @@ impl Handle {
             epoch: AtomicU32::new(0),
             inode: AtomicU64::new(0),
             kept: AtomicI32::new(0),
+            lazy: AtomicU32::new(0),
         }
     }
 
@@ -495,6 +498,7 @@ pub fn allocate(kind: Kind, fd: i32, domain: i32, ty: i32) -> Option<&'static Ha
             h.ready.store(0, Ordering::Relaxed);
             h.turns.store(0, Ordering::Relaxed);
             h.options.store(0, Ordering::Relaxed);
+            h.lazy.store(0, Ordering::Relaxed);
             h.touched.store(0, Ordering::Relaxed);
             h.inode.store(0, Ordering::Relaxed);
             h.kept.store(0, Ordering::Relaxed);

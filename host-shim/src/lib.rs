@@ -48,6 +48,7 @@ mod handle;
 mod holds;
 mod imports;
 mod io;
+mod lazy;
 mod leave;
 mod listener;
 mod lock;

@@ -16,9 +16,9 @@ use ring::stats::{Reason, SocketState};
 use crate::handle::{Handle, Kind, Stream, touched};
 use crate::sock::{Sock, modes};
 use crate::sys::{Errno, Result};
-use crate::{arrivals, dual, faces, fresh, listener, poll, real, stamps, sys};
+use crate::{arrivals, dual, faces, fresh, lazy, listener, poll, real, stamps, sys};
 
-pub use answers::{get, refused, sees_packets};
+pub use answers::{get, lazily, refused, sees_packets};
 use inherit::{RCVTIMEO_NEW, SNDTIMEO_NEW};
 pub use inherit::{bit, copy, inherit, is_plain, repeat};
 
@@ -168,6 +168,13 @@ pub fn kernel_flag(fd: i32, level: i32, name: i32) -> bool {
     kernel_option::<i32>(fd, level, name).unwrap_or(0) != 0
 }
 
+/// Sets one.
+pub fn set_kernel_flag(fd: i32, level: i32, name: i32, on: bool) {
+    let value = i32::from(on);
+    // SAFETY: `value` has that length.
+    unsafe { real::setsockopt(fd, level, name, ptr::from_ref(&value).cast(), socklen::<i32>()) };
+}
+
 /// A number that the kernel's socket has.
 pub fn kernel_number(fd: i32, level: i32, name: i32) -> Option<i32> {
     kernel_option(fd, level, name)
@@ -219,11 +226,14 @@ fn flag_word(flags: i32) -> core::ffi::c_ulong {
 
 /// Takes over what the application set on the kernel's socket before it became a connection.
 pub fn take_over(fd: i32, h: &Handle, sock: &Sock) {
-    let flags = kernel_flags(fd);
-    sock.nonblock.store(u32::from(flags & libc::O_NONBLOCK != 0), Ordering::Relaxed);
-    if flags & libc::O_ASYNC != 0 {
-        h.touch(touched::SIGNALS);
-    }
+    let nonblocking = lazy::is_nonblocking(h).unwrap_or_else(|| {
+        let flags = kernel_flags(fd);
+        if flags & libc::O_ASYNC != 0 {
+            h.touch(touched::SIGNALS);
+        }
+        flags & libc::O_NONBLOCK != 0
+    });
+    sock.nonblock.store(u32::from(nonblocking), Ordering::Relaxed);
     if h.was(touched::OPTIONS) {
         reload_all(fd, sock);
     }
@@ -370,6 +380,11 @@ pub fn fcntl(fd: i32, h: &Handle, cmd: i32, arg: core::ffi::c_ulong) -> Option<i
     if fresh::is_one(h) && arrivals::concerns(cmd) {
         return if cmd == libc::F_SETFL { set_flags_of_face(fd, h, arg) } else { faces::refused(fd) };
     }
+    if cmd == libc::F_GETFL
+        && let Some(nonblocking) = lazy::is_nonblocking(h).filter(|_| fresh::is_one(h))
+    {
+        return Some(flags_of_face(fd, nonblocking));
+    }
     let sock = h.sock()?;
     match (h.kind(), cmd) {
         (Kind::Stream | Kind::Listener, libc::F_SETFL) => {
@@ -389,10 +404,8 @@ pub fn fcntl(fd: i32, h: &Handle, cmd: i32, arg: core::ffi::c_ulong) -> Option<i
             let r = unsafe { real::fcntl(fd, cmd, arg) };
             Some(if r < 0 || sock.is_nonblocking() { r } else { r & !libc::O_NONBLOCK })
         }
-        // A relative may have a face that is another one by now.
         (Kind::Stream, libc::F_GETFL) if h.was(touched::COMMON) => {
-            let flag = if sock.is_nonblocking() { libc::O_NONBLOCK } else { 0 };
-            Some(kernel_flags(fd) & !libc::O_NONBLOCK | flag)
+            Some(flags_of_face(fd, sock.is_nonblocking()))
         }
         (Kind::Stream, _) if arrivals::concerns(cmd) => {
             if let Some(refused) = faces::refused(fd) {
@@ -410,7 +423,15 @@ pub fn fcntl(fd: i32, h: &Handle, cmd: i32, arg: core::ffi::c_ulong) -> Option<i
 /// `F_SETFL`, if the placeholder has a face. `None`: it has none any more, or never had.
 fn set_flags_of_face(fd: i32, h: &Handle, arg: core::ffi::c_ulong) -> Option<i32> {
     let alone = arg & !flag_word(libc::O_NONBLOCK | libc::O_ACCMODE | libc::O_LARGEFILE) != 0;
-    if alone { faces::refused(fd) } else { faces::set_blocking(fd, h, arg) }
+    if alone {
+        return faces::refused(fd);
+    }
+    lazy::set_nonblocking(fd, h, arg & flag_word(libc::O_NONBLOCK) != 0).then_some(0)
+}
+
+/// `F_GETFL` of a placeholder that has a face: its file's flags, but for the one that is not in it.
+fn flags_of_face(fd: i32, nonblocking: bool) -> i32 {
+    kernel_flags(fd) & !libc::O_NONBLOCK | if nonblocking { libc::O_NONBLOCK } else { 0 }
 }
 
 /// After `O_ASYNC` may have changed.

@@ -16,7 +16,7 @@ use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::handle::{self, Handle, Kind, touched};
-use crate::{agent, ahead, coordinator, epoll, fds, leave, options, process, socket, stats, sys, table};
+use crate::{agent, ahead, coordinator, epoll, fds, lazy, leave, options, process, socket, stats, sys, table};
 
 /// Descriptor numbers that the relay finds things at (SPEC 10.4).
 const ARENA_AT: u32 = 6;
@@ -43,6 +43,7 @@ pub fn open(h: &'static Handle) -> Option<OwnedFd> {
         && let Some(fresh) = loopback_socket(h.family().0)
     {
         options::repeat(placeholder, fresh.as_raw_fd(), ours.as_raw_fd());
+        lazy::copy(h, ours.as_raw_fd());
     }
     if s.sock.is_nonblocking() {
         options::set_kernel_nonblocking(ours.as_raw_fd());

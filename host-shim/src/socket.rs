@@ -12,7 +12,7 @@ use crate::segments::{self, Mapped};
 use crate::sock::{self, Sock, shut};
 use crate::sys::NoSignals;
 use crate::{
-    bells, config, coordinator, early, epoll, faces, fds, file, leave, listener, overlay, ports, process,
+    bells, config, coordinator, early, epoll, faces, fds, file, lazy, leave, listener, overlay, ports, process,
     stamps, stats, sys, table, unix, wait,
 };
 
@@ -31,6 +31,7 @@ pub fn made_with(fd: i32, domain: i32, ty: i32, face: u32) {
     forget(fd);
     let Some(h) = handle::allocate(Kind::Kernel, fd, domain, kind) else { return };
     faces::given(h, face);
+    lazy::begin(h, ty);
     if !table::set(fd, h) {
         release(h);
         return;

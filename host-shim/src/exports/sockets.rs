@@ -213,6 +213,7 @@ pub unsafe extern "C" fn getsockopt(
         None if (level, name) == (libc::SOL_SOCKET, libc::SO_COOKIE) => fresh::refused(fd),
         None => None,
     };
+    let ours = ours.or_else(|| options::lazily(table::get(fd)?, level, name, value, len));
     // SAFETY: as above.
     ours.unwrap_or_else(|| unsafe { real::getsockopt(fd, level, name, value, len) })
 }

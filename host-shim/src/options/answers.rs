@@ -17,7 +17,7 @@ use super::{encode, kernel_option};
 use crate::buffers::is_nowhere;
 use crate::handle::{Handle, Stream};
 use crate::sys::Errno;
-use crate::{faces, poll, real, stats, sys};
+use crate::{faces, lazy, poll, real, stats, sys};
 
 /// Largest segment on loopback.
 const MSS: u32 = 32_768;
@@ -78,6 +78,12 @@ pub fn get(
         _ => return None,
     };
     Some(answer(&number.to_ne_bytes(), value.cast(), len))
+}
+
+/// getsockopt(2) of what the placeholder does not have yet ([`lazy`]). `None`: ask the kernel.
+pub fn lazily(h: &Handle, level: i32, name: i32, value: *mut c_void, len: *mut libc::socklen_t) -> Option<i32> {
+    let on = lazy::get(h, level, name)?;
+    Some(answer(&i32::from(on).to_ne_bytes(), value.cast(), len))
 }
 
 /// Writes `bytes`, cut to the application's buffer, and how many that were.
