@@ -23,9 +23,12 @@ struct Page {
     names: AtomicU64,
     /// [`YES`] or [`NO`]: other processes' barriers reach us.
     reachable: AtomicU32,
+    /// [`YES`] since [`begin`].
+    begun: AtomicU32,
 }
 
-static PAGE: Page = Page { names: AtomicU64::new(0), reachable: AtomicU32::new(0) };
+static PAGE: Page =
+    Page { names: AtomicU64::new(0), reachable: AtomicU32::new(0), begun: AtomicU32::new(0) };
 /// [`YES`] or [`NO`]: children find the page empty.
 static WIPED: AtomicU32 = AtomicU32::new(0);
 const YES: u32 = 1;
@@ -84,6 +87,19 @@ fn is_wiped() -> bool {
         WIPED.store(if wiped { YES } else { NO }, Ordering::Relaxed);
     }
     WIPED.load(Ordering::Relaxed) == YES
+}
+
+/// This memory is of a process of its own from now on.
+pub fn begin() {
+    if is_wiped() {
+        PAGE.begun.store(YES, Ordering::Relaxed);
+    }
+}
+
+/// Nobody has forked since [`begin`], or this is the parent. False: not known.
+#[inline(always)]
+pub fn has_not_forked() -> bool {
+    PAGE.begun.load(Ordering::Relaxed) == YES
 }
 
 /// Its name, if who takes an ownership away from it would be sure that it has noticed; else 0.

@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 
 use ring::attach::{Call, Reply};
@@ -19,7 +19,7 @@ use crate::agent::{self, AgentError};
 use crate::config::{self, Log, log};
 use crate::lock::Guarded;
 use crate::sys::NoSignals;
-use crate::{ahead, coordinator, faces, fds, listener, options, stats, sys, wait};
+use crate::{ahead, coordinator, faces, fds, listener, me, options, stats, sys, wait};
 
 const UNTRIED: u64 = 0;
 const ATTACHED: u64 = 1;
@@ -53,10 +53,18 @@ static HOME: AtomicU64 = AtomicU64::new(0);
 static HOSTS: AtomicU32 = AtomicU32::new(0);
 static IRQ: [AtomicI32; 2] = [const { AtomicI32::new(-1) }; 2];
 static DOORBELL: AtomicI32 = AtomicI32::new(-1);
+/// See [`lends`].
+static LENT: AtomicBool = AtomicBool::new(false);
 
 /// Remembers whose memory this is. Called when the library is loaded, and in a forked child.
 pub fn set_pid() {
     PID.store(sys::getpid(), Ordering::Relaxed);
+    me::begin();
+}
+
+/// Before a call that may make a child which has our memory: vfork(2), clone(2).
+pub fn lends() {
+    LENT.store(true, Ordering::Relaxed);
 }
 
 /// Whether connections to other hosts are worth asking the coordinator for.
@@ -76,9 +84,10 @@ pub fn identity_changed() -> bool {
 }
 
 /// True in a vfork child: it runs in its parent's memory, and must leave the parent's tables alone.
-/// Asked on the slow calls that such a child makes between vfork and exec.
+/// True as well in a child whose fork libc did not see. The kernel is asked only after something that may have made one of them: a child
+/// that has our memory can't be told from us by what is in it.
 pub fn is_borrowed() -> bool {
-    PID.load(Ordering::Relaxed) != sys::getpid()
+    (LENT.load(Ordering::Relaxed) || !me::has_not_forked()) && PID.load(Ordering::Relaxed) != sys::getpid()
 }
 
 /// True if agent and kernel mean us by the same process id: we are in the agent's pid namespace.

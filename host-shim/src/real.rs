@@ -1,6 +1,6 @@
 //! libc's originals of the symbols that we define. This list is the one list of what we intercept (with `accept`,
 //! `closefrom`, `fcntl64`, `sendfile64`, `freopen64`, `dprintf`, `__dprintf_chk`, `execv`, `execvp`, `execl`, `execlp` and `execle`,
-//! which are other names or forms of functions in it, and [`vfork`]): the test `exports` compares it with
+//! which are other names or forms of functions in it, and [`vfork`] and [`clone`]): the test `exports` compares it with
 //! the library's symbol table.
 //!
 //! All are looked up once, when the library is loaded. A call that comes earlier (another library's constructor) looks up its
@@ -48,10 +48,16 @@ impl Original {
 }
 
 static VFORK: Original = Original::new(c"vfork");
+static CLONE: Original = Original::new(c"clone");
 
 /// Where vfork(2) is: what returns twice can't be called by a function that returns.
 pub fn vfork() -> *mut c_void {
     VFORK.get()
+}
+
+/// Where clone(2) is: how many arguments it has, its flags say.
+pub fn clone() -> *mut c_void {
+    CLONE.get()
 }
 
 /// Stands in for a function that this libc does not have (`epoll_pwait2`, `closefrom`, `close_range` before glibc 2.34/2.35).

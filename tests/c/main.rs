@@ -32,6 +32,8 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("accepted", "accepted.c"),
     ("clients", "clients.c"),
     ("owners", "owners.c"),
+    ("switches", "switches.c"),
+    ("lent", "lent.c"),
 ];
 
 /// One function of a program.

@@ -8,7 +8,7 @@ use std::process::Command;
 use harness::bins;
 
 /// Other names of functions in the list, and what no Rust function can call.
-const ALIASES: [&str; 14] = [
+const ALIASES: [&str; 15] = [
     "accept",
     "closefrom",
     "fcntl64",
@@ -23,6 +23,7 @@ const ALIASES: [&str; 14] = [
     "execlp",
     "execle",
     "vfork",
+    "clone",
 ];
 
 /// Names in the `originals!` list: one a line, `name(arguments) -> type;`.

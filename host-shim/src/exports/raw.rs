@@ -90,6 +90,10 @@ unsafe fn ours(number: c_long, words: [Word; 6]) -> Option<c_long> {
     unsafe {
         match number {
             libc::SYS_io_uring_setup => return refuse_io_uring(),
+            libc::SYS_clone | libc::SYS_clone3 => {
+                process::lends();
+                return None;
+            }
             libc::SYS_seccomp => {
                 sandbox::entering();
                 return None;
