@@ -13,6 +13,7 @@ use core::ffi::c_void;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::handle::{Handle, Kind, touched};
+use crate::lazy::Copied;
 use crate::lock::{Guarded, Held, Lock};
 use crate::sys::{self, Errno, NoSignals, Result};
 use crate::{fds, fresh, lazy, options, ports, process, real, segments, table};
@@ -282,8 +283,7 @@ fn change(fd: i32, h: &Handle, new: Trait, make: impl FnOnce(i32) -> i32) -> Opt
     };
     h.turns.store(face, Ordering::Relaxed);
     if face == 0 {
-        let copied = 0;
-        alone(fd, h, copied);
+        alone(fd, h, Copied::NOTHING);
     }
     // Under the lock, so that whoever copies it next knows of the option.
     h.options.fetch_or(options::bit(new.level, new.name), Ordering::Relaxed);
@@ -295,17 +295,14 @@ fn stands_for(fd: i32, h: &Handle) -> bool {
     h.was(touched::COMMON) && table::get(fd).is_some_and(|other| core::ptr::eq(other, h))
 }
 
-/// A new socket as the placeholder of a connection is; closed when dropped.
+/// A new socket as the placeholder of a connection is, but for what [`lazy::copy`] sets; closed when dropped.
 struct Twin(i32);
 
 impl Twin {
     fn of(h: &Handle, fd: i32, faces: &mut Faces) -> Option<Twin> {
         let (domain, ty) = h.family();
-        let unconnected = || lazy::is_nonblocking(h).unwrap_or_else(|| options::is_kernel_nonblocking(fd));
-        let nonblocking = h.sock().map_or_else(unconnected, crate::sock::Sock::is_nonblocking);
-        let ty = ty | libc::SOCK_CLOEXEC | if nonblocking { libc::SOCK_NONBLOCK } else { 0 };
         // SAFETY: no pointers.
-        let socket = || unsafe { real::socket(domain, ty, libc::IPPROTO_TCP) };
+        let socket = || unsafe { real::socket(domain, ty | libc::SOCK_CLOEXEC, libc::IPPROTO_TCP) };
         let mut new = socket();
         if new < 0 {
             // No number is free: ours are the ones to go.
@@ -322,9 +319,6 @@ impl Twin {
     /// The socket that is bound to the port of `h`, if there is one.
     fn bound(h: &Handle, fd: i32) -> Option<Twin> {
         let bound = ports::give_away(h)?;
-        if h.sock().is_some_and(crate::sock::Sock::is_nonblocking) {
-            options::set_kernel_nonblocking(bound);
-        }
         options::copy(fd, bound, h.options.load(Ordering::Relaxed));
         Some(Twin(bound))
     }
@@ -354,7 +348,7 @@ fn part(fd: i32) -> bool {
     }
     let _numbering = fds::numbering().take();
     let Some(twin) = Twin::bound(h, fd).or_else(|| Twin::of(h, fd, &mut faces)) else { return false };
-    let copied = lazy::copy(h, twin.0);
+    let copied = lazy::copy(h, twin.0, Copied::NOTHING);
     let moved = sys::replace(twin.0, fd);
     if moved {
         alone(fd, h, copied);
@@ -362,11 +356,11 @@ fn part(fd: i32) -> bool {
     moved
 }
 
-/// `fd` has a file of its own by now, with these of the options that were still to be set ([`lazy::copy`]).
-fn alone(fd: i32, h: &Handle, copied: u32) {
-    // SeqCst: pairs with the load in `lazy`: who sets an option from now on asks the file, or `settle` sees it.
+/// `fd` has a file of its own by now, with these of the options that were still to be set.
+fn alone(fd: i32, h: &Handle, copied: Copied) {
+    // SeqCst: pairs with the load in `lazy::put`: who sets an option from now on asks the file, or we see here that it was set.
     h.touched.fetch_and(!touched::COMMON, Ordering::SeqCst);
-    lazy::settle(fd, h, copied);
+    lazy::copy(h, fd, copied);
 }
 
 /// [`apart`], for a call on the file: `None` if it can be made, or what it returns.

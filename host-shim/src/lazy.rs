@@ -13,6 +13,7 @@ use libc::{IPPROTO_TCP, SOL_SOCKET};
 
 use crate::buffers::is_nowhere;
 use crate::handle::{Handle, touched};
+use crate::sock::Sock;
 use crate::{options, table};
 
 /// Bit `n` of the word: the switch was set. Bit `n + 16`: to on.
@@ -22,7 +23,7 @@ const SWITCHES: [(i32, i32); 4] = [
     (SOL_SOCKET, libc::SO_KEEPALIVE),
     (SOL_SOCKET, libc::SO_REUSEADDR),
 ];
-/// The bit of `O_NONBLOCK`. Of a connection, [`crate::sock::Sock::nonblock`] is what counts.
+/// The bit of `O_NONBLOCK`. Of a connection, [`Sock::nonblock`] is what counts.
 const NONBLOCKING: u32 = 4;
 const ON: u32 = 16;
 
@@ -78,9 +79,14 @@ pub fn get(h: &Handle, level: i32, name: i32) -> Option<bool> {
     h.was(touched::COMMON).then(known).flatten()
 }
 
-/// Whether a socket that has a face, and is not connected, is non-blocking; `None`: its file says that.
+/// Whether a socket that has a face is non-blocking; `None`: its file says that.
 pub fn is_nonblocking(h: &Handle) -> Option<bool> {
-    h.was(touched::COMMON).then(|| read(h.lazy.load(Ordering::SeqCst), NONBLOCKING)).flatten()
+    h.was(touched::COMMON).then(|| nonblocking(h, h.lazy.load(Ordering::SeqCst))).flatten()
+}
+
+/// The same, when the word was that.
+fn nonblocking(h: &Handle, word: u32) -> Option<bool> {
+    h.sock().map(Sock::is_nonblocking).or_else(|| read(word, NONBLOCKING))
 }
 
 /// The socket `h`, which nobody else has yet, was opened with these flags of socket(2).
@@ -88,28 +94,33 @@ pub fn begin(h: &Handle, flags: i32) {
     h.lazy.store(with(0, NONBLOCKING, flags & libc::SOCK_NONBLOCK != 0), Ordering::Relaxed);
 }
 
-/// Sets all that, but for `O_NONBLOCK`, on `to`, which will be the file of `h`. Which state of the word that is.
-pub fn copy(h: &Handle, to: i32) -> u32 {
+/// What was set on a file for a handle.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Copied {
+    word: u32,
+    nonblocking: Option<bool>,
+}
+
+impl Copied {
+    /// Of a new file, which looks like the face.
+    pub const NOTHING: Copied = Copied { word: 0, nonblocking: None };
+}
+
+/// Sets all that is set of `h` on `to`, but for what is `copied`. What is now.
+pub fn copy(h: &Handle, to: i32, copied: Copied) -> Copied {
     let word = h.lazy.load(Ordering::SeqCst);
+    let now = Copied { word, nonblocking: nonblocking(h, word) };
     for (place, (level, name)) in (0..).zip(SWITCHES) {
-        if let Some(on) = read(word, place) {
+        if let Some(on) = read(now.word, place).filter(|on| read(copied.word, place) != Some(*on)) {
             options::set_kernel_flag(to, level, name, on);
         }
     }
-    word
-}
-
-/// After `h` has a file of its own, `fd`, which got what the word said when it was `copied`: what came since is set there now.
-pub fn settle(fd: i32, h: &Handle, copied: u32) {
-    if h.lazy.load(Ordering::SeqCst) == copied {
-        return;
-    }
-    let now = copy(h, fd);
-    match read(now, NONBLOCKING) {
-        Some(true) => options::set_kernel_nonblocking(fd),
-        Some(false) => options::set_kernel_blocking(fd),
+    match now.nonblocking.filter(|_| now.nonblocking != copied.nonblocking) {
+        Some(true) => options::set_kernel_nonblocking(to),
+        Some(false) => options::set_kernel_blocking(to),
         None => {}
     }
+    now
 }
 
 #[cfg(test)]

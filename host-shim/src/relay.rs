@@ -43,7 +43,9 @@ pub fn open(h: &'static Handle) -> Option<OwnedFd> {
         && let Some(fresh) = loopback_socket(h.family().0)
     {
         options::repeat(placeholder, fresh.as_raw_fd(), ours.as_raw_fd());
-        lazy::copy(h, ours.as_raw_fd());
+        if h.was(touched::COMMON) {
+            lazy::copy(h, ours.as_raw_fd(), lazy::Copied::NOTHING);
+        }
     }
     if s.sock.is_nonblocking() {
         options::set_kernel_nonblocking(ours.as_raw_fd());

@@ -1,7 +1,8 @@
-/* Options that are on or off: set, asked for, and seen by whoever has the same socket. The first connection of a process makes the sockets
- * of those that follow a placeholder that they share. */
+/* Options that are on or off: set, asked for, and seen by whoever has the same socket. After a process's first connection, those that follow
+ * share a placeholder, until one does something else with its socket than to connect it: so there is one listener, and that comes first. */
 #include "common.h"
 #include <netinet/tcp.h>
+#include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/uio.h>
 
@@ -16,14 +17,25 @@ static const struct {
 };
 enum { N = sizeof SWITCHES / sizeof *SWITCHES };
 
-static int fds[2];
+static struct sockaddr_in at;
+static int l, fds[2];
 
-static void first_connection(void)
+static void connects(int c)
 {
-    int first[2];
-    connected(first);
-    close(first[0]);
-    close(first[1]);
+    must(connect(c, (void *)&at, sizeof at) == 0, "connect");
+    fds[0] = c;
+    fds[1] = accept(l, NULL, NULL);
+    must(fds[1] >= 0, "accept");
+}
+
+static void begin(void)
+{
+    l = listening(&at);
+    for (int i = 0; i < 2; i++) {
+        connects(socket(AF_INET, SOCK_STREAM, 0));
+        close(fds[0]);
+        close(fds[1]);
+    }
 }
 
 static int is_on(int fd, int i)
@@ -50,9 +62,8 @@ static void tell(const char *whose, int fd)
 static void on_and_off(void)
 {
     static const int values[] = {1, 0, 2, -1, 0, 1};
-    struct sockaddr_in a;
-    first_connection();
-    int l = listening(&a), c = socket(AF_INET, SOCK_STREAM, 0);
+    begin();
+    int c = socket(AF_INET, SOCK_STREAM, 0);
     for (int round = 0; round < 2; round++) {
         for (int i = 0; i < N; i++) {
             for (size_t v = 0; v < sizeof values / sizeof *values; v++) {
@@ -72,21 +83,18 @@ static void on_and_off(void)
         }
         tell("socket", c);
         if (round == 0)
-            SAY(connect(c, (void *)&a, sizeof a));
+            connects(c);
     }
-    int s = accept(l, NULL, NULL);
     SAY(send(c, "abc", 3, 0));
-    say("arrived: %s", arrived(s, 3));
+    say("arrived: %s", arrived(fds[1], 3));
 }
 
 /* O_NONBLOCK in all the ways there are to set it, before and after connect(2). */
 static void blocking_or_not(void)
 {
-    struct sockaddr_in a;
     char byte;
     int on = 1, off = 0;
-    first_connection();
-    int l = listening(&a);
+    begin();
     for (int type = 0; type <= SOCK_NONBLOCK; type += SOCK_NONBLOCK) {
         int c = socket(AF_INET, SOCK_STREAM | type, 0);
         say("flags %x", fcntl(c, F_GETFL));
@@ -96,7 +104,7 @@ static void blocking_or_not(void)
         say("flags %x", fcntl(c, F_GETFL));
         SAY(ioctl(c, FIONBIO, &on));
         say("flags %x", fcntl(c, F_GETFL));
-        int r = connect(c, (void *)&a, sizeof a);
+        int r = connect(c, (void *)&at, sizeof at);
         say("connect %d %s", r, strerrorname_np(errno));
         int s = accept(l, NULL, NULL);
         struct pollfd writable = {c, POLLOUT, 0};
@@ -119,23 +127,25 @@ static void blocking_or_not(void)
 /* A copy has what the socket had, and from then on they are the same. */
 static void of_a_copy(void)
 {
-    first_connection();
-    connected(fds);
-    for (int i = 0; i < N; i += 2)
-        SAY(put(fds[0], i, 1));
-    int copy = dup(fds[0]);
-    tell("copy", copy);
-    for (int i = 0; i < N; i++)
-        SAY(put(copy, i, i % 2));
-    SAY(fcntl(copy, F_SETFL, O_NONBLOCK));
-    tell("socket", fds[0]);
+    begin();
+    connects(socket(AF_INET, SOCK_STREAM, 0));
+    for (int end = 0; end < 2; end++) {
+        for (int i = 0; i < N; i += 2)
+            SAY(put(fds[end], i, 1));
+        int copy = dup(fds[end]);
+        tell("copy", copy);
+        for (int i = 0; i < N; i++)
+            SAY(put(copy, i, i % 2));
+        SAY(fcntl(copy, F_SETFL, O_NONBLOCK));
+        tell("socket", fds[end]);
+    }
 }
 
 /* A child's socket is its parent's. */
 static void of_a_child(void)
 {
-    first_connection();
-    connected(fds);
+    begin();
+    connects(socket(AF_INET, SOCK_STREAM, 0));
     SAY(put(fds[0], 0, 1));
     SAY(put(fds[0], 2, 1));
     pid_t child = fork();
@@ -154,8 +164,8 @@ static void of_one_that_is_passed_on(void)
 {
     int way[2];
     char room[CMSG_SPACE(sizeof(int))] = "", byte = 'x';
-    first_connection();
-    connected(fds);
+    begin();
+    connects(socket(AF_INET, SOCK_STREAM, 0));
     for (int i = 0; i < N; i++)
         SAY(put(fds[0], i, i != 1));
     must(socketpair(AF_UNIX, SOCK_STREAM, 0, way) == 0, "socketpair");
@@ -176,26 +186,29 @@ static void of_a_listener(void)
 {
     struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t len = sizeof a;
-    first_connection();
-    int l = socket(AF_INET, SOCK_STREAM, 0), c = socket(AF_INET, SOCK_STREAM, 0);
+    begin();
+    int c = socket(AF_INET, SOCK_STREAM, 0), other = socket(AF_INET, SOCK_STREAM, 0);
     for (int i = 0; i < N; i++)
-        SAY(put(l, i, 1));
-    SAY(bind(l, (void *)&a, sizeof a));
-    SAY(listen(l, 4));
-    tell("listener", l);
-    must(getsockname(l, (void *)&a, &len) == 0, "getsockname");
+        SAY(put(other, i, 1));
+    SAY(bind(other, (void *)&a, sizeof a));
+    SAY(listen(other, 4));
+    tell("listener", other);
+    must(getsockname(other, (void *)&a, &len) == 0, "getsockname");
     SAY(connect(c, (void *)&a, sizeof a));
-    int s = accept(l, NULL, NULL);
+    int s = accept(other, NULL, NULL);
     tell("accepted", s);
     SAY(put(s, 0, 0));
     tell("accepted", s);
-    tell("listener", l);
+    tell("listener", other);
 }
 
-static volatile int goes_on = 1;
+static int here, go;
 
 static void *sets(void *none)
 {
+    __atomic_store_n(&here, 1, __ATOMIC_SEQ_CST);
+    while (!__atomic_load_n(&go, __ATOMIC_SEQ_CST))
+        ;
     for (int i = 0; i < N; i++)
         put(fds[0], i, 1);
     fcntl(fds[0], F_SETFL, O_NONBLOCK);
@@ -206,13 +219,17 @@ static void *sets(void *none)
 static void at_once(void)
 {
     long lost = 0;
-    first_connection();
-    for (int round = 0; round < 400; round++) {
+    begin();
+    for (int round = 0; round < 600; round++) {
         pthread_t other;
-        connected(fds);
+        connects(socket(AF_INET, SOCK_STREAM, 0));
+        here = go = 0;
         must(pthread_create(&other, NULL, sets, NULL) == 0, "pthread_create");
-        for (int spin = 0; spin < round % 100 * 100; spin++)
-            goes_on = 1;
+        while (!__atomic_load_n(&here, __ATOMIC_SEQ_CST))
+            sched_yield();
+        __atomic_store_n(&go, 1, __ATOMIC_SEQ_CST);
+        for (int spin = 0; spin < round % 60 * 20; spin++)
+            __atomic_load_n(&go, __ATOMIC_SEQ_CST);
         int copy = dup(fds[0]);
         pthread_join(other, NULL);
         for (int i = 0; i < N; i++)
