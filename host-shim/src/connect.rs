@@ -12,8 +12,8 @@ use crate::handle::{Handle, Kind, Stream, touched};
 use crate::ports::{self, Port};
 use crate::sys::{Errno, NoSignals, Result};
 use crate::{
-    arrivals, coordinator, faces, fds, fresh, listener, options, poll, process, relay, socket, source, stats,
-    sys, table, unix,
+    arrivals, coordinator, faces, fds, fresh, granted, listener, options, poll, process, relay, socket,
+    source, stats, sys, table, unix,
 };
 
 /// What connect(2) should do next.
@@ -154,7 +154,13 @@ fn through_coordinator(
         src.ip = from.ip;
     }
     let sock = socket::new_sock().ok_or(Reason::TooMany)?;
-    let conn = match coordinator::call_undisturbed(signals, None, Request::Connect { dst, src }) {
+    // The port of an address that was bound may be too low for us, or not ours alone: the coordinator says.
+    let conn = match port.as_ref().and_then(|_| granted::take(signals, dst)) {
+        Some(conn) => coordinator::post(Request::Open { conn, src })
+            .map(|()| Completion::Connected { status: Status::Ok, conn }),
+        None => coordinator::call_undisturbed(signals, None, Request::Connect { dst, src }),
+    };
+    let conn = match conn {
         Ok(Completion::Connected { status: Status::Ok, conn }) => conn,
         other => {
             sock.free();

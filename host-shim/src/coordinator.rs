@@ -18,7 +18,7 @@ use crate::handle::{self, Handle};
 use crate::lock::{Guarded, Lock};
 use crate::sys::NoSignals;
 use crate::wait::{self, Spin};
-use crate::{early, process, segments, sock, socket, sys};
+use crate::{early, granted, process, segments, sock, socket, sys};
 
 /// Longest wait for an answer that the coordinator gives at once.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
@@ -94,6 +94,7 @@ pub fn install(requests: Requests<'static>, window: &FarWindow<'static>, host: &
     // What a former coordinator sent is acted on before, or never.
     let _in_order = DISPATCH.take();
     early::forget_all();
+    granted::forget_all();
     SILENT_UNTIL_S.store(0, Ordering::Relaxed);
     if let Some(mut rings) = RINGS.take() {
         let end = HostEnd::new(requests, window, &host.near());
@@ -104,6 +105,7 @@ pub fn install(requests: Requests<'static>, window: &FarWindow<'static>, host: &
 
 /// After fork, in the child: these rings are the parent's. (Its mappings stay; they are small.)
 pub fn uninstall() {
+    granted::forget_all();
     if let Some(mut rings) = RINGS.take() {
         *rings = None;
         NEXT_HEADER.store(core::ptr::null_mut(), Ordering::Relaxed);
@@ -171,6 +173,18 @@ fn push_as(request: Request, token: u32, mut quiet: bool) -> Result<(), NoAnswer
         }
         rustix::thread::sched_yield();
     }
+}
+
+/// When it last said anything.
+static HEARD_AT_US: AtomicU64 = AtomicU64::new(0);
+
+fn now_us() -> u64 {
+    u64::try_from(sys::now().as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Has the coordinator said something within that time? Then it lives, as far as one can know without asking.
+pub fn was_heard_within(time_us: u64) -> bool {
+    !is_silent() && now_us().saturating_sub(HEARD_AT_US.load(Ordering::Relaxed)) <= time_us
 }
 
 /// Until when the coordinator is not asked anything, in seconds of the clock; 0: it answers.
@@ -498,6 +512,9 @@ fn take_batch(refused: &mut [Option<Request>; BATCH]) -> bool {
     for (raw, refused) in batch.iter().take(n).zip(refused) {
         *refused = dispatch(raw);
     }
+    if n > 0 {
+        HEARD_AT_US.store(now_us(), Ordering::Relaxed);
+    }
     n > 0
 }
 
@@ -509,6 +526,14 @@ fn dispatch(raw: &Raw) -> Option<Request> {
                 early::note(early::listener_key(listener), u32::from(waiting));
                 tell_ready(listener, waiting);
             }
+        }
+        Ok(Completion::Granted { conn, dst }) => {
+            if !granted::add(conn, dst) {
+                return Some(granted::gives_up(conn));
+            }
+        }
+        Ok(Completion::PeerGone { conn, .. }) if granted::is_taken_back(conn) => {
+            return Some(granted::gives_up(conn));
         }
         Ok(Completion::PeerGone { conn, reset }) => {
             let how = if reset { sock::DEAD_RESET } else { sock::DEAD };

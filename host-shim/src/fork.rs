@@ -12,8 +12,8 @@ use ring::msg::Request;
 
 use crate::lock::Lock;
 use crate::{
-    agent, ahead, arenas, coordinator, epoll, faces, fds, listener, me, overlay, pending, ports, process,
-    reserved, segments, socket, source, sys, unix, wait,
+    agent, ahead, arenas, coordinator, epoll, faces, fds, granted, listener, me, overlay, pending, ports,
+    process, reserved, segments, socket, source, sys, unix, wait,
 };
 
 /// Held from before a fork until the parent has gone on.
@@ -36,7 +36,7 @@ pub fn install() {
 }
 
 /// Private locks, in the order in which they are ever nested.
-fn locks() -> [&'static Lock; 12] {
+fn locks() -> [&'static Lock; 13] {
     let [dispatch, rings] = coordinator::locks();
     let [v4, v6] = ports::locks();
     [
@@ -49,6 +49,7 @@ fn locks() -> [&'static Lock; 12] {
         segments::lock(),
         agent::lock(),
         epoll::lock(),
+        granted::lock(),
         rings,
         faces::lock(),
         fds::numbering(),

@@ -44,6 +44,7 @@ mod fds;
 mod file;
 mod fork;
 mod fresh;
+mod granted;
 mod handle;
 mod holds;
 mod imports;

@@ -27,8 +27,7 @@ struct Page {
     begun: AtomicU32,
 }
 
-static PAGE: Page =
-    Page { names: AtomicU64::new(0), reachable: AtomicU32::new(0), begun: AtomicU32::new(0) };
+static PAGE: Page = Page { names: AtomicU64::new(0), reachable: AtomicU32::new(0), begun: AtomicU32::new(0) };
 /// [`YES`] or [`NO`]: children find the page empty.
 static WIPED: AtomicU32 = AtomicU32::new(0);
 const YES: u32 = 1;

@@ -16,7 +16,9 @@ use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::handle::{self, Handle, Kind, touched};
-use crate::{agent, ahead, coordinator, epoll, fds, lazy, leave, options, process, socket, stats, sys, table};
+use crate::{
+    agent, ahead, coordinator, epoll, fds, lazy, leave, options, process, socket, stats, sys, table,
+};
 
 /// Descriptor numbers that the relay finds things at (SPEC 10.4).
 const ARENA_AT: u32 = 6;

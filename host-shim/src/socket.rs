@@ -12,8 +12,8 @@ use crate::segments::{self, Mapped};
 use crate::sock::{self, Sock, shut};
 use crate::sys::NoSignals;
 use crate::{
-    bells, config, coordinator, early, epoll, faces, fds, file, lazy, leave, listener, overlay, ports, process,
-    stamps, stats, sys, table, unix, wait,
+    bells, config, coordinator, early, epoll, faces, fds, file, lazy, leave, listener, overlay, ports,
+    process, stamps, stats, sys, table, unix, wait,
 };
 
 /// A socket that the kernel has just made: from now on we know it. TCP sockets attach the process first.

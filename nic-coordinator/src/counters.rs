@@ -70,6 +70,8 @@ counters! {
     credits,
     /// Connections made.
     connects,
+    /// Of those, such as were granted ahead.
+    connects_ahead,
     /// Connections given to who accepts them.
     accepts,
     /// Requests refused: nobody listens.
@@ -121,6 +123,7 @@ impl Counters {
             | Completion::Done { status, .. } => status,
             Completion::Ready { .. }
             | Completion::Shut { .. }
+            | Completion::Granted { .. }
             | Completion::MakeSegment { .. }
             | Completion::DropSegment { .. } => {
                 return;

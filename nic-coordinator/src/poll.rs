@@ -353,6 +353,10 @@ impl<'r> Poller<'r> {
     }
 
     fn decide(&mut self, function: u32, token: u32, request: Request, now_us: u64) {
+        if matches!(request, Request::Open { .. }) {
+            self.counters.connects.add(1);
+            self.counters.connects_ahead.add(1);
+        }
         if let Err(impostor) = self.logic.handle(function, token, request, now_us, &mut self.out) {
             self.expel(function, &impostor.into());
             match self.shard_of(function) {

@@ -56,4 +56,4 @@ pub mod wake;
 pub mod window;
 
 /// Version of everything in this crate. Both sides refuse any other one.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;

@@ -272,6 +272,20 @@ pub enum Request {
         /// Its user id.
         uid: u32,
     },
+    /// More connections to `dst` that this process may open without an answer (SPEC 3.11). No answer; what there is comes as `Granted`.
+    Ahead {
+        /// Where to.
+        dst: Addr,
+        /// How many.
+        count: u32,
+    },
+    /// A connection that was granted is made. No answer.
+    Open {
+        /// Which.
+        conn: ConnId,
+        /// The client's address.
+        src: Addr,
+    },
     /// Agent only: a process is attached as `function`.
     Attach {
         /// New function number.
@@ -378,6 +392,14 @@ impl Request {
             }
             Request::Retract { serial } => (13, [u64::from(serial), 0, 0, 0, 0, 0]),
             Request::Shut { conn, side } => (15, [conn.0, u64::from(side), 0, 0, 0, 0]),
+            Request::Ahead { dst, count } => {
+                let [a, b] = dst.words();
+                (16, [a, b, u64::from(dst.port), u64::from(count), 0, 0])
+            }
+            Request::Open { conn, src } => {
+                let [a, b] = src.words();
+                (17, [conn.0, a, b, u64::from(src.port), 0, 0])
+            }
             Request::Claim { function, serial, pid, uid } => {
                 (14, [pair(function, serial), pair(pid, uid), 0, 0, 0, 0])
             }
@@ -427,6 +449,11 @@ impl Request {
             13 => Request::Retract { serial: u32::try_from(a).map_err(|_| Malformed)? },
             14 => Request::Claim { function: lo(a), serial: hi(a), pid: lo(b), uid: hi(b) },
             15 if b < 2 => Request::Shut { conn: ConnId(a), side: lo(b) },
+            16 => Request::Ahead {
+                dst: Addr::from_words(a, b, port(c)?),
+                count: u32::try_from(d).map_err(|_| Malformed)?,
+            },
+            17 => Request::Open { conn: ConnId(a), src: Addr::from_words(b, c, port(d)?) },
             32 => Request::Attach {
                 function: lo(a),
                 group: hi(a),
@@ -516,6 +543,13 @@ pub enum Completion {
         /// Which side of it, 0 or 1: a process may hold both.
         side: u32,
     },
+    /// This process may open a connection (`Open`), until it is told that the other side is gone.
+    Granted {
+        /// Which.
+        conn: ConnId,
+        /// Where to.
+        dst: Addr,
+    },
     /// Answer to `Claim`.
     Claimed {
         /// `Ok`, `Empty` (not offered, or not yet), or why not.
@@ -564,6 +598,10 @@ impl Completion {
             }
             Completion::PeerGone { conn, reset } => (69, Status::Ok, [conn.0, u64::from(reset), 0, 0, 0, 0]),
             Completion::Shut { conn, side } => (72, Status::Ok, [conn.0, u64::from(side), 0, 0, 0, 0]),
+            Completion::Granted { conn, dst } => {
+                let [a, b] = dst.words();
+                (73, Status::Ok, [conn.0, a, b, u64::from(dst.port), 0, 0])
+            }
             Completion::Claimed { status, conn } => (70, status, [conn.0, 0, 0, 0, 0, 0]),
             Completion::Paired { serial, conn } => (71, Status::Ok, [u64::from(serial), conn.0, 0, 0, 0, 0]),
             Completion::MakeSegment { segment, client_group, server_group } => {
@@ -597,6 +635,7 @@ impl Completion {
             70 => Completion::Claimed { status, conn: ConnId(a) },
             71 => Completion::Paired { serial: u32::try_from(a).map_err(|_| Malformed)?, conn: ConnId(b) },
             72 if b < 2 => Completion::Shut { conn: ConnId(a), side: lo(b) },
+            73 => Completion::Granted { conn: ConnId(a), dst: Addr::from_words(b, c, port(d)?) },
             96 => Completion::MakeSegment {
                 segment: u32::try_from(a).map_err(|_| Malformed)?,
                 client_group: lo(b),

@@ -81,7 +81,13 @@ pub fn get(
 }
 
 /// getsockopt(2) of what the placeholder does not have yet ([`lazy`]). `None`: ask the kernel.
-pub fn lazily(h: &Handle, level: i32, name: i32, value: *mut c_void, len: *mut libc::socklen_t) -> Option<i32> {
+pub fn lazily(
+    h: &Handle,
+    level: i32,
+    name: i32,
+    value: *mut c_void,
+    len: *mut libc::socklen_t,
+) -> Option<i32> {
     let on = lazy::get(h, level, name)?;
     Some(answer(&i32::from(on).to_ne_bytes(), value.cast(), len))
 }

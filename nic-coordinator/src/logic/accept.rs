@@ -10,7 +10,14 @@ use super::segments::End;
 use super::{Logic, Out, announce, policy, tell_accept, tell_ready};
 
 impl Logic {
-    pub(super) fn listen(&mut self, f: u32, addr: Addr, backlog: u32, flags: u32) -> Result<u32, Status> {
+    pub(super) fn listen(
+        &mut self,
+        f: u32,
+        addr: Addr,
+        backlog: u32,
+        flags: u32,
+        out: &mut Vec<Out>,
+    ) -> Result<u32, Status> {
         let function = self.functions.get_mut(f).ok_or(Status::BadRequest)?;
         let who = function.identity;
         if flags & !LISTEN_V6ONLY != 0 {
@@ -24,6 +31,8 @@ impl Logic {
         if function.holdings.listeners.len() >= self.limits.listeners_per_function {
             return Err(Status::Quota);
         }
+        self.take_back_all(who.netns, addr.port, out);
+        let function = self.functions.get_mut(f).ok_or(Status::BadRequest)?;
         let id = self.listeners.insert(Listener {
             netns: who.netns,
             addr,
@@ -34,6 +43,7 @@ impl Logic {
             holders: BTreeSet::from([Holder::Function(f)]),
             queue: VecDeque::new(),
             waiters: VecDeque::new(),
+            granted: BTreeSet::new(),
         });
         function.holdings.listeners.insert(id);
         Ok(id)
@@ -53,9 +63,10 @@ impl Logic {
     }
 
     /// New clients use the kernel; what waits already is still accepted.
-    pub(super) fn withdraw(&mut self, f: u32, id: u32) {
+    pub(super) fn withdraw(&mut self, f: u32, id: u32, out: &mut Vec<Out>) {
         if self.listeners.get(id).is_some_and(|l| l.held_by(Holder::Function(f))) {
             self.listeners.hide(id);
+            self.take_back(id, out);
         }
     }
 
@@ -177,9 +188,7 @@ impl Logic {
     }
 
     pub(super) fn may_hold_more(&self, f: u32) -> bool {
-        self.functions
-            .get(f)
-            .is_some_and(|f| f.holdings.conns.len() + f.connecting < self.limits.conns_per_function)
+        self.functions.get(f).is_some_and(|f| f.conns() < self.limits.conns_per_function)
     }
 }
 

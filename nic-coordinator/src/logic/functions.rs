@@ -73,10 +73,20 @@ pub struct Function {
     pub holdings: Holdings,
     /// Connects and claims that wait for their segment, or for another host's answer.
     pub connecting: usize,
+    /// Connections that it may open: the client's side of each is its own, and nobody else's ([`super::Logic::grant`]).
+    pub granted: BTreeSet<ConnId>,
     /// Listeners of others that it accepts on.
     pub stands_for: BTreeSet<Stand>,
     /// Ends of connections that may be claimed, by the process's number for them.
     pub offers: BTreeMap<u32, Offer>,
+}
+
+impl Function {
+    /// Sides of connections that it holds, may open or has under way.
+    #[must_use]
+    pub fn conns(&self) -> usize {
+        self.holdings.conns.len() + self.granted.len() + self.connecting
+    }
 }
 
 /// All attached processes, and how many members each group has.
@@ -144,8 +154,9 @@ impl Functions {
     /// Adds a process, which joins its group. The number must be free.
     pub fn insert(&mut self, number: u32, identity: Identity, holdings: Holdings) {
         self.join(identity.group);
-        let (stands_for, offers) = (BTreeSet::new(), BTreeMap::new());
-        self.by_number.insert(number, Function { identity, holdings, connecting: 0, stands_for, offers });
+        let (granted, stands_for, offers) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
+        let function = Function { identity, holdings, connecting: 0, granted, stands_for, offers };
+        self.by_number.insert(number, function);
     }
 
     /// Takes a process out. It still counts as a member of its group until [`Functions::leave`].

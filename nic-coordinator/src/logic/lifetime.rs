@@ -151,6 +151,9 @@ impl Logic {
             self.segments.forget_waiting(of_f);
             self.forget_asking(f, out);
         }
+        for conn in function.granted {
+            self.drop_granted(conn, out);
+        }
         self.release_all(Holder::Function(f), &function.holdings, out);
         self.leave_group(function.identity.group, out);
     }
@@ -173,9 +176,11 @@ impl Logic {
                 // Clients may wait in its queue.
                 let forks = listener.forks().collect();
                 self.hasten(forks);
+                self.take_back(id, out);
             }
             return;
         }
+        self.take_back(id, out);
         let Some(listener) = self.listeners.remove(id) else { return };
         for id in listener.queue {
             if let Some(conn) = self.segments.get_mut(id) {
@@ -215,7 +220,7 @@ impl Logic {
     }
 
     /// This side has just been closed: tells the other one, and frees the slot when that is closed, too.
-    fn side_closed(&mut self, id: ConnId, side: Side, end: End, out: &mut Vec<Out>) {
+    pub(super) fn side_closed(&mut self, id: ConnId, side: Side, end: End, out: &mut Vec<Out>) {
         let Some(conn) = self.segments.get_mut(id) else { return };
         if let Some(place) = conn.ends.get_mut(side) {
             *place = Some(end);
@@ -244,6 +249,7 @@ impl Logic {
     fn leave_group(&mut self, group: u32, out: &mut Vec<Out>) {
         if self.functions.leave(group) {
             for segment in self.segments.orphan(group) {
+                self.drop_granted_in(segment, out);
                 self.drop_segment_if_orphaned(segment, out);
             }
         }

@@ -39,6 +39,8 @@ pub struct Listener {
     pub queue: VecDeque<ConnId>,
     /// Parked accepts, first come first served.
     pub waiters: VecDeque<Waiter>,
+    /// Connections to it that clients may open ([`super::Logic::grant`]).
+    pub granted: BTreeSet<ConnId>,
 }
 
 impl Listener {
@@ -46,6 +48,12 @@ impl Listener {
     #[must_use]
     pub fn has_space(&self) -> bool {
         !self.waiters.is_empty() || self.queue.len() <= self.backlog as usize
+    }
+
+    /// True if one more connection may be granted: if all of them are opened at once, the queue has room for them.
+    #[must_use]
+    pub fn may_grant(&self) -> bool {
+        self.queue.len() + self.granted.len() <= self.backlog as usize
     }
 
     /// True if `holder` holds it.
@@ -134,18 +142,38 @@ impl Listeners {
         self.by_id.is_empty() && self.places.is_empty()
     }
 
+    /// The listeners on a port, whatever their address.
+    fn on_port(&self, netns: u64, port: u16) -> impl Iterator<Item = u32> {
+        let keys = (netns, port, [0; 16])..=(netns, port, [0xff; 16]);
+        self.places.range(keys).flat_map(|(_, place)| &place.ids).copied()
+    }
+
+    /// The listener that takes all connections to `dst`, if there is no other one on its port.
+    #[must_use]
+    pub fn alone(&self, netns: u64, dst: &Addr) -> Option<u32> {
+        let mut all = self.on_port(netns, dst.port);
+        let id = all.next().filter(|_| all.next().is_none())?;
+        let listener = self.by_id.get(&id)?;
+        let takes = listener.addr.ip == dst.ip || covers(&listener.addr, listener.v6only, dst);
+        (takes && listener.is_served()).then_some(id)
+    }
+
+    /// Those on a port to which connections are granted.
+    #[must_use]
+    pub fn granting(&self, netns: u64, port: u16) -> Vec<u32> {
+        let grants = |id: &u32| self.by_id.get(id).is_some_and(|l| !l.granted.is_empty());
+        self.on_port(netns, port).filter(grants).collect()
+    }
+
     /// True if another user listens on an address that overlaps: the kernel would not have let both.
     #[must_use]
     pub fn taken_by_other(&self, netns: u64, addr: &Addr, v6only: bool, uid: u32) -> bool {
-        let port = (netns, addr.port, [0; 16])..=(netns, addr.port, [0xff; 16]);
-        self.places.range(port).flat_map(|(_, place)| &place.ids).filter_map(|id| self.by_id.get(id)).any(
-            |other| {
-                other.uid != uid
-                    && (other.addr.ip == addr.ip
-                        || covers(&other.addr, other.v6only, addr)
-                        || covers(addr, v6only, &other.addr))
-            },
-        )
+        self.on_port(netns, addr.port).filter_map(|id| self.by_id.get(&id)).any(|other| {
+            other.uid != uid
+                && (other.addr.ip == addr.ip
+                    || covers(&other.addr, other.v6only, addr)
+                    || covers(addr, v6only, &other.addr))
+        })
     }
 
     /// Adds a listener and returns its number, never 0 and not one in use.
@@ -242,6 +270,7 @@ mod tests {
             holders: BTreeSet::from([Holder::Function(1)]),
             queue: VecDeque::new(),
             waiters: VecDeque::new(),
+            granted: BTreeSet::new(),
         })
     }
     fn v4(last: u8) -> Addr {

@@ -10,9 +10,10 @@
 //! | [`segments`] | slots for connections in the memory that two groups share |
 //! | [`forks`] | what a child inherits before it has attached |
 //! | [`remote`] | connections with other hosts |
-//! | `connect`, `accept`, `claims`, `lifetime` | the requests, in terms of those tables |
+//! | `connect`, `ahead`, `accept`, `claims`, `lifetime` | the requests, in terms of those tables |
 
 mod accept;
+mod ahead;
 pub mod claims;
 mod connect;
 pub mod forks;
@@ -153,7 +154,7 @@ impl Logic {
     fn handle_process(&mut self, f: u32, token: u32, request: Request, now_us: u64, out: &mut Vec<Out>) {
         match request {
             Request::Listen { addr, backlog, flags } => {
-                let (status, value) = match self.listen(f, addr, backlog, flags) {
+                let (status, value) = match self.listen(f, addr, backlog, flags, out) {
                     Ok(listener) => (ring::msg::Status::Ok, listener),
                     Err(status) => (status, 0),
                 };
@@ -166,6 +167,8 @@ impl Logic {
                 }
             }
             Request::Connect { dst, src } => self.connect(f, token, dst, src, out),
+            Request::Ahead { dst, count } => self.grant(f, dst, count, out),
+            Request::Open { conn, src } => self.open_granted(f, conn, src, out),
             Request::Offer { serial, pid, uid, name } => {
                 self.note_offer(f, token, serial, (Peer { pid, uid }, name), out);
             }
@@ -178,10 +181,11 @@ impl Logic {
             Request::Close { conn, side, finished } => {
                 let side = side as usize;
                 let end = if finished { End::Marked } else { End::Unmarked };
-                if let Some(function) = self.functions.get_mut(f)
-                    && function.holdings.conns.remove(&(conn, side))
-                {
+                let Some(function) = self.functions.get_mut(f) else { return };
+                if function.holdings.conns.remove(&(conn, side)) {
                     self.release_conn(Holder::Function(f), conn, side, end, out);
+                } else if side == functions::CLIENT && function.granted.remove(&conn) {
+                    self.drop_granted(conn, out);
                 }
             }
             Request::Shut { conn, side } => self.shut(f, conn, side, out),
@@ -190,7 +194,7 @@ impl Logic {
             Request::Lend { nonce, conn, side } => {
                 self.fork(f, nonce, Some((conn, side as usize)), now_us, out);
             }
-            Request::Withdraw { listener } => self.withdraw(f, listener),
+            Request::Withdraw { listener } => self.withdraw(f, listener, out),
             Request::ForkFailed { nonce } => self.fork_failed(f, nonce, out),
             Request::Attach { .. }
             | Request::Detach { .. }

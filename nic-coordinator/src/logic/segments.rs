@@ -316,6 +316,14 @@ impl Segments {
         self.slot_mut(conn)?.conn.as_mut()
     }
 
+    /// The connections in a segment.
+    pub fn in_segment(&self, id: u32) -> impl Iterator<Item = (ConnId, &Conn)> {
+        let slots = self.by_id.get(&id).into_iter().flat_map(|segment| &segment.slots);
+        (0..).zip(slots).filter_map(move |(number, slot)| {
+            Some((ConnId::new(id, number, slot.generation), slot.conn.as_ref()?))
+        })
+    }
+
     /// Frees the slot of a connection whose sides are both closed, and returns what was in it.
     pub fn free_if_closed(&mut self, conn: ConnId) -> Option<Conn> {
         let slot = self.slot_mut(conn)?;
