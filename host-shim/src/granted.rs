@@ -1,15 +1,16 @@
 //! Connections granted ahead (SPEC 3.11): who connects to one place again and again has some that it may open without waiting for the coordinator.
 //!
 //! Only while the coordinator was heard of lately. One that is gone or hangs would never bring such a connection to its server; who waits for
-//! an answer notices, and uses the kernel.
+//! an answer notices, and uses the kernel. And not by a process that has the listener itself: it may look into its queue right after it has
+//! connected, when the coordinator has not brought the connection there.
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use ring::msg::{Addr, ConnId, Request};
 
-use crate::coordinator;
 use crate::lock::{Guarded, Lock};
 use crate::sys::NoSignals;
+use crate::{coordinator, listener};
 
 /// Places that this process may connect to so, at a time.
 const STOCKS_MAX: usize = 4;
@@ -121,6 +122,9 @@ impl Stocks {
 
 /// One to `dst` that may be opened, if there is one. Asks for more.
 pub fn take(signals: &NoSignals, dst: Addr) -> Option<ConnId> {
+    if listener::has_port(dst.port) {
+        return None;
+    }
     // What was taken back, as far as one can know.
     coordinator::pump_undisturbed(signals);
     let lives = coordinator::was_heard_within(HEARD_WITHIN_US);

@@ -63,6 +63,11 @@ pub fn all() -> impl Iterator<Item = &'static Handle> {
     entered.filter_map(handle::by_index).filter(|h| h.kind() == Kind::Listener)
 }
 
+/// Does this process have one on that port?
+pub fn has_port(port: u16) -> bool {
+    all().any(|h| h.sock().is_some_and(|sock| sock.addrs().0.port == port))
+}
+
 /// About to attach as a process that holds nothing: what it has of listeners the coordinator does not know to be its own.
 pub fn disown_all() {
     for h in all() {

@@ -40,6 +40,8 @@ fn request() -> impl Strategy<Value = Request> {
             finished
         }),
         conn().prop_map(|conn| Request::Requeue { conn }),
+        (addr(), any::<u32>()).prop_map(|(dst, count)| Request::Ahead { dst, count }),
+        (conn(), addr()).prop_map(|(conn, src)| Request::Open { conn, src }),
         (conn(), 0..2u32).prop_map(|(conn, side)| Request::Shut { conn, side }),
         any::<u64>().prop_map(|nonce| Request::Fork { nonce }),
         any::<u64>().prop_map(|nonce| Request::ForkFailed { nonce }),
@@ -96,6 +98,7 @@ fn completion() -> impl Strategy<Value = Completion> {
         (any::<u32>(), any::<bool>()).prop_map(|(listener, waiting)| Completion::Ready { listener, waiting }),
         (conn(), any::<bool>()).prop_map(|(conn, reset)| Completion::PeerGone { conn, reset }),
         (conn(), 0..2u32).prop_map(|(conn, side)| Completion::Shut { conn, side }),
+        (conn(), addr()).prop_map(|(conn, dst)| Completion::Granted { conn, dst }),
         (status(), conn()).prop_map(|(status, conn)| Completion::Claimed { status, conn }),
         (any::<u32>(), conn()).prop_map(|(serial, conn)| Completion::Paired { serial, conn }),
         any::<[u32; 3]>().prop_map(|[segment, client_group, server_group]| Completion::MakeSegment {

@@ -34,6 +34,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("owners", "owners.c"),
     ("switches", "switches.c"),
     ("lent", "lent.c"),
+    ("often", "often.c"),
 ];
 
 /// One function of a program.

@@ -75,7 +75,7 @@ impl Logic {
         Ok(())
     }
 
-    /// Opens the connection, tells the client, and brings it to the listener.
+    /// Opens the connection, brings it to the listener, and tells the client.
     fn establish(&mut self, segment: u32, waiting: Waiting, out: &mut Vec<Out>) -> Result<(), Status> {
         let Wanted::Connect { listener, client, server } = waiting.wanted else {
             return Err(Status::BadRequest);
@@ -88,15 +88,18 @@ impl Logic {
         let conn = Conn { holders, client, server, listener, queued, ends, remote, lingers };
         let conn = self.segments.open(segment, conn).ok_or(Status::Quota)?;
         match waiting.asker {
-            Asker::Process { function: f, token } => {
+            Asker::Process { function: f, .. } => {
                 if let Some(function) = self.functions.get_mut(f) {
                     function.holdings.conns.insert((conn, CLIENT));
                 }
-                reply(out, f, token, Completion::Connected { status: Status::Ok, conn });
             }
             Asker::Remote(id) => self.remote_holds(id, conn),
         }
+        // First: who has connected may look into the queue at once, and is in it.
         self.offer(listener, conn, false, out);
+        if let Asker::Process { function, token } = waiting.asker {
+            reply(out, function, token, Completion::Connected { status: Status::Ok, conn });
+        }
         Ok(())
     }
 

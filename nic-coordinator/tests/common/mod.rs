@@ -105,7 +105,8 @@ impl World {
 
     pub fn listen(&mut self, function: u32, addr: Addr, backlog: u32) -> Result<u32, Status> {
         let out = self.ask(function, Request::Listen { addr, backlog, flags: 0 });
-        match out[0].completion {
+        // What it means to others is told first.
+        match out.last().expect("an answer").completion {
             Completion::Done { status: Status::Ok, value } => Ok(value),
             Completion::Done { status, .. } => Err(status),
             other => panic!("{other:?}"),

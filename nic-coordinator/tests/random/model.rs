@@ -318,7 +318,13 @@ impl Model {
 
     /// Checks every completion against the model, and learns from it.
     fn hear(&mut self, out: &[Out]) {
-        for o in out {
+        // A connection is brought to its listener before its client is told: it is the client's answer that the model learns of it from.
+        let is_made = |o: &Out| matches!(o.completion, Completion::Connected { status: Status::Ok, .. });
+        let in_order = out.split_inclusive(is_made).flat_map(|said| {
+            let (others, made) = said.split_at(said.len() - usize::from(said.last().is_some_and(is_made)));
+            made.iter().chain(others)
+        });
+        for o in in_order {
             let f = o.function;
             assert!(f == 0 || self.processes.contains_key(&f) || o.token == 0, "{o:?} to nobody");
             let asked = match o.completion {
