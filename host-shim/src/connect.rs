@@ -155,7 +155,7 @@ fn through_coordinator(
     }
     let sock = socket::new_sock().ok_or(Reason::TooMany)?;
     // The port of an address that was bound may be too low for us, or not ours alone: the coordinator says.
-    let conn = match port.as_ref().and_then(|_| granted::take(signals, dst)) {
+    let conn = match port.as_ref().and_then(|_| granted::take(signals, h, dst)) {
         Some(conn) => coordinator::post(Request::Open { conn, src })
             .map(|()| Completion::Connected { status: Status::Ok, conn }),
         None => coordinator::call_undisturbed(signals, None, Request::Connect { dst, src }),

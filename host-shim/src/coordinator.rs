@@ -18,7 +18,7 @@ use crate::handle::{self, Handle};
 use crate::lock::{Guarded, Lock};
 use crate::sys::NoSignals;
 use crate::wait::{self, Spin};
-use crate::{early, granted, process, segments, sock, socket, sys};
+use crate::{early, granted, process, segments, sock, socket, sys, unaccepted};
 
 /// Longest wait for an answer that the coordinator gives at once.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
@@ -178,13 +178,9 @@ fn push_as(request: Request, token: u32, mut quiet: bool) -> Result<(), NoAnswer
 /// When it last said anything.
 static HEARD_AT_US: AtomicU64 = AtomicU64::new(0);
 
-fn now_us() -> u64 {
-    u64::try_from(sys::now().as_micros()).unwrap_or(u64::MAX)
-}
-
-/// Has the coordinator said something within that time? Then it lives, as far as one can know without asking.
-pub fn was_heard_within(time_us: u64) -> bool {
-    !is_silent() && now_us().saturating_sub(HEARD_AT_US.load(Ordering::Relaxed)) <= time_us
+/// Has the coordinator said something in the time before `now_us`? Then it lives, as far as one can know without asking.
+pub fn was_heard_within(time_us: u64, now_us: u64) -> bool {
+    !is_silent() && now_us.saturating_sub(HEARD_AT_US.load(Ordering::Relaxed)) <= time_us
 }
 
 /// Until when the coordinator is not asked anything, in seconds of the clock; 0: it answers.
@@ -201,6 +197,7 @@ fn is_silent() -> bool {
 fn unanswered(epoch: u32) -> NoAnswer {
     if !wait::agent_alive() {
         process::become_inert(epoch);
+        unaccepted::end();
     } else if !is_silent() {
         SILENT_UNTIL_S.store((sys::now() + SILENCE).as_secs(), Ordering::Relaxed);
     }
@@ -513,7 +510,7 @@ fn take_batch(refused: &mut [Option<Request>; BATCH]) -> bool {
         *refused = dispatch(raw);
     }
     if n > 0 {
-        HEARD_AT_US.store(now_us(), Ordering::Relaxed);
+        HEARD_AT_US.store(sys::now_us(), Ordering::Relaxed);
     }
     n > 0
 }

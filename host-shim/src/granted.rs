@@ -8,9 +8,10 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use ring::msg::{Addr, ConnId, Request};
 
+use crate::handle::Handle;
 use crate::lock::{Guarded, Lock};
 use crate::sys::NoSignals;
-use crate::{coordinator, listener};
+use crate::{coordinator, listener, sys, unaccepted};
 
 /// Places that this process may connect to so, at a time.
 const STOCKS_MAX: usize = 4;
@@ -120,14 +121,15 @@ impl Stocks {
     }
 }
 
-/// One to `dst` that may be opened, if there is one. Asks for more.
-pub fn take(signals: &NoSignals, dst: Addr) -> Option<ConnId> {
+/// One to `dst` that may be opened as `h`, if there is one. Asks for more.
+pub fn take(signals: &NoSignals, h: &Handle, dst: Addr) -> Option<ConnId> {
     if listener::has_port(dst.port) {
         return None;
     }
     // What was taken back, as far as one can know.
     coordinator::pump_undisturbed(signals);
-    let lives = coordinator::was_heard_within(HEARD_WITHIN_US);
+    let now_us = sys::now_us();
+    let lives = coordinator::was_heard_within(HEARD_WITHIN_US, now_us);
     let (taken, wants, mut gone) = {
         let mut stocks = STOCKS.take()?;
         let (stock, gone) = stocks.of(dst);
@@ -140,6 +142,9 @@ pub fn take(signals: &NoSignals, dst: Addr) -> Option<ConnId> {
     }
     while let Some(conn) = gone.pop() {
         let _ = coordinator::post_quietly(gives_up(conn));
+    }
+    if taken.is_some() {
+        unaccepted::opened(h, now_us);
     }
     taken
 }

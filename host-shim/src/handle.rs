@@ -123,6 +123,8 @@ pub mod touched {
     pub const COMMON: u32 = 65536;
     /// Its descriptor in the kernel may have a pending error, of a connection that was disconnected.
     pub const ERROR: u32 = 131072;
+    /// It was opened without an answer, and it is not known that the coordinator has heard of it: see [`crate::unaccepted`].
+    pub const UNHEARD: u32 = 262_144;
     /// A kernel socket that may be another thing by the time the kernel is asked.
     pub const MOVES: u32 = YOUNG | CONNECTING;
 }

@@ -78,6 +78,7 @@ mod stream;
 mod sys;
 mod table;
 mod target;
+mod unaccepted;
 mod unix;
 mod urgent;
 mod wait;

@@ -19,7 +19,7 @@ use crate::agent::{self, AgentError};
 use crate::config::{self, Log, log};
 use crate::lock::Guarded;
 use crate::sys::NoSignals;
-use crate::{ahead, coordinator, faces, fds, listener, me, options, stats, sys, wait};
+use crate::{ahead, coordinator, faces, fds, listener, me, options, stats, sys, unaccepted, wait};
 
 const UNTRIED: u64 = 0;
 const ATTACHED: u64 = 1;
@@ -53,6 +53,8 @@ static HOME: AtomicU64 = AtomicU64::new(0);
 static HOSTS: AtomicU32 = AtomicU32::new(0);
 static IRQ: [AtomicI32; 2] = [const { AtomicI32::new(-1) }; 2];
 static DOORBELL: AtomicI32 = AtomicI32::new(-1);
+/// [`epoch`] of the coordinator that this process has lost last, 0: none.
+static LOST: AtomicU32 = AtomicU32::new(0);
 /// See [`lends`].
 static LENT: AtomicBool = AtomicBool::new(false);
 
@@ -103,8 +105,10 @@ pub fn attach_later(parent: u32, nonce: u64, watched: bool) {
     NONCE.store(nonce, Ordering::Release);
 }
 
-/// Before a sleep of at most `timeout`: how long it may be, so that a child that has not attached does when it waits for long.
+/// Before a sleep of at most `timeout`: how long it may be, so that a child that has not attached does when it waits for long,
+/// and a client asks for a coordinator that is silent.
 pub fn patient(timeout: Option<Duration>) -> Option<Duration> {
+    let timeout = unaccepted::patient(timeout);
     match PATIENT_UNTIL_NS.load(Ordering::Relaxed) {
         until_ns if until_ns != 0 && is_announced() => {
             let left = Duration::from_nanos(until_ns).saturating_sub(sys::now());
@@ -208,10 +212,16 @@ fn is_time_to_retry() -> bool {
 /// The agent or the coordinator of `epoch` is gone: everything new goes to the kernel, until there is one again.
 pub fn become_inert(epoch: u32) {
     if STATE.compare_exchange(attached_to(epoch), INERT, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+        LOST.store(epoch, Ordering::Release);
         RETRY_PAUSE_S.store(1, Ordering::Relaxed);
         RETRY_AT_S.store(0, Ordering::Relaxed);
         log(Log::Info, &["the coordinator is gone; new connections use the kernel"]);
     }
+}
+
+/// Did this process lose the coordinator of that epoch?
+pub fn has_lost(epoch: u32) -> bool {
+    epoch != 0 && LOST.load(Ordering::Acquire) == epoch
 }
 
 /// Attaches, as a fresh process (0, 0) or as the forked child that the parent announced.
@@ -236,6 +246,7 @@ fn attach_once(parent: u32, nonce: u64) -> Result<(), Why> {
         // Release: who sees this sees the rings, and the epoch that they are of.
         STATE.store(attached_to(epoch()), Ordering::Release);
         agent::end_lifeline();
+        unaccepted::end();
         log(Log::Info, &["attached"]);
     } else {
         agent::close();
@@ -354,6 +365,7 @@ fn map(fd: i32, bytes: usize) -> Option<Region> {
 pub fn detach_child() {
     set_pid();
     NONCE.store(0, Ordering::Relaxed);
+    LOST.store(0, Ordering::Relaxed);
     agent::close();
     for fd in [&DOORBELL].into_iter().chain(&IRQ) {
         fds::discard(fd.swap(-1, Ordering::AcqRel));

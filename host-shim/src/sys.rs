@@ -199,6 +199,12 @@ pub fn timespec(d: Duration) -> rustix::time::Timespec {
     }
 }
 
+/// The same in microseconds.
+#[must_use]
+pub fn now_us() -> u64 {
+    u64::try_from(now().as_micros()).unwrap_or(u64::MAX)
+}
+
 /// CLOCK_MONOTONIC.
 #[must_use]
 pub fn now() -> Duration {

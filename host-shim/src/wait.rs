@@ -21,7 +21,9 @@ use rustix::event::{PollFd, PollFlags};
 use crate::handle::Handle;
 use crate::holds::{self, Noted};
 use crate::sys::{Errno, Membarrier, Result};
-use crate::{agent, bells, cancel, config, coordinator, fds, handle, me, process, segments, stats, sys};
+use crate::{
+    agent, bells, cancel, config, coordinator, fds, handle, me, process, segments, stats, sys, unaccepted,
+};
 
 /// A thread that sleeps on data looks around this often, for a peer that died after the agent did.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -159,6 +161,7 @@ fn beat() -> Duration {
         SEEN_AT_MS.store(now_ms, Ordering::Relaxed);
         HEARTBEAT
     } else {
+        unaccepted::end_if_alone();
         Duration::from_millis(50)
     }
 }
@@ -328,6 +331,10 @@ impl Sleeper {
                 .unwrap_or(0);
             for e in events.iter().take(n) {
                 let (data, flags) = (e.data.u64(), e.flags);
+                if data == NOT_A_WIRE && flags.intersects(EventFlags::HUP | EventFlags::RDHUP) {
+                    unaccepted::end_if_alone();
+                    continue;
+                }
                 if data == BELL {
                     if let Some(place) = SLEEPERS.get(self.index) {
                         place.silence(1);
