@@ -4,6 +4,7 @@ mod cards;
 mod corrupt;
 mod hostile;
 mod kills;
+mod often;
 mod queues;
 mod restarts;
 mod unix_kills;
@@ -37,6 +38,11 @@ const TESTS: &[Test] = &[
     ("restart::forked_workers", restarts::workers),
     ("restart::forked_worker_on_a_unix_listener", restarts::unix_worker),
     ("restart::a_silent_coordinator", restarts::silent_coordinator),
+    ("often::the_coordinator_is_killed", often::killed),
+    ("often::the_coordinator_is_killed_while_it_selects", often::killed_while_it_selects),
+    ("often::there_is_another_coordinator", often::another_one),
+    ("often::the_coordinator_hangs", often::hangs),
+    ("often::the_coordinator_hangs_while_it_selects", often::hangs_while_it_selects),
     ("card::stuck", cards::stuck),
     ("card::link_loss", cards::link_loss),
     ("card::reset", cards::reset),

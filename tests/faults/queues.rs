@@ -34,7 +34,7 @@ fn requester(instance: &Instance, seconds: f64) -> Outcome<(Guarded, BufReader<s
 }
 
 /// What the coordinator answers to a command of DPDK's telemetry.
-fn telemetry(prefix: &str, command: &str) -> Outcome<serde_json::Value> {
+pub fn telemetry(prefix: &str, command: &str) -> Outcome<serde_json::Value> {
     let base = match std::env::var_os("XDG_RUNTIME_DIR") {
         _ if rustix::process::getuid().is_root() => "/var/run".into(),
         Some(directory) => directory,
