@@ -246,6 +246,8 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+
     /// Whatever happens, none is accepted that was not opened, and in the end nothing is left.
     #[test]
     fn any_steps(steps in proptest::collection::vec(step(), 1..120)) {
