@@ -529,10 +529,10 @@ fn dispatch(raw: &Raw) -> Option<Request> {
                 return Some(granted::gives_up(conn));
             }
         }
-        Ok(Completion::PeerGone { conn, .. }) if granted::is_taken_back(conn) => {
-            return Some(granted::gives_up(conn));
-        }
         Ok(Completion::PeerGone { conn, reset }) => {
+            if granted::is_taken_back(conn) {
+                return Some(granted::gives_up(conn));
+            }
             let how = if reset { sock::DEAD_RESET } else { sock::DEAD };
             if !tell_gone(conn, how) {
                 early::note(conn.0, how);

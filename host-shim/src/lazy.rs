@@ -12,7 +12,7 @@ use core::sync::atomic::Ordering;
 use libc::{IPPROTO_TCP, SOL_SOCKET};
 
 use crate::buffers::is_nowhere;
-use crate::handle::{Handle, touched};
+use crate::handle::{Handle, Kind, touched};
 use crate::sock::Sock;
 use crate::{options, table};
 
@@ -70,7 +70,16 @@ pub fn set(fd: i32, h: &Handle, (level, name): (i32, i32), value: *const c_void,
 
 /// `F_SETFL` (fcntl(2)), of which `O_NONBLOCK` is all that changes. False: it is nothing for us.
 pub fn set_nonblocking(fd: i32, h: &Handle, on: bool) -> bool {
+    if let Some(sock) = connection(h) {
+        // First: who makes a file for it looks here after it has seen that something was set.
+        sock.nonblock.store(u32::from(on), Ordering::Relaxed);
+    }
     put(fd, h, NONBLOCKING, on)
+}
+
+/// What it is as a connection. One that was disconnected has been another's since.
+fn connection(h: &Handle) -> Option<&'static Sock> {
+    h.sock().filter(|_| h.kind() == Kind::Stream)
 }
 
 /// A switch that is set, but not in the file.
@@ -86,7 +95,7 @@ pub fn is_nonblocking(h: &Handle) -> Option<bool> {
 
 /// The same, when the word was that.
 fn nonblocking(h: &Handle, word: u32) -> Option<bool> {
-    h.sock().map(Sock::is_nonblocking).or_else(|| read(word, NONBLOCKING))
+    connection(h).map(Sock::is_nonblocking).or_else(|| read(word, NONBLOCKING))
 }
 
 /// The socket `h`, which nobody else has yet, was opened with these flags of socket(2).

@@ -426,12 +426,7 @@ fn set_flags_of_face(fd: i32, h: &Handle, arg: core::ffi::c_ulong) -> Option<i32
     if alone {
         return faces::refused(fd);
     }
-    let nonblocking = arg & flag_word(libc::O_NONBLOCK) != 0;
-    if let Some(sock) = h.sock() {
-        // First: who makes a file of its own for the socket looks here after it has seen that something was set.
-        sock.nonblock.store(u32::from(nonblocking), Ordering::Relaxed);
-    }
-    lazy::set_nonblocking(fd, h, nonblocking).then_some(0)
+    lazy::set_nonblocking(fd, h, arg & flag_word(libc::O_NONBLOCK) != 0).then_some(0)
 }
 
 /// `F_GETFL` of a placeholder that has a face: its file's flags, but for the one that is not in it.

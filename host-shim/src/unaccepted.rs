@@ -30,7 +30,7 @@ pub fn patient(timeout: Option<Duration>) -> Option<Duration> {
         return timeout;
     }
     let left = (Duration::from_micros(at_us) + PATIENCE).saturating_sub(sys::now());
-    if left.is_zero() {
+    if left.is_zero() && coordinator::may_wait() {
         OPENED_AT_US.store(0, Ordering::Relaxed);
         ask();
         return timeout;

@@ -3,8 +3,6 @@
 //! is when the listener may not be whom the next client gets: the client hears that the other side is gone, as one whose connection waits in
 //! the queue of a listener that is closed. Its slot is in use until it says that it has heard that.
 
-use std::collections::BTreeSet;
-
 use ring::msg::{Addr, Completion, ConnId};
 
 use super::functions::{CLIENT, Holder, SERVER};
@@ -103,9 +101,8 @@ impl Logic {
 
     /// No connection will ever begin in that segment: its slots need not wait for clients that take no notice.
     pub(super) fn drop_granted_in(&mut self, segment: u32, out: &mut Vec<Out>) {
-        let holder = |conn: &Conn| conn.functions(CLIENT).next();
-        let held = self.segments.in_segment(segment).filter_map(|(id, conn)| Some((id, holder(conn)?)));
-        let held: BTreeSet<_> = held.collect();
+        let held = self.segments.in_segment(segment);
+        let held: Vec<_> = held.filter_map(|(id, conn)| Some((id, conn.functions(CLIENT).next()?))).collect();
         for (id, f) in held {
             if self.functions.get_mut(f).is_some_and(|function| function.granted.remove(&id)) {
                 self.drop_granted(id, out);
