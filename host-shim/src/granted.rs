@@ -138,7 +138,8 @@ pub fn take(signals: &NoSignals, h: &Handle, dst: Addr) -> Option<ConnId> {
         (taken, stock.wants_more(), gone)
     };
     if wants {
-        let _ = coordinator::post_quietly(Request::Ahead { dst, count: ASKED as u32 });
+        let count = u32::try_from(ASKED).unwrap_or(0);
+        let _ = coordinator::post_quietly(Request::Ahead { dst, count });
     }
     while let Some(conn) = gone.pop() {
         let _ = coordinator::post_quietly(gives_up(conn));

@@ -138,8 +138,8 @@ mod tests {
 
     #[test]
     fn a_switch_is_what_it_was_set_to_last() {
-        let last = SWITCHES.len() as u32;
-        assert_eq!(last, NONBLOCKING, "each has a bit of its own");
+        let last = NONBLOCKING;
+        assert_eq!(SWITCHES.len(), last as usize, "each has a bit of its own");
         for place in 0..=last {
             let on = with(0, place, true);
             assert_eq!((read(0, place), read(on, place)), (None, Some(true)));
