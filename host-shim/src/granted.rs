@@ -11,7 +11,7 @@ use ring::msg::{Addr, ConnId, Request};
 use crate::handle::Handle;
 use crate::lock::{Guarded, Lock};
 use crate::sys::NoSignals;
-use crate::{coordinator, listener, sys, unaccepted};
+use crate::{coordinator, listener, process, sys, unaccepted};
 
 /// Places that this process may connect to so, at a time.
 const STOCKS_MAX: usize = 4;
@@ -129,7 +129,8 @@ pub fn take(signals: &NoSignals, h: &Handle, dst: Addr) -> Option<ConnId> {
     // What was taken back, as far as one can know.
     coordinator::pump_undisturbed(signals);
     let now_us = sys::now_us();
-    let lives = coordinator::was_heard_within(HEARD_WITHIN_US, now_us);
+    let lost = process::has_lost(process::epoch());
+    let lives = !lost && coordinator::was_heard_within(HEARD_WITHIN_US, now_us);
     let (taken, wants, mut gone) = {
         let mut stocks = STOCKS.take()?;
         let (stock, gone) = stocks.of(dst);

@@ -212,11 +212,17 @@ fn is_time_to_retry() -> bool {
 /// The agent or the coordinator of `epoch` is gone: everything new goes to the kernel, until there is one again.
 pub fn become_inert(epoch: u32) {
     if STATE.compare_exchange(attached_to(epoch), INERT, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-        LOST.store(epoch, Ordering::Release);
+        loses(epoch);
         RETRY_PAUSE_S.store(1, Ordering::Relaxed);
         RETRY_AT_S.store(0, Ordering::Relaxed);
         log(Log::Info, &["the coordinator is gone; new connections use the kernel"]);
     }
+}
+
+/// The coordinator of that epoch is gone. It stays what this process is attached to until somebody needs one: from then on it is
+/// looked for, less and less often.
+pub fn loses(epoch: u32) {
+    LOST.store(epoch, Ordering::Release);
 }
 
 /// Did this process lose the coordinator of that epoch?

@@ -56,10 +56,10 @@ fn ask() {
     }
 }
 
-/// For who finds that the agent may be gone: nobody is asked any more, and who waits for such a server hears of it.
+/// For who finds that the agent may be gone: who waits for such a server hears of it.
 pub fn end_if_alone() {
     if process::is_attached() && !wait::agent_alive() {
-        process::become_inert(process::epoch());
+        process::loses(process::epoch());
     }
     end();
 }
