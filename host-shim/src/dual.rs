@@ -39,7 +39,8 @@ impl Stream {
     }
 
     /// The other side has joined.
-    fn is_joined(&self) -> bool {
+    #[must_use]
+    pub fn is_joined(&self) -> bool {
         stream::is_open(self.in_dir, self.conn.generation())
     }
 

@@ -290,8 +290,8 @@ fn change(fd: i32, h: &Handle, new: Trait, make: impl FnOnce(i32) -> i32) -> Opt
     Some(0)
 }
 
-/// Does `fd` stand for `h`, and has a face? Asked under the lock: [`removing`] keeps who closes it out meanwhile.
-fn stands_for(fd: i32, h: &Handle) -> bool {
+/// Does `fd` stand for `h`, and has a face? Asked under the lock, where [`removing`] keeps who closes it out meanwhile, or while pinned.
+pub fn stands_for(fd: i32, h: &Handle) -> bool {
     h.was(touched::COMMON) && table::get(fd).is_some_and(|other| core::ptr::eq(other, h))
 }
 

@@ -14,7 +14,7 @@ use libc::{IPPROTO_TCP, SOL_SOCKET};
 use crate::buffers::is_nowhere;
 use crate::handle::{Handle, Kind, touched};
 use crate::sock::Sock;
-use crate::{options, table};
+use crate::{faces, options};
 
 /// Bit `n` of the word: the switch was set. Bit `n + 16`: to on.
 const SWITCHES: [(i32, i32); 4] = [
@@ -48,10 +48,7 @@ fn put(fd: i32, h: &Handle, place: u32, on: bool) -> bool {
         return false;
     }
     // Another thread may close it meanwhile, and the handle be another socket's.
-    let Some(_pinned) = h.pin() else { return false };
-    if !table::get(fd).is_some_and(|other| core::ptr::eq(other, h)) {
-        return false;
-    }
+    let Some(_pinned) = h.pin().filter(|_| faces::stands_for(fd, h)) else { return false };
     let _ = h.lazy.fetch_update(Ordering::SeqCst, Ordering::Relaxed, |word| Some(with(word, place, on)));
     // SeqCst, both: pairs with `faces::alone`: it sees the switch, or we see here that there is a file.
     h.touched.load(Ordering::SeqCst) & touched::COMMON != 0

@@ -5,7 +5,6 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
 use ring::msg::Request;
-use ring::stream;
 
 use crate::handle::{self, Handle, Kind, touched};
 use crate::sys::NoSignals;
@@ -79,7 +78,5 @@ fn is_unaccepted(h: &Handle) -> bool {
         return false;
     }
     let Some(_pinned) = h.pin() else { return false };
-    h.stream().is_some_and(|s| {
-        s.sock.dead.load(Ordering::Relaxed) == 0 && !stream::is_open(s.in_dir, s.conn.generation())
-    })
+    h.stream().is_some_and(|s| s.sock.dead.load(Ordering::Relaxed) == 0 && !s.is_joined())
 }
