@@ -14,6 +14,7 @@ use rustix::net::{
 use rustix::pipe::PipeFlags;
 
 use crate::lock::Guarded;
+use crate::sys::NoSignals;
 use crate::{config, fds, options, sys};
 
 /// Descriptors that a reply may carry.
@@ -200,6 +201,7 @@ pub fn call(call: Call) -> Result<Answer, AgentError> {
 /// # Errors
 /// As [`call`].
 pub fn call_with(call: Call, with: &[BorrowedFd<'_>]) -> Result<Answer, AgentError> {
+    let _no_signals = NoSignals::new();
     let _one_at_a_time = CALL.take().ok_or(AgentError::Absent)?;
     let fd = fd();
     if fd < 0 {

@@ -49,7 +49,7 @@ pub fn connect(fd: i32, addr: *const libc::sockaddr, len: libc::socklen_t) -> Pa
         stats::set_reason(h.index(), Reason::Namespace);
         return Path::Kernel;
     }
-    let signals = NoSignals::new();
+    let signals = NoSignals::briefly();
     let Some(from) = source::towards(dst).filter(|_| dst.port != 0) else {
         stats::set_reason(h.index(), Reason::Remote);
         return Path::Kernel;

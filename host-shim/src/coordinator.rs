@@ -463,10 +463,11 @@ pub fn pump_undisturbed(signals: &NoSignals) -> bool {
 
 #[cold]
 fn take_all() -> bool {
-    take_batches(&NoSignals::new())
+    take_batches(&NoSignals::briefly())
 }
 
-/// A handler that ran in the middle of this could not get its own answers.
+/// A handler that ran in the middle of this could not get its own answers. A function of its own for `make guard`, too.
+#[inline(never)]
 fn take_batches(_signals: &NoSignals) -> bool {
     let mut any = false;
     loop {

@@ -179,6 +179,7 @@ pub fn fresh(family: (i32, i32), flags: i32) -> Result<(i32, u32)> {
 
 fn open_as(key: u64, (domain, ty): (i32, i32), flags: i32, make: impl FnOnce(i32)) -> Result<(i32, u32)> {
     let look = first_look(flags & libc::SOCK_NONBLOCK != 0);
+    let _no_signals = NoSignals::briefly();
     // Not while another thread maps a segment or makes a descriptor of ours: they are low ones for a moment, and this is to be the
     // lowest free one.
     let _mapping = segments::lock().take();

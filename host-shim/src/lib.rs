@@ -17,7 +17,7 @@
 //! | shared state | [`sock`], [`arenas`], [`lock`], [`biased`], [`segments`] | what forked processes share; mapped segments |
 //! | process | [`process`], [`agent`], [`coordinator`], [`early`], [`fork`], [`stats`] | attach, requests and completions, fork |
 //! | programs | [`leave`], [`adopt`], [`relay`], [`rights`], [`target`] | what another program inherits or is sent, and how it gets it |
-//! | ground | [`real`], [`sys`], [`me`], [`config`], [`scratch`], [`imports`] | libc's originals, system calls, settings |
+//! | ground | [`real`], [`sys`], [`me`], [`handlers`], [`config`], [`scratch`], [`imports`] | libc's originals, system calls, settings |
 
 #![deny(unsafe_code)]
 
@@ -46,6 +46,7 @@ mod fork;
 mod fresh;
 mod granted;
 mod handle;
+mod handlers;
 mod holds;
 mod imports;
 mod io;

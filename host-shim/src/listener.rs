@@ -350,7 +350,7 @@ impl Call {
         }
         if coordinator::has_news() || ahead::is_any() || coordinator::more_wait(self.h) {
             // Once for all of it.
-            let signals = NoSignals::new();
+            let signals = NoSignals::briefly();
             coordinator::pump_undisturbed(&signals);
             let ahead = ahead::take(&signals, self.h);
             if let Some(new) = ahead.or_else(|| self.take_from_coordinator(&signals)) {
@@ -469,7 +469,7 @@ impl Call {
         coordinator::pump();
         let answer = ticket.finish().or_else(|| unpark(listener, ticket));
         if let Some(new) = answer.and_then(Accepted::of) {
-            return self.install(&NoSignals::new(), &new).map(Some);
+            return self.install(&NoSignals::briefly(), &new).map(Some);
         }
         if !wait::agent_alive() {
             process::become_inert(epoch);

@@ -13,6 +13,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use rustix::io::Errno;
 use rustix::thread::futex;
 
+use crate::handlers::PutOff;
 use crate::me;
 
 /// The lock word alone. Zero: free.
@@ -125,6 +126,8 @@ unsafe impl<T: Send> Sync for Guarded<T> {}
 pub struct Guard<'a, T> {
     value: &'a mut T,
     _held: Held<'a>,
+    // Dropped after that: a handler does not find it held by what it interrupted.
+    _put_off: Option<PutOff>,
 }
 
 impl<T> Guarded<T> {
@@ -133,11 +136,13 @@ impl<T> Guarded<T> {
         Guarded { lock: Lock::new(), value: UnsafeCell::new(value) }
     }
 
-    /// Takes the lock; `None` as in [`Lock::take`].
+    /// Takes the lock, and puts handlers off if it can; `None` as in [`Lock::take`].
+    #[inline(always)]
     pub fn take(&self) -> Option<Guard<'_, T>> {
+        let put_off = PutOff::begin();
         let held = self.lock.take()?;
         // SAFETY: the lock is held by this thread, and was not before (`take` would have said None).
-        Some(Guard { value: unsafe { &mut *self.value.get() }, _held: held })
+        Some(Guard { value: unsafe { &mut *self.value.get() }, _held: held, _put_off: put_off })
     }
 
     /// For the fork handlers.

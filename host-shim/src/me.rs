@@ -12,6 +12,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use ring::owner::NAME_MIN;
 use rustix::mm::{Advice, madvise};
 
+use crate::handlers::Section;
 use crate::sys;
 
 /// Thread ids are below this (proc_sys_kernel(5), `pid_max`).
@@ -33,9 +34,22 @@ static WIPED: AtomicU32 = AtomicU32::new(0);
 const YES: u32 = 1;
 const NO: u32 = 2;
 
-std::thread_local! {
+/// What a thread keeps for itself: in one place, so that it is looked for once.
+struct Thread {
     /// What was found out, 0: nothing yet.
-    static NAME: Cell<u64> = const { Cell::new(0) };
+    name: Cell<u64>,
+    section: Section,
+}
+
+std::thread_local! {
+    static THREAD: Thread = const { Thread { name: Cell::new(0), section: Section::new() } };
+}
+
+/// The section that the calling thread is in, or not. It stays where it is as long as the thread lives.
+#[inline(always)]
+#[must_use]
+pub fn section() -> *const Section {
+    THREAD.with(|t| core::ptr::from_ref(&t.section))
 }
 
 /// A thread.
@@ -52,7 +66,7 @@ pub struct Me {
 #[must_use]
 #[allow(clippy::cast_possible_truncation)] // below TIDS
 pub fn me() -> Me {
-    let name = NAME.get();
+    let name = THREAD.with(|t| t.name.get());
     let tid = name.wrapping_sub(PAGE.names.load(Ordering::Relaxed));
     // With an empty page, or another one's name, it is none.
     if tid.wrapping_sub(1) < TIDS { Me { tid: tid as u32, name } } else { find_out() }
@@ -74,7 +88,7 @@ fn find_out() -> Me {
         let _ = PAGE.names.compare_exchange(0, names, Ordering::Relaxed, Ordering::Relaxed);
     }
     let name = PAGE.names.load(Ordering::Relaxed) + u64::from(tid);
-    NAME.set(name);
+    THREAD.with(|t| t.name.set(name));
     Me { tid, name }
 }
 
@@ -112,7 +126,7 @@ pub fn owners_name() -> u64 {
 
 /// After fork, in the child, where the page could not be had: what is kept is the parent's.
 pub fn forget() {
-    NAME.set(0);
+    THREAD.with(|t| t.name.set(0));
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use crate::agent::{self, AgentError};
 use crate::config::{self, Log, log};
 use crate::lock::Guarded;
 use crate::sys::NoSignals;
-use crate::{ahead, coordinator, faces, fds, listener, me, options, stats, sys, unaccepted, wait};
+use crate::{ahead, coordinator, faces, fds, handlers, listener, me, options, stats, sys, unaccepted, wait};
 
 const UNTRIED: u64 = 0;
 const ATTACHED: u64 = 1;
@@ -67,6 +67,7 @@ pub fn set_pid() {
 /// Before a call that may make a child which has our memory: vfork(2), clone(2).
 pub fn lends() {
     LENT.store(true, Ordering::Relaxed);
+    handlers::doubt();
 }
 
 /// Whether connections to other hosts are worth asking the coordinator for.

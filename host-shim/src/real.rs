@@ -1,6 +1,6 @@
 //! libc's originals of the symbols that we define. This list is the one list of what we intercept (with `accept`,
-//! `closefrom`, `fcntl64`, `sendfile64`, `freopen64`, `dprintf`, `__dprintf_chk`, `execv`, `execvp`, `execl`, `execlp` and `execle`,
-//! which are other names or forms of functions in it, and [`vfork`] and [`clone`]): the test `exports` compares it with
+//! `closefrom`, `fcntl64`, `sendfile64`, `freopen64`, `dprintf`, `__dprintf_chk`, `execv`, `execvp`, `execl`, `execlp` `execle`, `__sigaction`, `signal`,
+//! `bsd_signal` and `ssignal`, which are other names or forms of functions in it, and [`vfork`] and [`clone`]): the test `exports` compares it with
 //! the library's symbol table.
 //!
 //! All are looked up once, when the library is loaded. A call that comes earlier (another library's constructor) looks up its
@@ -15,7 +15,8 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::{
     epoll_event, fd_set, iovec, mmsghdr, msghdr, nfds_t, off_t, pid_t, pollfd, posix_spawn_file_actions_t,
-    posix_spawnattr_t, pthread_t, sigset_t, size_t, sockaddr, socklen_t, ssize_t, timespec, timeval,
+    posix_spawnattr_t, pthread_t, sighandler_t, sigset_t, size_t, sockaddr, socklen_t, ssize_t, timespec,
+    timeval,
 };
 
 use crate::file::File;
@@ -183,6 +184,12 @@ originals! {
     epoll_wait(ep: c_int, events: *mut epoll_event, max: c_int, timeout: c_int) -> c_int;
     epoll_pwait(ep: c_int, events: *mut epoll_event, max: c_int, timeout: c_int, mask: *const sigset_t) -> c_int;
     epoll_pwait2(ep: c_int, events: *mut epoll_event, max: c_int, timeout: *const timespec, mask: *const sigset_t) -> c_int;
+    // signal handlers
+    sigaction(signal: c_int, new: *const libc::sigaction, old: *mut libc::sigaction) -> c_int;
+    sysv_signal(signal: c_int, handler: sighandler_t) -> sighandler_t;
+    __sysv_signal(signal: c_int, handler: sighandler_t) -> sighandler_t;
+    sigset(signal: c_int, handler: sighandler_t) -> sighandler_t;
+    siginterrupt(signal: c_int, interrupts: c_int) -> c_int;
     // leaving a call for good
     pthread_cancel(thread: pthread_t) -> c_int;
     longjmp(target: *mut u64, value: c_int) -> ();

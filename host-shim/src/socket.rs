@@ -339,7 +339,8 @@ pub fn closing(fd: i32) {
     let locks = !matches!(h.kind(), Kind::Kernel | Kind::Overlay)
         || h.regs.load(Ordering::Relaxed) != 0
         || h.was(touched::OFFERED);
-    let _no_signals = locks.then(NoSignals::new);
+    let is_stream = h.kind() == Kind::Stream;
+    let _no_signals = locks.then(|| if is_stream { NoSignals::briefly() } else { NoSignals::new() });
     if matches!(h.kind(), Kind::Listener | Kind::Epoll) && h.is_held_by_calls_alone() {
         keep_for_calls(fd, h);
     }

@@ -12,6 +12,9 @@ use rustix::fd::{BorrowedFd, FromRawFd};
 use rustix::io::{DupFlags, Errno as RustixErrno, FdFlags};
 use rustix::thread::futex;
 
+use crate::handlers::PutOff;
+use crate::real;
+
 /// An errno value, positive. Chosen at the C boundary only from what the layers below report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Errno(pub i32);
@@ -227,14 +230,16 @@ pub fn ticks() -> u64 {
     }
 }
 
+/// Signals of what a program did wrong, in the middle of it.
+pub const FAULTS: [i32; 7] =
+    [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGABRT, libc::SIGSYS];
+
 /// True if every signal handler that the process has installed asks for `SA_RESTART`, so that the one which just
 /// interrupted us did, too. (Handlers of faults don't count: those don't interrupt a sleep.) For calls that cannot sleep in a system call which the kernel restarts itself.
 #[must_use]
 pub fn handlers_restart() -> bool {
     let mut any = false;
-    let faults =
-        [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGABRT, libc::SIGSYS];
-    for signal in (1..=64).filter(|s| !faults.contains(s)) {
+    for signal in (1..=64).filter(|s| !FAULTS.contains(s)) {
         let Some(flags) = handler_flags(signal) else { continue };
         any = true;
         if flags & libc::SA_RESTART == 0 {
@@ -248,8 +253,8 @@ pub fn handlers_restart() -> bool {
 fn handler_flags(signal: i32) -> Option<i32> {
     // SAFETY: all zero is a valid sigaction.
     let mut old: libc::sigaction = unsafe { core::mem::zeroed() };
-    // SAFETY: asks only; `old` is writable. sigaction is not a symbol of ours.
-    if unsafe { libc::sigaction(signal, core::ptr::null(), &raw mut old) } != 0 {
+    // SAFETY: asks only; `old` is writable.
+    if unsafe { real::sigaction(signal, core::ptr::null(), &raw mut old) } != 0 {
         return None;
     }
     (old.sa_sigaction != libc::SIG_DFL && old.sa_sigaction != libc::SIG_IGN).then_some(old.sa_flags)
@@ -263,35 +268,45 @@ pub fn raise_sigpipe() {
     unsafe { libc::tgkill(pid.as_raw_nonzero().get(), tid.as_raw_nonzero().get(), libc::SIGPIPE) };
 }
 
-/// Keeps signal handlers out of a slow section that holds the process's own locks.
-pub struct NoSignals {
-    old: libc::sigset_t,
-}
-
-impl NoSignals {
-    /// Blocks all signals for the calling thread until dropped.
-    #[must_use]
-    pub fn new() -> Self {
-        // SAFETY: all zero is a valid set, and both calls only write to sets of ours.
-        unsafe {
-            let mut all: libc::sigset_t = core::mem::zeroed();
-            let mut old: libc::sigset_t = core::mem::zeroed();
-            libc::sigfillset(&raw mut all);
-            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut old);
-            NoSignals { old }
-        }
+/// Signals that the calling thread blocks from now on, a bit each, from 1 on; those that it blocked before.
+pub fn block_signals(mask: u64) -> u64 {
+    // SAFETY: all zero is a valid set, whose first 64 bits are what the kernel knows; the call only writes to a set of ours.
+    unsafe {
+        let (mut new, mut old): (libc::sigset_t, libc::sigset_t) = core::mem::zeroed();
+        (&raw mut new).cast::<u64>().write(mask);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const new, &raw mut old);
+        (&raw const old).cast::<u64>().read()
     }
 }
 
-impl Default for NoSignals {
-    fn default() -> Self {
-        Self::new()
+/// Keeps signal handlers out of a section that holds the process's own locks, until dropped.
+pub enum NoSignals {
+    /// All signals are blocked for the calling thread, which blocked these before.
+    Blocked(u64),
+    /// Handlers are put off.
+    PutOff { _until_dropped: PutOff },
+}
+
+impl NoSignals {
+    /// Blocks all signals.
+    #[must_use]
+    pub fn new() -> Self {
+        NoSignals::Blocked(block_signals(u64::MAX))
+    }
+
+    /// Without a system call, if the program's handlers can be put off: for what is short, or whose system calls may be interrupted once.
+    #[must_use]
+    #[inline]
+    pub fn briefly() -> Self {
+        PutOff::begin().map_or_else(NoSignals::new, |_until_dropped| NoSignals::PutOff { _until_dropped })
     }
 }
 
 impl Drop for NoSignals {
+    #[inline]
     fn drop(&mut self) {
-        // SAFETY: `old` is the set that pthread_sigmask gave.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.old, core::ptr::null_mut()) };
+        if let NoSignals::Blocked(before) = self {
+            block_signals(*before);
+        }
     }
 }

@@ -35,6 +35,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("switches", "switches.c"),
     ("lent", "lent.c"),
     ("often", "often.c"),
+    ("handlers", "handlers.c"),
 ];
 
 /// One function of a program.

@@ -30,7 +30,7 @@ pub const CASES: &[Case] = &[
     ("crowds::the_listener_changes_in_between", User, listener_changes),
 ];
 
-/// Clients who have said their numbers.
+/// Clients who have said their numbers, and of whom the server has heard: of one that connects again and again that may take a moment (README).
 fn come(t: &Duo, addr: &Addr, numbers: core::ops::Range<u8>) -> Vec<i32> {
     let come = |n: u8| {
         let c = t.c.tcp();
@@ -38,7 +38,9 @@ fn come(t: &Duo, addr: &Addr, numbers: core::ops::Range<u8>) -> Vec<i32> {
         t.c.send(c, &[b'A' + n]);
         c
     };
-    numbers.map(come).collect()
+    let clients = numbers.map(come).collect();
+    t.pause();
+    clients
 }
 
 /// A listener, and so many who wait for it; the first ones are accepted.

@@ -8,7 +8,7 @@ use std::process::Command;
 use harness::bins;
 
 /// Other names of functions in the list, and what no Rust function can call.
-const ALIASES: [&str; 15] = [
+const ALIASES: [&str; 19] = [
     "accept",
     "closefrom",
     "fcntl64",
@@ -22,6 +22,10 @@ const ALIASES: [&str; 15] = [
     "execl",
     "execlp",
     "execle",
+    "__sigaction",
+    "signal",
+    "bsd_signal",
+    "ssignal",
     "vfork",
     "clone",
 ];

@@ -16,6 +16,7 @@ mod pipes;
 mod raw;
 pub(crate) mod ready;
 mod sandbox;
+mod signals;
 mod sockets;
 mod stdio;
 mod variadic;

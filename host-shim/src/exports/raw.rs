@@ -9,7 +9,7 @@ use core::ptr::null_mut;
 use libc::{sigset_t, timespec};
 
 use super::{data, descriptors, exec, fail, moves, pipes, ready, sandbox, sockets};
-use crate::{cancel, process, real, socket, stats, table};
+use crate::{cancel, handlers, process, real, socket, stats, table};
 
 /// An argument, before it is known what it is.
 #[derive(Clone, Copy)]
@@ -92,6 +92,10 @@ unsafe fn ours(number: c_long, words: [Word; 6]) -> Option<c_long> {
             libc::SYS_io_uring_setup => return refuse_io_uring(),
             libc::SYS_clone | libc::SYS_clone3 => {
                 process::lends();
+                return None;
+            }
+            libc::SYS_rt_sigaction => {
+                handlers::kernel_calls();
                 return None;
             }
             libc::SYS_seccomp => {
