@@ -1,8 +1,8 @@
 //! `libipc_direct.so`: the shim that an application preloads.
 //!
 //! POSIX calls in, ring operations out; whatever is not ours goes to the kernel unchanged. The shim is a guest in
-//! somebody else's process: it does not panic, print, start threads or take over signals, and it allocates
-//! nothing: all tables are static and sparse, or mapped once.
+//! somebody else's process: it does not panic, print or start threads, signals reach the program's handlers as without it, and it
+//! allocates nothing: all tables are static and sparse, or mapped once.
 //!
 //! From the top down:
 //!
