@@ -1,5 +1,5 @@
 //! libc's originals of the symbols that we define. This list is the one list of what we intercept (with `accept`,
-//! `closefrom`, `fcntl64`, `sendfile64`, `freopen64`, `dprintf`, `__dprintf_chk`, `execv`, `execvp`, `execl`, `execlp` `execle`, `__sigaction`, `signal`,
+//! `closefrom`, `fcntl64`, `sendfile64`, `freopen64`, `dprintf`, `__dprintf_chk`, `execv`, `execvp`, `execl`, `execlp`, `execle`, `__sigaction`, `signal`,
 //! `bsd_signal` and `ssignal`, which are other names or forms of functions in it, and [`vfork`] and [`clone`]): the test `exports` compares it with
 //! the library's symbol table.
 //!

@@ -111,10 +111,15 @@ static inline int nothing_on(int fd)
     return recv(fd, &c, 1, MSG_DONTWAIT | MSG_PEEK) < 0 && errno == EAGAIN;
 }
 
+static inline void pause_us(long us)
+{
+    struct timespec t = {us / 1000000, us % 1000000 * 1000};
+    nanosleep(&t, NULL);
+}
+
 static inline void pause_ms(long ms)
 {
-    struct timespec t = {ms / 1000, ms % 1000 * 1000000};
-    nanosleep(&t, NULL);
+    pause_us(ms * 1000);
 }
 
 /* Waits, a bounded time, until that thread of ours sleeps. */

@@ -59,12 +59,6 @@ static void catch(int signal, int flags, void *handler)
     must(sigaction(signal, &act, NULL) == 0, "sigaction");
 }
 
-static void pause_us(long us)
-{
-    struct timespec t = {0, us * 1000};
-    nanosleep(&t, NULL);
-}
-
 static volatile int handled, wrong, depth;
 
 static void connects(int signal)
